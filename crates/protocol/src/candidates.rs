@@ -1,0 +1,63 @@
+//! Candidates before downloads: whose contributions may count in a window.
+//!
+//! Nobody can fetch 256 contributions of a gigabyte. What the chain already pays for comes first; at bootstrap, while
+//! it pays nobody, seats go by lot. A newcomer has no incentive, so it is evaluated (validators draw from the whole
+//! roster) before it is aggregated.
+
+use crate::bucket::BucketLocator;
+use crate::hash::{Hash32, Hasher};
+use crate::roster::{EntryId, Miner, Roster};
+use crate::run::RosterSpec;
+use crate::state::RunState;
+
+/// A miner whose contribution may count. Its place in the list is its bit in every vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub entry: EntryId,
+    pub bucket: BucketLocator,
+}
+
+/// At most `gather + reserve` candidates of `window`, best first, equal incentives in the order of the seed's lot.
+pub fn select(window: u64, roster: &Roster, base: &RunState, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
+    let mut eligible: Vec<&Miner> =
+        roster.miners.iter().filter(|miner| !base.is_excluded(&miner.entry, window)).collect();
+    let mut hasher = Hasher::new("templar v1 candidate lot");
+    hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut eligible);
+    if eligible.iter().any(|miner| miner.incentive > 0) {
+        eligible.retain(|miner| miner.incentive > 0);
+        eligible.sort_by_key(|miner| std::cmp::Reverse(miner.incentive));
+    }
+    let seats = (spec.gather + spec.reserve) as usize;
+    let candidate = |miner: &Miner| Candidate { entry: miner.entry, bucket: miner.bucket.clone() };
+    eligible.into_iter().take(seats).map(candidate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Exclusion;
+    use crate::testing::{entry, roster, spec};
+
+    fn uids(candidates: &[Candidate]) -> Vec<u16> {
+        candidates.iter().map(|candidate| candidate.entry.uid.0).collect()
+    }
+
+    #[test]
+    fn bootstrap_goes_by_lot_and_pay_goes_first_afterwards() {
+        let (run, mut roster) = (spec(), roster(6, 1));
+        let state = RunState::genesis(&run);
+        let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };
+        let lot = |seed: &[u8]| uids(&select(0, &roster, &state, &seats, &Hash32::of(seed)));
+        assert_eq!(lot(b"a").len(), 3);
+        assert!((0..20u8).any(|seed| lot(&[seed]) != lot(b"a")));
+
+        roster.miners[4].incentive = 9;
+        roster.miners[1].incentive = 30;
+        assert_eq!(uids(&select(0, &roster, &state, &seats, &Hash32::of(b"a"))), [1, 4]);
+
+        let exclusions = vec![Exclusion { entry: entry(1), until_window: 3 }];
+        let excluded = RunState { exclusions, ..state };
+        assert_eq!(uids(&select(2, &roster, &excluded, &seats, &Hash32::of(b"a"))), [4]);
+        assert_eq!(uids(&select(3, &roster, &excluded, &seats, &Hash32::of(b"a"))), [1, 4]);
+    }
+}

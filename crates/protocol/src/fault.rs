@@ -1,0 +1,97 @@
+//! What can be wrong with a contribution, and who is to blame. Nothing is slashed before blame is known.
+
+use serde::{Deserialize, Serialize};
+
+use crate::roster::EntryId;
+
+/// One fault, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    pub entry: EntryId,
+    pub kind: FaultKind,
+    pub attributed_to: Party,
+}
+
+/// Whose fault a fault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Party {
+    Miner,
+    Validator,
+    /// The miner's bucket did not serve: its own choice of provider, but no proof of ill will.
+    Storage,
+    Chain,
+}
+
+/// What is wrong with a candidate's contribution to a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FaultKind {
+    #[error("committed no header for this window")]
+    NotCommitted,
+    #[error("its header word on chain is malformed")]
+    WordMalformed,
+    #[error("its header could not be fetched")]
+    HeaderUnavailable,
+    #[error("its header is not in canonical form")]
+    HeaderMalformed,
+    #[error("its header is not the committed one")]
+    HeaderMismatch,
+    #[error("its header is not signed by its hotkey")]
+    BadSignature,
+    #[error("its header belongs to another run")]
+    WrongRun,
+    #[error("its header belongs to another window")]
+    WrongWindow,
+    #[error("its header belongs to another registration")]
+    WrongEntry,
+    #[error("it trained from another state")]
+    WrongBase,
+    #[error("its payload is larger than any valid one")]
+    PayloadTooLarge,
+    #[error("it claims more tokens than were assigned, or none")]
+    TokenCount,
+    #[error("its sample digest is not that of its assignment")]
+    SampleDigest,
+    #[error("it does not show that it holds θ")]
+    Possession,
+    #[error("its payload could not be fetched")]
+    PayloadUnavailable,
+    #[error("its payload is not the one in its header")]
+    PayloadMismatch,
+    #[error("committed, but did not publish its key in time")]
+    NotOpened,
+    #[error("its key is not the one in its header")]
+    KeyMismatch,
+    #[error("its payload does not open under its key")]
+    SealBroken,
+    #[error("its payload does not decode")]
+    PayloadMalformed,
+    #[error("its payload repeats another's")]
+    Duplicate,
+}
+
+impl FaultKind {
+    /// Who is to blame when a validator sees this fault and its own links work.
+    pub fn attributed_to(self) -> Party {
+        match self {
+            Self::HeaderUnavailable | Self::PayloadUnavailable => Party::Storage,
+            _ => Party::Miner,
+        }
+    }
+
+    /// Whether the fault proves ill will or broken software, rather than a slow link: such a miner is no candidate
+    /// for a while.
+    pub fn excludes(self) -> bool {
+        !matches!(
+            self,
+            Self::NotCommitted
+                | Self::HeaderUnavailable
+                | Self::PayloadUnavailable
+                | Self::NotOpened
+                | Self::WrongBase
+                | Self::Possession
+        )
+    }
+}

@@ -1,0 +1,210 @@
+//! The signed header of a contribution: what a miner binds itself to before anybody can read its payload.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::fault::FaultKind;
+use crate::hash::{Hash32, Hasher};
+use crate::keys::{Hotkey, Keypair, Signature};
+use crate::roster::EntryId;
+use crate::run::RunId;
+
+/// Upper bound of an encoded [`SignedHeader`].
+pub const HEADER_BYTES_MAX: u64 = 1024;
+/// Chunks of θ in a possession proof, and values in a chunk.
+const POSSESSION_CHUNKS: u64 = 32;
+const POSSESSION_CHUNK_VALUES: usize = 4096;
+
+/// What a contribution is, and what it stands on.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Header {
+    pub run: RunId,
+    pub window: u64,
+    pub entry: EntryId,
+    /// Digest of the [`crate::state::RunState`] that was trained from.
+    pub base: Hash32,
+    pub ciphertext_hash: Hash32,
+    pub ciphertext_bytes: u64,
+    pub key_commitment: Hash32,
+    /// [`sample_digest`] of the assigned samples.
+    pub sample_digest: Hash32,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// [`possession_proof`] over θ of the base.
+    pub possession: Hash32,
+}
+
+/// A header with its miner's signature.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SignedHeader {
+    pub header: Header,
+    pub signature: Signature,
+}
+
+/// What a header has to say to be in order, from the validator's own knowledge.
+#[derive(Clone, Debug)]
+pub struct HeaderContext {
+    pub run: RunId,
+    pub window: u64,
+    pub entry: EntryId,
+    pub base: Hash32,
+    pub sample_digest: Hash32,
+    pub possession: Hash32,
+    pub ciphertext_bytes_max: u64,
+    pub tokens_max: u64,
+}
+
+impl Header {
+    /// What the miner commits on chain. The signature is not part of it, so signing again after a crash changes
+    /// nothing.
+    pub fn hash(&self) -> Hash32 {
+        Hash32::of_value("templar v1 header", self)
+    }
+
+    pub fn sign(self, keypair: &Keypair) -> SignedHeader {
+        let signature = keypair.sign(self.hash().as_bytes());
+        SignedHeader { header: self, signature }
+    }
+}
+
+impl SignedHeader {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        borsh::to_vec(self).expect("a header has no value that Borsh lacks")
+    }
+
+    /// A header from a stranger's bytes: canonical, the one that was committed, and signed by its miner.
+    pub fn from_bytes(bytes: &[u8], committed: &Hash32) -> Result<Self, FaultKind> {
+        let signed: Self = borsh::from_slice(bytes).map_err(|_| FaultKind::HeaderMalformed)?;
+        if signed.header.hash() != *committed {
+            return Err(FaultKind::HeaderMismatch);
+        }
+        if !signed.header.entry.hotkey.verify(committed.as_bytes(), &signed.signature) {
+            return Err(FaultKind::BadSignature);
+        }
+        Ok(signed)
+    }
+}
+
+impl HeaderContext {
+    /// Whether `header` says what it must.
+    pub fn check(&self, header: &Header) -> Result<(), FaultKind> {
+        let rules = [
+            (header.run == self.run, FaultKind::WrongRun),
+            (header.window == self.window, FaultKind::WrongWindow),
+            (header.entry == self.entry, FaultKind::WrongEntry),
+            (header.base == self.base, FaultKind::WrongBase),
+            (header.ciphertext_bytes <= self.ciphertext_bytes_max, FaultKind::PayloadTooLarge),
+            (header.tokens > 0 && header.tokens <= self.tokens_max, FaultKind::TokenCount),
+            (header.sample_digest == self.sample_digest, FaultKind::SampleDigest),
+            (header.possession == self.possession, FaultKind::Possession),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, fault)| Err(fault))
+    }
+}
+
+/// BLAKE3 over the content hashes of the assigned samples, in the order of the assignment.
+pub fn sample_digest<'a>(sample_hashes: impl IntoIterator<Item = &'a Hash32>) -> Hash32 {
+    let mut hasher = Hasher::new("templar v1 sample digest");
+    for hash in sample_hashes {
+        hasher.update(hash.as_bytes());
+    }
+    hasher.finish()
+}
+
+/// Shows that a miner holds θ: a BLAKE3 bound to its hotkey over chunks of θ that the window's seed picks.
+///
+/// Nobody can copy another's proof, and whoever has θ makes or checks one in the time of reading half a megabyte.
+pub fn possession_proof(theta: &[f32], hotkey: &Hotkey, seed: &Hash32) -> Hash32 {
+    let mut hasher = Hasher::new("templar v1 possession");
+    hasher.update(hotkey.as_bytes()).update(seed.as_bytes());
+    let mut draws = hasher.clone().into_stream();
+    let chunks = theta.len().div_ceil(POSSESSION_CHUNK_VALUES) as u64;
+    for _ in 0..POSSESSION_CHUNKS.min(chunks) {
+        let nth = draws.below(chunks) as usize;
+        let end = theta.len().min((nth + 1) * POSSESSION_CHUNK_VALUES);
+        let chunk = &theta[nth * POSSESSION_CHUNK_VALUES..end];
+        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::entry;
+
+    fn signed() -> (SignedHeader, HeaderContext) {
+        let keypair = Keypair::insecure_dev(0, "1");
+        let hash = Hash32::of(b"x");
+        let header = Header {
+            run: RunId(hash),
+            window: 3,
+            entry: entry(1),
+            base: hash,
+            ciphertext_hash: hash,
+            ciphertext_bytes: 10,
+            key_commitment: hash,
+            sample_digest: hash,
+            tokens: 100,
+            possession: hash,
+        };
+        let context = HeaderContext {
+            run: RunId(hash),
+            window: 3,
+            entry: entry(1),
+            base: hash,
+            sample_digest: hash,
+            possession: hash,
+            ciphertext_bytes_max: 10,
+            tokens_max: 100,
+        };
+        (header.sign(&keypair), context)
+    }
+
+    #[test]
+    fn every_lie_has_its_name() {
+        let (signed, context) = signed();
+        assert_eq!(context.check(&signed.header), Ok(()));
+        let other = Hash32::of(b"other");
+        type Lie = fn(&mut Header, Hash32);
+        let lies: [(Lie, FaultKind); 8] = [
+            (|h, other| h.run = RunId(other), FaultKind::WrongRun),
+            (|h, _| h.window = 2, FaultKind::WrongWindow),
+            (|h, _| h.entry.registered_at_block = 9, FaultKind::WrongEntry),
+            (|h, other| h.base = other, FaultKind::WrongBase),
+            (|h, _| h.ciphertext_bytes = 11, FaultKind::PayloadTooLarge),
+            (|h, _| h.tokens = 101, FaultKind::TokenCount),
+            (|h, other| h.sample_digest = other, FaultKind::SampleDigest),
+            (|h, other| h.possession = other, FaultKind::Possession),
+        ];
+        for (lie, fault) in lies {
+            let mut header = signed.header.clone();
+            lie(&mut header, other);
+            assert_eq!(context.check(&header), Err(fault));
+        }
+    }
+
+    #[test]
+    fn only_the_committed_and_signed_header_is_read() {
+        let (signed, _) = signed();
+        let (bytes, hash) = (signed.to_bytes(), signed.header.hash());
+        assert!((bytes.len() as u64) < HEADER_BYTES_MAX);
+        assert_eq!(SignedHeader::from_bytes(&bytes, &hash).unwrap(), signed);
+        assert_eq!(SignedHeader::from_bytes(&bytes, &Hash32::of(b"y")), Err(FaultKind::HeaderMismatch));
+        assert_eq!(SignedHeader::from_bytes(&bytes[..50], &hash), Err(FaultKind::HeaderMalformed));
+        let mut forged = signed.clone();
+        forged.signature.0[3] ^= 1;
+        assert_eq!(SignedHeader::from_bytes(&forged.to_bytes(), &hash), Err(FaultKind::BadSignature));
+    }
+
+    #[test]
+    fn possession_needs_theta_and_binds_hotkey_and_seed() {
+        let theta: Vec<f32> = (0..10_000u16).map(f32::from).collect();
+        let (a, b) = (Keypair::insecure_dev(0, "a").hotkey(), Keypair::insecure_dev(0, "b").hotkey());
+        let proof = possession_proof(&theta, &a, &Hash32::of(b"seed"));
+        assert_ne!(proof, possession_proof(&theta, &b, &Hash32::of(b"seed")));
+        assert_ne!(proof, possession_proof(&theta, &a, &Hash32::of(b"later seed")));
+        let zeros = vec![0.0; theta.len()];
+        assert_ne!(proof, possession_proof(&zeros, &a, &Hash32::of(b"seed")));
+    }
+}

@@ -1,0 +1,51 @@
+//! The rules of Templar: pure functions over plain values, and every type that is signed or committed.
+//!
+//! No I/O, no wall clock, no random source but the one passed in, no tensor and no chain type: whoever has the run's
+//! specification and the finalised state of the chain can replay every decision, and an auditor needs nothing else.
+//! Integers and + − × ÷ √ decide what nodes must agree on; floats in scores are one validator's opinion.
+//!
+//! In the order in which a window uses them:
+//!
+//! | step | module |
+//! |---|---|
+//! | what all nodes agree on beforehand | [`run`], [`layout`] |
+//! | when: windows and deadlines as block numbers | [`clock`] |
+//! | who: miners, validators and their stakes at the snapshot | [`roster`], [`bucket`] |
+//! | whose contributions may count | [`candidates`] |
+//! | which samples a miner trains on | [`assignment`], [`permutation`] |
+//! | what a miner binds itself to before anybody can read it | [`header`], [`seal`] |
+//! | what goes on chain, in 128 bytes | [`word`] |
+//! | what can be wrong, and whose fault it is | [`fault`] |
+//! | what the votes say | [`certificate`] |
+//! | what is agreed afterwards | [`state`] |
+//! | what a contribution was worth | [`score`] |
+//!
+//! ```
+//! use templar_protocol::{hash::Hash32, keys::Keypair, run::RunId, seal::SealKey};
+//!
+//! // A miner seals a payload; its header commits to the key, so the ciphertext has one meaning.
+//! let run = RunId(Hash32::of(b"a run"));
+//! let key = SealKey::derive(&Keypair::from_seed([7; 32]), run, 3, b"payload");
+//! let ciphertext = key.seal(b"payload".to_vec());
+//! assert_eq!(key.open(ciphertext, &key.commitment()).unwrap(), b"payload");
+//! ```
+
+pub mod assignment;
+pub mod bucket;
+pub mod candidates;
+pub mod certificate;
+pub mod clock;
+pub mod fault;
+pub mod hash;
+pub mod header;
+pub mod keys;
+pub mod layout;
+pub mod permutation;
+pub mod roster;
+pub mod run;
+pub mod score;
+pub mod seal;
+pub mod state;
+#[cfg(test)]
+mod testing;
+pub mod word;

@@ -1,0 +1,133 @@
+//! Who takes part in a window: a [`Snapshot`] of the chain, and the [`Roster`] that follows from it.
+
+use std::fmt;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
+
+use crate::bucket::BucketLocator;
+use crate::hash::Hash32;
+use crate::keys::Hotkey;
+use crate::run::RosterSpec;
+
+/// A neuron's number in its subnet. A number can be reused; see [`EntryId`].
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Uid(pub u16);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {}", self.0)
+    }
+}
+
+/// One registration. All state is keyed by it, so whoever gets a reused uid inherits nothing.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
+)]
+pub struct EntryId {
+    pub uid: Uid,
+    pub hotkey: Hotkey,
+    pub registered_at_block: u64,
+}
+
+/// What a hotkey has published on chain: up to three fields of up to 128 bytes, and the block of the last change.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+pub struct Commitment {
+    pub block: u64,
+    pub fields: Vec<Vec<u8>>,
+}
+
+/// One neuron as the chain knows it at some block.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+pub struct Neuron {
+    pub entry: EntryId,
+    pub stake_rao: u64,
+    /// Whether it may set weights.
+    pub permit: bool,
+    /// The chain's reward share, 0 ..= 65535.
+    pub incentive: u16,
+    pub commitment: Option<Commitment>,
+}
+
+/// The subnet at one finalised block, neurons in the order of their uids.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub block: u64,
+    pub block_hash: Hash32,
+    pub neurons: Vec<Neuron>,
+}
+
+impl Snapshot {
+    pub fn find(&self, entry: &EntryId) -> Option<&Neuron> {
+        self.neurons.iter().find(|neuron| neuron.entry == *entry)
+    }
+}
+
+/// A miner of a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Miner {
+    pub entry: EntryId,
+    pub incentive: u16,
+    pub bucket: BucketLocator,
+}
+
+/// A validator of a window, with the stake that its vote weighs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validator {
+    pub entry: EntryId,
+    pub stake_rao: u64,
+    pub bucket: BucketLocator,
+}
+
+/// The participants of a window, each list in the order of uids. Fixed by the snapshot at `S_w`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roster {
+    pub miners: Vec<Miner>,
+    pub validators: Vec<Validator>,
+}
+
+impl Roster {
+    /// The roster that follows from the snapshot at `S_w` and the one `stake_age_blocks` before it.
+    ///
+    /// A neuron takes part if its commitment is recent and its first field is a bucket. With a permit and enough
+    /// stake it is a validator, weighed by the lower of its two stakes, so that stake borrowed for a moment votes
+    /// for nothing; without, a miner.
+    pub fn new(now: &Snapshot, earlier: &Snapshot, spec: &RosterSpec) -> Self {
+        let mut roster = Self { miners: Vec::new(), validators: Vec::new() };
+        for neuron in &now.neurons {
+            let Some(commitment) = &neuron.commitment else { continue };
+            if commitment.block + spec.active_blocks < now.block {
+                continue;
+            }
+            let Some(bucket) = commitment.fields.first().and_then(|field| BucketLocator::decode(field).ok()) else {
+                continue;
+            };
+            let entry = neuron.entry;
+            let stake_before = earlier.find(&entry).map_or(0, |before| before.stake_rao);
+            let stake_rao = neuron.stake_rao.min(stake_before);
+            if neuron.permit && stake_rao >= spec.validator_stake_rao {
+                roster.validators.push(Validator { entry, stake_rao, bucket });
+            } else if !neuron.permit {
+                roster.miners.push(Miner { entry, incentive: neuron.incentive, bucket });
+            }
+        }
+        roster
+    }
+
+    pub fn miner(&self, entry: &EntryId) -> Option<&Miner> {
+        self.miners.iter().find(|miner| miner.entry == *entry)
+    }
+
+    pub fn validator_stake_rao(&self) -> u128 {
+        self.validators.iter().map(|validator| u128::from(validator.stake_rao)).sum()
+    }
+}

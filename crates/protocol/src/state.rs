@@ -1,0 +1,154 @@
+//! What all nodes of a run agree on between two windows, and the step from one to the next.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::assignment::Cursor;
+use crate::certificate::{Certificate, Outcome};
+use crate::hash::Hash32;
+use crate::roster::EntryId;
+use crate::run::{RunId, RunSpec};
+
+/// The replicated state of a run. θ itself is named by its root.
+///
+/// Its digest is what validators vote on, so the chain of certificates is the history of the model *and* of
+/// everything else that later windows depend on. Whoever has a state with a certified digest needs no other trust.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct RunState {
+    pub run: RunId,
+    /// Windows settled so far: windows `0 .. settled` are in this state.
+    pub settled: u64,
+    /// `state_root` of θ.
+    pub theta_root: Hash32,
+    /// Where the next window starts to take samples.
+    pub cursor: Cursor,
+    /// Windows that changed θ: the clock of schedules, which null windows do not advance.
+    pub outer_steps: u64,
+    /// Who is no candidate until which window, in the order of entries.
+    pub exclusions: Vec<Exclusion>,
+}
+
+/// A certified exclusion: `entry` is no candidate in windows before `until_window`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Exclusion {
+    pub entry: EntryId,
+    pub until_window: u64,
+}
+
+/// Why bytes are not a state of this run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    #[error("not the canonical encoding of a run state: {0}")]
+    Malformed(String),
+    #[error("the state belongs to run {found}, not to {expected}")]
+    WrongRun { found: RunId, expected: RunId },
+}
+
+/// Upper bound of an encoded state: a full subnet of exclusions and change.
+pub const STATE_BYTES_MAX: u64 = 64 * 1024;
+
+impl RunState {
+    /// Before window 0.
+    pub fn genesis(spec: &RunSpec) -> Self {
+        Self {
+            run: spec.id(),
+            settled: 0,
+            theta_root: spec.theta0.root,
+            cursor: 0,
+            outer_steps: 0,
+            exclusions: Vec::new(),
+        }
+    }
+
+    /// The root that a vote stands on.
+    pub fn digest(&self) -> Hash32 {
+        Hash32::of_value("templar v1 run state", self)
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        borsh::to_vec(self).expect("a state has no value that Borsh lacks")
+    }
+
+    /// A state of `run` from a stranger's bytes. Its digest still has to be compared with a certified one.
+    pub fn from_bytes(bytes: &[u8], run: RunId) -> Result<Self, StateError> {
+        if bytes.len() as u64 > STATE_BYTES_MAX {
+            return Err(StateError::Malformed(format!("{} bytes are too many", bytes.len())));
+        }
+        let state: Self = borsh::from_slice(bytes).map_err(|error| StateError::Malformed(error.to_string()))?;
+        if state.run != run {
+            return Err(StateError::WrongRun { found: state.run, expected: run });
+        }
+        Ok(state)
+    }
+
+    pub fn is_excluded(&self, entry: &EntryId, window: u64) -> bool {
+        self.exclusions.iter().any(|exclusion| exclusion.entry == *entry && window < exclusion.until_window)
+    }
+
+    /// The state after the window of `certificate`, which must be the next one. `theta_root` is the root after its
+    /// outer step and must be the present root if the window changes nothing.
+    pub fn settle(&self, spec: &RunSpec, certificate: &Certificate, cursor: Cursor, theta_root: Hash32) -> Self {
+        assert_eq!(certificate.window, self.settled, "windows settle in order");
+        let window = certificate.window;
+        let mut exclusions: Vec<Exclusion> =
+            self.exclusions.iter().filter(|exclusion| exclusion.until_window > window + 1).copied().collect();
+        let mut outer_steps = self.outer_steps;
+        if let Outcome::Certified { accepted, excluded, .. } = &certificate.outcome {
+            outer_steps += u64::from(!accepted.is_empty());
+            let until_window = window + 1 + spec.roster.exclusion_windows;
+            exclusions.retain(|exclusion| !excluded.contains(&exclusion.entry));
+            exclusions.extend(excluded.iter().map(|&entry| Exclusion { entry, until_window }));
+            exclusions.sort_unstable_by_key(|exclusion| exclusion.entry);
+        }
+        Self { run: self.run, settled: window + 1, theta_root, cursor, outer_steps, exclusions }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::NullReason;
+    use crate::testing::{entry, spec};
+
+    fn certificate(window: u64, outcome: Outcome) -> Certificate {
+        Certificate { window, outcome, voted_stake_rao: 1, total_stake_rao: 1 }
+    }
+
+    #[test]
+    fn a_null_window_keeps_theta_and_the_schedule() {
+        let genesis = RunState::genesis(&spec());
+        let null = certificate(0, Outcome::Null(NullReason::NoQuorum));
+        let next = genesis.settle(&spec(), &null, 96, genesis.theta_root);
+        assert_eq!((next.settled, next.outer_steps, next.theta_root), (1, 0, genesis.theta_root));
+        assert_ne!(next.digest(), genesis.digest());
+    }
+
+    #[test]
+    fn an_exclusion_ends_when_it_says() {
+        let (run, genesis) = (spec(), RunState::genesis(&spec()));
+        let excluded = vec![entry(2)];
+        let outcome = Outcome::Certified { root: genesis.digest(), accepted: vec![entry(1)], excluded };
+        let mut state = genesis.settle(&run, &certificate(0, outcome), 1, genesis.theta_root);
+        let until = 1 + run.roster.exclusion_windows;
+        for window in 1..until {
+            assert!(state.is_excluded(&entry(2), window) && !state.is_excluded(&entry(1), window));
+            let null = certificate(window, Outcome::Null(NullReason::NoMajority));
+            state = state.settle(&run, &null, 1, state.theta_root);
+        }
+        assert!(!state.is_excluded(&entry(2), until) && state.exclusions.is_empty());
+    }
+
+    #[test]
+    fn bytes_of_a_stranger_are_checked() {
+        let state = RunState::genesis(&spec());
+        let bytes = state.to_bytes();
+        assert_eq!(RunState::from_bytes(&bytes, state.run).unwrap(), state);
+        assert!(matches!(RunState::from_bytes(&bytes[1..], state.run), Err(StateError::Malformed(_))));
+        assert!(matches!(
+            RunState::from_bytes(&[bytes.clone(), vec![0]].concat(), state.run),
+            Err(StateError::Malformed(_))
+        ));
+        let other = RunId(Hash32::of(b"other"));
+        assert!(matches!(RunState::from_bytes(&bytes, other), Err(StateError::WrongRun { .. })));
+    }
+}

@@ -1,0 +1,85 @@
+//! Plain values for tests of the rules.
+
+use crate::bucket::BucketLocator;
+use crate::hash::Hash32;
+use crate::keys::Keypair;
+use crate::layout::ModelSpec;
+use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
+use crate::run::{
+    ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MeanOver, OuterSpec, RosterSpec, RunSpec, ScoringSpec,
+    Theta0Spec, WindowSpec,
+};
+
+/// A small valid run.
+pub fn spec() -> RunSpec {
+    let model = ModelSpec {
+        vocab_size: 272,
+        hidden_size: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn_size: 64,
+        seq_len: 32,
+        rope_theta: 10_000.0,
+        norm_eps: 1e-5,
+        tied_embeddings: true,
+    };
+    RunSpec {
+        protocol: 1,
+        name: "test".into(),
+        chain: ChainSpec { genesis: Hash32::of(b"genesis"), netuid: 3, start_block: 40 },
+        model,
+        theta0: Theta0Spec { seed: 1, root: Hash32::of(b"theta0") },
+        data: DataSpec { manifest: Hash32::of(b"manifest"), seed: 1 },
+        codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 },
+        inner: InnerSpec {
+            steps: 4,
+            batch_sequences: 8,
+            micro_batch_sequences: 8,
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+            warmup_steps: 10,
+            decay_steps: 1000,
+            final_lr_fraction: 0.1,
+        },
+        outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
+        windows: WindowSpec { blocks: 20, snapshot_lag_blocks: 2, put_block: 10, vote_block: 16, delay_windows: 0 },
+        roster: RosterSpec {
+            gather: 20,
+            reserve: 10,
+            validator_stake_rao: 1,
+            active_blocks: 100,
+            stake_age_blocks: 10,
+            exclusion_windows: 5,
+        },
+        scoring: ScoringSpec { draws: 8, sequences: 4, step_fraction: 0.5, memory: 0.8, weights_every_windows: 2 },
+    }
+}
+
+pub fn entry(uid: u16) -> EntryId {
+    EntryId { uid: Uid(uid), hotkey: Keypair::insecure_dev(0, &uid.to_string()).hotkey(), registered_at_block: 1 }
+}
+
+pub fn bucket() -> BucketLocator {
+    BucketLocator {
+        endpoint: "http://127.0.0.1:9000".into(),
+        bucket: "b".into(),
+        region: "r".into(),
+        access_key_id: "a".into(),
+        secret_access_key: "s".into(),
+    }
+}
+
+/// `miners` miners from uid 0, then `validators` validators of stake 100 each.
+pub fn roster(miners: usize, validators: usize) -> Roster {
+    let miner = |uid: usize| Miner { entry: entry(uid as u16), incentive: 0, bucket: bucket() };
+    let validator = |uid: usize| Validator { entry: entry(uid as u16), stake_rao: 100, bucket: bucket() };
+    Roster {
+        miners: (0..miners).map(miner).collect(),
+        validators: (miners..miners + validators).map(validator).collect(),
+    }
+}

@@ -1,0 +1,191 @@
+//! Words on the chain: what a node commits for a window, in at most 128 bytes a field.
+//!
+//! A commitment has three fields: the bucket ([`crate::bucket`]), a miner's header word, a validator's vote. Each new
+//! commitment replaces the last, so a word is read as of its deadline's block, from finalised state.
+
+use crate::hash::Hash32;
+use crate::roster::{Commitment, EntryId};
+
+/// Largest field of a commitment on chain, in bytes.
+pub const FIELD_BYTES_MAX: usize = 128;
+/// Most candidates that a vote can speak of: two bitmaps beside tag, window and root fill a field.
+pub const CANDIDATES_MAX: usize = 256;
+
+const BUCKET_FIELD: usize = 0;
+const HEADER_FIELD: usize = 1;
+const VOTE_FIELD: usize = 2;
+const HEADER_TAG: u8 = 1;
+const VOTE_TAG: u8 = 2;
+
+/// A miner's promise: the hash of its header for a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderWord {
+    pub window: u32,
+    pub header_hash: Hash32,
+}
+
+/// A validator's vote on a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vote {
+    pub window: u32,
+    /// Digest of the [`crate::state::RunState`] that the window starts from, as this validator has it.
+    pub root: Hash32,
+    /// By candidate: whether its contribution passed every check.
+    pub accept: Vec<bool>,
+    /// By candidate: whether it should be no candidate for a while.
+    pub exclude: Vec<bool>,
+}
+
+/// Why a field of a commitment is not the word that it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WordError {
+    #[error("the commitment has no such field")]
+    Absent,
+    #[error("unknown tag {0}")]
+    Tag(u8),
+    #[error("{found} bytes, where {expected} are due")]
+    Length { found: usize, expected: usize },
+    #[error("it speaks of window {found}, not of {expected}")]
+    Window { found: u32, expected: u32 },
+    #[error("bits are set beyond the last candidate")]
+    Padding,
+}
+
+/// The fields of a commitment, for a node whose bucket field is `bucket`.
+pub fn fields(bucket: &[u8], header: Option<&HeaderWord>, vote: Option<&Vote>) -> Vec<Vec<u8>> {
+    let mut fields = vec![bucket.to_vec(), header.map(HeaderWord::encode).unwrap_or_default()];
+    if let Some(vote) = vote {
+        fields.push(vote.encode());
+    } else if header.is_none() {
+        fields.truncate(BUCKET_FIELD + 1);
+    }
+    fields
+}
+
+impl HeaderWord {
+    fn encode(&self) -> Vec<u8> {
+        let mut field = vec![HEADER_TAG];
+        field.extend_from_slice(&self.window.to_le_bytes());
+        field.extend_from_slice(self.header_hash.as_bytes());
+        field
+    }
+
+    /// The header word for `window` in a commitment of a stranger.
+    pub fn read(commitment: &Commitment, window: u32) -> Result<Self, WordError> {
+        let body = body(commitment, HEADER_FIELD, HEADER_TAG, window)?;
+        let hash = body.try_into().map_err(|_| WordError::Length { found: body.len() + 5, expected: 37 })?;
+        Ok(Self { window, header_hash: Hash32(hash) })
+    }
+}
+
+impl Vote {
+    fn encode(&self) -> Vec<u8> {
+        let mut field = vec![VOTE_TAG];
+        field.extend_from_slice(&self.window.to_le_bytes());
+        field.extend_from_slice(self.root.as_bytes());
+        field.extend(bitmap(&self.accept));
+        field.extend(bitmap(&self.exclude));
+        field
+    }
+
+    /// The vote on `window`, which has `candidates` candidates, in a commitment of a stranger.
+    pub fn read(commitment: &Commitment, window: u32, candidates: usize) -> Result<Self, WordError> {
+        let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
+        let expected = 32 + 2 * candidates.div_ceil(8);
+        if body.len() != expected {
+            return Err(WordError::Length { found: body.len() + 5, expected: expected + 5 });
+        }
+        let (root, bits) = body.split_at(32);
+        let (accept, exclude) = bits.split_at(candidates.div_ceil(8));
+        Ok(Self {
+            window,
+            root: Hash32(root.try_into().expect("split at 32")),
+            accept: unpack(accept, candidates)?,
+            exclude: unpack(exclude, candidates)?,
+        })
+    }
+}
+
+/// What follows tag and window.
+fn body(commitment: &Commitment, field: usize, tag: u8, window: u32) -> Result<&[u8], WordError> {
+    let bytes = commitment.fields.get(field).filter(|bytes| !bytes.is_empty()).ok_or(WordError::Absent)?;
+    if bytes[0] != tag {
+        return Err(WordError::Tag(bytes[0]));
+    }
+    let (head, body) = bytes.split_at_checked(5).ok_or(WordError::Length { found: bytes.len(), expected: 5 })?;
+    let found = u32::from_le_bytes(head[1..].try_into().expect("four bytes"));
+    if found != window {
+        return Err(WordError::Window { found, expected: window });
+    }
+    Ok(body)
+}
+
+fn bitmap(bits: &[bool]) -> Vec<u8> {
+    bits.chunks(8).map(|byte| byte.iter().rev().fold(0, |acc, &bit| acc << 1 | u8::from(bit))).collect()
+}
+
+fn unpack(bytes: &[u8], count: usize) -> Result<Vec<bool>, WordError> {
+    let bits: Vec<bool> = bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)).collect();
+    if bits[count..].iter().any(|&bit| bit) {
+        return Err(WordError::Padding);
+    }
+    Ok(bits[..count].to_vec())
+}
+
+/// Each validator's vote on a window, or why it has none.
+pub type Ballots = Vec<(EntryId, Result<Vote, WordError>)>;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn commitment(fields: Vec<Vec<u8>>) -> Commitment {
+        Commitment { block: 1, fields }
+    }
+
+    #[test]
+    fn every_vote_of_a_full_house_fits() {
+        let vote = Vote {
+            window: u32::MAX,
+            root: Hash32::of(b"root"),
+            accept: vec![true; CANDIDATES_MAX],
+            exclude: vec![false; CANDIDATES_MAX],
+        };
+        let fields = fields(b"bucket", None, Some(&vote));
+        assert!(fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX));
+        assert_eq!(Vote::read(&commitment(fields), u32::MAX, CANDIDATES_MAX).unwrap(), vote);
+    }
+
+    #[test]
+    fn a_node_without_a_word_publishes_its_bucket_alone() {
+        assert_eq!(fields(b"b", None, None), vec![b"b".to_vec()]);
+        let word = HeaderWord { window: 3, header_hash: Hash32::of(b"h") };
+        let read = |window| HeaderWord::read(&commitment(fields(b"b", Some(&word), None)), window);
+        assert_eq!(read(3).unwrap(), word);
+        assert_eq!(read(4).unwrap_err(), WordError::Window { found: 3, expected: 4 });
+        assert_eq!(HeaderWord::read(&commitment(fields(b"b", None, None)), 3).unwrap_err(), WordError::Absent);
+    }
+
+    proptest! {
+        #[test]
+        fn votes_are_total_and_canonical(field in proptest::collection::vec(any::<u8>(), 0..140), n in 0usize..40) {
+            let bytes = commitment(vec![vec![], vec![], field.clone()]);
+            let window = field.get(1..5).map_or(0, |w| u32::from_le_bytes(w.try_into().unwrap()));
+            if let Ok(vote) = Vote::read(&bytes, window, n) {
+                prop_assert_eq!(vote.encode(), field);
+            }
+        }
+
+        #[test]
+        fn votes_round_trip(accept in proptest::collection::vec(any::<bool>(), 0..256), root in any::<[u8; 32]>()) {
+            let exclude: Vec<bool> = accept.iter().map(|a| !a).collect();
+            let n = accept.len();
+            let vote = Vote { window: 9, root: Hash32(root), accept, exclude };
+            let read = Vote::read(&commitment(fields(b"b", None, Some(&vote))), 9, n).unwrap();
+            prop_assert_eq!(read, vote);
+        }
+    }
+}
