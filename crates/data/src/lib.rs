@@ -1,1 +1,52 @@
-//! templar-data
+//! Text in, content-addressed token shards out: the data that a run's assignments point into.
+//!
+//! A *sample* is `seq_len` consecutive tokens of one split. A split is the concatenation of its documents, each
+//! followed by the end-of-text token, cut into windows that do not overlap; what does not fill the last window is left
+//! out. Samples lie in shard files whose names are their own BLAKE3, and the [`Manifest`] lists those files; its hash
+//! stands in `run.toml`, so that all nodes of a run read the same tokens or notice that they do not.
+//!
+//! | step | module |
+//! |---|---|
+//! | files and folders → documents | [`source`] |
+//! | documents → segments, each trained on or held out | [`segment`] |
+//! | segments → tokens | [`tokenizer`] |
+//! | tokens → samples → shard files | [`shard`] |
+//! | all of that, in bounded memory | [`mod@prepare`] |
+//! | what a data set consists of | [`manifest`] |
+//! | samples by index, memory-mapped | [`dataset`] |
+//! | fetching a data set by hash | [`object`] |
+//! | text without any file, with a known entropy | [`grammar`] |
+//!
+//! ```
+//! use templar_data::{Dataset, Grammar, PrepareOptions, Split, Tokenizer, prepare_text};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let options = PrepareOptions { seq_len: 128, ..PrepareOptions::default() };
+//! let corpus = Grammar::new(1).documents(7, 100_000);
+//! let manifest = prepare_text(corpus, folder.path(), &options, &mut |_| ())?;
+//!
+//! let dataset = Dataset::open(folder.path())?;
+//! dataset.verify(&mut |_| ())?;
+//! assert_eq!(dataset.manifest().hash(), manifest.hash());
+//! let tokens = dataset.sample(Split::HeldOut, 0)?;
+//! println!("{}", Tokenizer::Bytes.decode(&tokens));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod dataset;
+pub mod grammar;
+pub mod manifest;
+pub mod object;
+pub mod prepare;
+pub mod segment;
+pub mod shard;
+pub mod source;
+pub mod tokenizer;
+
+pub use dataset::{Dataset, OpenError, ReadError, VerifyError};
+pub use grammar::Grammar;
+pub use manifest::{Manifest, ManifestError, ShardEntry, Split, SplitManifest, TokenizerId, shard_files};
+pub use object::{StoreError, store_object};
+pub use prepare::{PrepareError, PrepareOptions, Progress, prepare, prepare_text};
+pub use source::SourceError;
+pub use tokenizer::{Tokenizer, TokenizerError};

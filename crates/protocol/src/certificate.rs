@@ -49,6 +49,23 @@ pub fn read_ballots(window: u64, roster: &Roster, candidates: usize, at_deadline
     roster.validators.iter().map(|validator| (validator.entry, read(&validator.entry))).collect()
 }
 
+/// The root that [`certify`] would find, without knowing the candidates: how a newcomer learns which state to trust.
+pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> Option<Hash32> {
+    let root_of = |entry: &EntryId| {
+        let commitment = at_deadline.find(entry)?.commitment.as_ref()?;
+        Vote::read_root(commitment, window as u32).ok()
+    };
+    let votes: Vec<(u128, Hash32)> = roster
+        .validators
+        .iter()
+        .filter_map(|validator| Some((u128::from(validator.stake_rao), root_of(&validator.entry)?)))
+        .collect();
+    let voted: u128 = votes.iter().map(|(stake, _)| stake).sum();
+    let backing = |root: &Hash32| votes.iter().filter(|(_, other)| other == root).map(|(stake, _)| stake).sum::<u128>();
+    let quorum = voted > 0 && voted * 3 >= roster.validator_stake_rao();
+    votes.iter().map(|(_, root)| *root).find(|root| quorum && 2 * backing(root) > voted)
+}
+
 /// The certificate of `window`.
 ///
 /// Certified if at least a third of the roster's validator stake voted and one root has more than half of the stake

@@ -168,6 +168,8 @@ pub struct WindowSpec {
     pub vote_block: u64,
     /// d: windows that pass before a contribution is in θ (0: the next window starts from it; 1: the one after).
     pub delay_windows: u32,
+    /// Validators publish a checkpoint after every so many windows, and serve contributions until the next one.
+    pub checkpoint_every_windows: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -185,6 +187,8 @@ pub struct RosterSpec {
     pub stake_age_blocks: u64,
     /// Windows for which a certified exclusion lasts.
     pub exclusion_windows: u64,
+    /// Share of common positions from which the later of two contributions is a duplicate.
+    pub overlap_max: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -250,6 +254,7 @@ impl RunSpec {
         check("roster.validator_stake_rao", self.roster.validator_stake_rao, 1, integer_max)?;
         check("roster.stake_age_blocks", self.roster.stake_age_blocks, 0, self.chain.start_block)?;
         check("roster.exclusion_windows", self.roster.exclusion_windows, 0, 1_000_000)?;
+        check("roster.overlap_max", self.roster.overlap_max, 0.05, 1.0)?;
         check("scoring.draws", self.scoring.draws, 1, 256)?;
         check("scoring.sequences", self.scoring.sequences, 1, 4096)?;
         check("scoring.step_fraction", self.scoring.step_fraction, 1e-6, 1.0)?;
@@ -306,6 +311,7 @@ impl RunSpec {
         check("windows.blocks", windows.blocks, 4, 1_000_000)?;
         check("windows.snapshot_lag_blocks", windows.snapshot_lag_blocks, 1, self.chain.start_block)?;
         check("windows.delay_windows", windows.delay_windows, 0, 1)?;
+        check("windows.checkpoint_every_windows", windows.checkpoint_every_windows, 1, 10_000)?;
         check("windows.put_block", windows.put_block, 1, windows.blocks - 2)?;
         // The word of the next window replaces this window's, so it must have been read by then; and a window whose
         // θ the next one starts from must end before that one starts.
@@ -328,7 +334,7 @@ pub enum RunSpecError {
     NotMultiple { key: &'static str, found: u32, of: &'static str, divisor: u32 },
 }
 
-fn check<T: PartialOrd + fmt::Display>(key: &'static str, found: T, min: T, max: T) -> Result<(), RunSpecError> {
+fn check<T: PartialOrd + fmt::Display + Copy>(key: &'static str, found: T, min: T, max: T) -> Result<(), RunSpecError> {
     if found >= min && found <= max {
         return Ok(());
     }
@@ -359,7 +365,7 @@ mod tests {
         assert_eq!(RunSpec::from_toml(&run.to_toml()).unwrap(), run);
         let commented = format!("# a comment\n{}", run.to_toml().replace(" = ", "   =   "));
         assert_eq!(RunSpec::from_toml(&commented).unwrap().id(), run.id());
-        assert_eq!(run.id().to_string(), "db9b81fac1e124c47d413ac2dc2799341d832298345fc2733eb46ec4e99ba3b3");
+        assert_eq!(run.id().to_string(), "bf8f28bf549d96b1e067cf8697787e37b6e930f85c536ad69c08e58ac156f81f");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct RunState {
     pub run: RunId,
     /// Windows settled so far: windows `0 .. settled` are in this state.
     pub settled: u64,
+    /// Digest of the state before the last settled window; zeros at the start.
+    pub previous: Hash32,
     /// `state_root` of θ.
     pub theta_root: Hash32,
     /// Where the next window starts to take samples.
@@ -53,6 +55,7 @@ impl RunState {
         Self {
             run: spec.id(),
             settled: 0,
+            previous: Hash32::default(),
             theta_root: spec.theta0.root,
             cursor: 0,
             outer_steps: 0,
@@ -87,6 +90,7 @@ impl RunState {
 
     /// The state after the window of `certificate`, which must be the next one. `theta_root` is the root after its
     /// outer step and must be the present root if the window changes nothing.
+    #[must_use]
     pub fn settle(&self, spec: &RunSpec, certificate: &Certificate, cursor: Cursor, theta_root: Hash32) -> Self {
         assert_eq!(certificate.window, self.settled, "windows settle in order");
         let window = certificate.window;
@@ -100,7 +104,8 @@ impl RunState {
             exclusions.extend(excluded.iter().map(|&entry| Exclusion { entry, until_window }));
             exclusions.sort_unstable_by_key(|exclusion| exclusion.entry);
         }
-        Self { run: self.run, settled: window + 1, theta_root, cursor, outer_steps, exclusions }
+        let previous = self.digest();
+        Self { run: self.run, settled: window + 1, previous, theta_root, cursor, outer_steps, exclusions }
     }
 }
 

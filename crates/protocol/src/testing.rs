@@ -47,7 +47,14 @@ pub fn spec() -> RunSpec {
             final_lr_fraction: 0.1,
         },
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
-        windows: WindowSpec { blocks: 20, snapshot_lag_blocks: 2, put_block: 10, vote_block: 16, delay_windows: 0 },
+        windows: WindowSpec {
+            blocks: 20,
+            snapshot_lag_blocks: 2,
+            put_block: 10,
+            vote_block: 16,
+            delay_windows: 0,
+            checkpoint_every_windows: 4,
+        },
         roster: RosterSpec {
             gather: 20,
             reserve: 10,
@@ -55,6 +62,7 @@ pub fn spec() -> RunSpec {
             active_blocks: 100,
             stake_age_blocks: 10,
             exclusion_windows: 5,
+            overlap_max: 0.5,
         },
         scoring: ScoringSpec { draws: 8, sequences: 4, step_fraction: 0.5, memory: 0.8, weights_every_windows: 2 },
     }

@@ -89,6 +89,13 @@ impl Vote {
         field
     }
 
+    /// Only the root of a vote on `window`, whatever the number of candidates.
+    pub fn read_root(commitment: &Commitment, window: u32) -> Result<Hash32, WordError> {
+        let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
+        let root = body.first_chunk().ok_or(WordError::Length { found: body.len() + 5, expected: 37 })?;
+        Ok(Hash32(*root))
+    }
+
     /// The vote on `window`, which has `candidates` candidates, in a commitment of a stranger.
     pub fn read(commitment: &Commitment, window: u32, candidates: usize) -> Result<Self, WordError> {
         let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;

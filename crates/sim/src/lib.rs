@@ -1,1 +1,19 @@
-//! templar-sim
+//! Rehearsals: the same node code as on a real network, in ever more real surroundings.
+//!
+//! | ring | chain | storage | training | time | module |
+//! |---|---|---|---|---|---|
+//! | simulation | dev chain in memory | in-memory cloud | synthetic | virtual | [`simulation`] |
+//! | demo | dev chain over JSON-RPC | S3 server on loopback | the real engine | paced by the nodes | [`demo`] |
+//! | localnet | the same | the same | the same, a process a node | a fixed interval | [`localnet`] |
+//!
+//! [`connect`] is a node's way into its network, [`plan`] says who takes part and makes the run's specification, [`world`] starts the real parts on loopback,
+//! [`adversary`] misbehaves through the seams, and [`report`] turns events into the document of a run.
+
+pub mod adversary;
+pub mod connect;
+pub mod demo;
+pub mod localnet;
+pub mod plan;
+pub mod report;
+pub mod simulation;
+pub mod world;

@@ -1,1 +1,42 @@
-//! templar-train
+//! Training behind one seam: [`Trainer`] takes parameters and batches and gives the pseudo-gradient Δ and statistics.
+//!
+//! | what | module |
+//! |---|---|
+//! | the seam: job, outcome, errors | [`trainer`] |
+//! | tokens of one inner step | [`batch`] |
+//! | learning rate by global inner step | [`schedule`] |
+//! | AdamW on flat parameters | [`adamw`] |
+//! | the built-in engine, on Burn | [`burn_trainer`] |
+//! | a cheap problem for simulations of the protocol | [`synthetic`] |
+//! | what every engine must do | [`conformance`] |
+//!
+//! The inner training may differ in its last bits from device to device: nodes agree on parameters, never on gradients.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use templar_model::{Device, presets};
+//! use templar_protocol::layout::Layout;
+//! use templar_train::{BurnTrainer, TokenBatch, TrainJob, Trainer};
+//!
+//! let preset = presets::preset("nano").unwrap();
+//! let theta = Layout::llama(&preset.model).theta0(&preset.model, 7);
+//! let batches = [TokenBatch::new(2, 8, (0..16).collect()).unwrap()];
+//! let mut trainer = BurnTrainer::new(&preset.model, &preset.inner, &Device::Cpu);
+//! let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
+//! let outcome = trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap();
+//! assert_eq!(outcome.delta.len(), theta.len());
+//! ```
+
+pub mod adamw;
+pub mod batch;
+pub mod burn_trainer;
+pub mod conformance;
+pub mod schedule;
+pub mod synthetic;
+pub mod trainer;
+
+pub use batch::{BatchError, TokenBatch};
+pub use burn_trainer::BurnTrainer;
+pub use schedule::learning_rate;
+pub use synthetic::SyntheticTrainer;
+pub use trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};

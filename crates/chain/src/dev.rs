@@ -1,0 +1,397 @@
+//! The embedded development chain: one subnet, instant finality, deterministic block hashes, everything in SQLite.
+//!
+//! It follows the rules of Bittensor that nodes can feel (quota, rate limits, permits, consensus, emission, reused
+//! uids), and has none of its cost: no accounts, no fees, no peers. Whoever reaches it may register, so it belongs on
+//! machines of one owner.
+//!
+//! A call goes to the pool after a full check, and into the next block if the check still holds there. The pool lives
+//! in memory and holds one commitment and one setting of weights per registered hotkey, the newest; that bounds it.
+//!
+//! SQLite runs inline, behind one lock, also when called from async code. A block or a snapshot is at most a few
+//! hundred indexed rows: under a millisecond, and under ten for the epoch of a full subnet; and the lock is never held
+//! across an await. In return the chain behaves the same on a paused clock with one thread, where a blocking thread
+//! pool would not.
+
+mod config;
+mod epoch;
+mod storage;
+mod subnet;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use futures::stream::{BoxStream, StreamExt};
+use serde::{Deserialize, Serialize};
+use templar_protocol::{
+    hash::Hash32,
+    keys::{Hotkey, Keypair},
+    roster::{Snapshot, Uid},
+};
+use tokio::sync::watch;
+
+pub use self::config::{DevConfig, Timestamps};
+use self::{
+    storage::Storage,
+    subnet::{MAX_STAKE_RAO, Registration, Subnet, block_hash},
+};
+use crate::{
+    call::{Call, MAX_NONCE_TRIES, SignedCall},
+    error::ChainError,
+    seam::{Chain, Head, Hyperparams},
+};
+
+/// How many late hotkeys are remembered, the newest.
+const MAX_LATE: usize = 1024;
+/// How many hotkeys that are not registered may keep the chain's pace.
+const MAX_UNREGISTERED_PACERS: usize = 256;
+
+/// A neuron for tables: what it is, and what it was paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeuronInfo {
+    pub uid: Uid,
+    pub hotkey: Hotkey,
+    pub registered_at_block: u64,
+    pub stake_rao: u64,
+    pub permit: bool,
+    /// Share of the miners' reward in the last epoch, 0 ..= 65535.
+    pub incentive: u16,
+    /// Share of the validators' reward in the last epoch, 0 ..= 65535.
+    pub dividends: u16,
+    /// Paid since its registration.
+    pub emission_rao: u64,
+}
+
+/// The development chain. Clones are the same chain.
+#[derive(Clone, Debug)]
+pub struct DevChain {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: DevConfig,
+    heads: watch::Sender<Head>,
+    /// Signals every change of somebody's pace.
+    paced: watch::Sender<()>,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    storage: Storage,
+    subnet: Subnet,
+    registrations: Vec<Registration>,
+    pool: BTreeMap<(Hotkey, CallKind), SignedCall>,
+    pace: BTreeMap<Hotkey, u64>,
+    late: VecDeque<(u64, Hotkey)>,
+}
+
+/// A hotkey has at most one call of each kind in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum CallKind {
+    Commit,
+    SetWeights,
+}
+
+impl DevChain {
+    /// Opens the chain in the database at `path`, or a new one; `None` keeps it in memory. A chain goes on where it
+    /// was, under the same settings only. The pool, waiting registrations and paces start empty.
+    pub fn open(path: Option<&Path>, config: DevConfig) -> Result<Self, ChainError> {
+        config.check()?;
+        let (storage, stored) = Storage::open(path, &config)?;
+        let hash = block_hash(config.seed, stored.number);
+        let head = Head { number: stored.number, hash, timestamp_ms: stored.timestamp_ms };
+        let ledger = Ledger {
+            storage,
+            subnet: stored.subnet,
+            registrations: Vec::new(),
+            pool: BTreeMap::new(),
+            pace: BTreeMap::new(),
+            late: VecDeque::new(),
+        };
+        let (heads, paced) = (watch::Sender::new(head), watch::Sender::new(()));
+        Ok(Self { inner: Arc::new(Inner { config, heads, paced, ledger: Mutex::new(ledger) }) })
+    }
+
+    pub fn config(&self) -> &DevConfig {
+        &self.inner.config
+    }
+
+    /// The hash of block 0.
+    pub fn genesis_hash(&self) -> Hash32 {
+        block_hash(self.inner.config.seed, 0)
+    }
+
+    /// The newest block.
+    pub fn newest(&self) -> Head {
+        *self.inner.heads.borrow()
+    }
+
+    /// Registers a hotkey with this stake in the next block, free of charge; one already registered keeps its uid and
+    /// gets the stake. In a full subnet it replaces the neuron with the lowest incentive that has no permit and is
+    /// beyond its immunity.
+    pub fn register(&self, hotkey: Hotkey, stake_rao: u64) -> Result<Uid, ChainError> {
+        if stake_rao > MAX_STAKE_RAO {
+            return Err(ChainError::StakeTooHigh { stake_rao, max_rao: MAX_STAKE_RAO });
+        }
+        let mut ledger = self.ledger();
+        let block = self.newest().number + 1;
+        let uid = ledger.subnet.place(&hotkey, &ledger.registrations, block, &self.inner.config)?;
+        ledger.registrations.retain(|waiting| waiting.hotkey != hotkey);
+        ledger.registrations.push(Registration { uid, hotkey, stake_rao });
+        // In the order of uids, so that new ones are appended without a gap.
+        ledger.registrations.sort_by_key(|waiting| waiting.uid);
+        Ok(uid)
+    }
+
+    /// Makes and finalises the next block: registrations, then the pool, then the epoch if one is due.
+    pub fn produce_block(&self) -> Result<Head, ChainError> {
+        let mut ledger = self.ledger();
+        let config = &self.inner.config;
+        let last = self.newest();
+        let number = last.number + 1;
+        let mut subnet = ledger.subnet.clone();
+        for registration in &ledger.registrations {
+            subnet.register(registration, number);
+        }
+        let nonces = include(&mut subnet, &ledger.pool, number, config);
+        if subnet.epoch_is_due(number, config) {
+            subnet.run_epoch(number, config);
+        }
+        let timestamp_ms = config.timestamps.of_block(number, last.timestamp_ms);
+        let Ledger { storage, subnet: before, .. } = &mut *ledger;
+        storage.write_block(number, timestamp_ms, before, &subnet, &nonces)?;
+
+        ledger.subnet = subnet;
+        ledger.registrations.clear();
+        ledger.pool.clear();
+        let head = Head { number, hash: block_hash(config.seed, number), timestamp_ms };
+        // Still under the lock, so that heads are announced in order.
+        self.inner.heads.send_replace(head);
+        Ok(head)
+    }
+
+    /// Every neuron and what it was paid, in the order of uids.
+    pub fn emissions(&self) -> Vec<NeuronInfo> {
+        let ledger = self.ledger();
+        let info = |(uid, neuron): (u16, &subnet::NeuronState)| NeuronInfo {
+            uid: Uid(uid),
+            hotkey: neuron.hotkey,
+            registered_at_block: neuron.registered_at_block,
+            stake_rao: neuron.stake_rao,
+            permit: neuron.permit,
+            incentive: neuron.incentive,
+            dividends: neuron.dividends,
+            emission_rao: neuron.emission_rao,
+        };
+        (0u16..).zip(&ledger.subnet.neurons).map(info).collect()
+    }
+
+    /// What the subnet's owner was paid: its share of 18 %, and what nobody earned.
+    pub fn owner_emission_rao(&self) -> u64 {
+        self.ledger().subnet.owner_rao
+    }
+
+    /// Whom blocks did not wait for, as (block, hotkey): the newest 1024, oldest first. Forgotten on restart.
+    pub fn late(&self) -> Vec<(u64, Hotkey)> {
+        self.ledger().late.iter().copied().collect()
+    }
+
+    /// The lowest nonce that the next call of this hotkey may carry.
+    pub fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, ChainError> {
+        self.ledger().next_nonce(hotkey)
+    }
+
+    /// Takes a signed call into the pool if the next block could include it. A newer call of the same kind and hotkey
+    /// takes the older one's place; the same call again is accepted again, so that a client may repeat itself.
+    pub fn submit(&self, signed: SignedCall) -> Result<(), ChainError> {
+        self.check_netuid(signed.netuid)?;
+        // Cheap refusals first: a signature costs most, and only registered hotkeys are worth one.
+        let block = self.newest().number + 1;
+        self.ledger().subnet.check(&signed.hotkey, &signed.call, block, &self.inner.config)?;
+        signed.verify(self.genesis_hash())?;
+
+        let mut ledger = self.ledger();
+        let block = self.newest().number + 1;
+        ledger.subnet.check(&signed.hotkey, &signed.call, block, &self.inner.config)?;
+        let place = (signed.hotkey, signed.call.kind());
+        if ledger.pool.get(&place) == Some(&signed) {
+            return Ok(());
+        }
+        let next = ledger.next_nonce(&signed.hotkey)?;
+        if signed.nonce < next || signed.nonce == u64::MAX {
+            return Err(ChainError::StaleNonce { hotkey: signed.hotkey, nonce: signed.nonce, next });
+        }
+        ledger.pool.insert(place, signed);
+        Ok(())
+    }
+
+    /// A stream of the newest heads, the current one first.
+    pub(crate) fn watch_heads(&self) -> watch::Receiver<Head> {
+        self.inner.heads.subscribe()
+    }
+
+    pub(crate) fn watch_pace(&self) -> watch::Receiver<()> {
+        self.inner.paced.subscribe()
+    }
+
+    /// Which of these hotkeys have not said that they can do without a block before `number`.
+    pub(crate) fn awaited(&self, participants: &[Hotkey], number: u64) -> Vec<Hotkey> {
+        let ledger = self.ledger();
+        let ready = |hotkey: &Hotkey| ledger.pace.get(hotkey).is_some_and(|through_block| *through_block >= number);
+        participants.iter().copied().filter(|hotkey| !ready(hotkey)).collect()
+    }
+
+    pub(crate) fn record_late(&self, number: u64, hotkeys: Vec<Hotkey>) {
+        let late = &mut self.ledger().late;
+        late.extend(hotkeys.into_iter().map(|hotkey| (number, hotkey)));
+        let excess = late.len().saturating_sub(MAX_LATE);
+        late.drain(..excess);
+    }
+
+    pub(crate) fn set_pace(&self, hotkey: Hotkey, through_block: u64) -> Result<(), ChainError> {
+        let mut ledger = self.ledger();
+        let registered = ledger.subnet.uid_of(&hotkey).is_some();
+        let participants = ledger.pace.len();
+        if !registered && !ledger.pace.contains_key(&hotkey) {
+            let strangers = ledger.pace.keys().filter(|known| ledger.subnet.uid_of(known).is_none()).count();
+            if strangers >= MAX_UNREGISTERED_PACERS {
+                return Err(ChainError::TooManyParticipants { participants: participants as u64 });
+            }
+        }
+        ledger.pace.insert(hotkey, through_block);
+        drop(ledger);
+        self.inner.paced.send_replace(());
+        Ok(())
+    }
+
+    /// Signs with the next nonce; again if another task of the same hotkey was quicker.
+    fn submit_signed(&self, key: &Keypair, netuid: u16, call: &Call) -> Result<(), ChainError> {
+        let mut tries = 1;
+        loop {
+            let nonce = self.next_nonce(&key.hotkey())?;
+            match self.submit(SignedCall::sign(key, self.genesis_hash(), netuid, nonce, call.clone())) {
+                Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    fn check_netuid(&self, netuid: u16) -> Result<(), ChainError> {
+        let known = self.inner.config.netuid;
+        if netuid == known { Ok(()) } else { Err(ChainError::UnknownSubnet { netuid, known }) }
+    }
+
+    fn check_finalised(&self, block: u64) -> Result<(), ChainError> {
+        let head = self.newest().number;
+        if block <= head { Ok(()) } else { Err(ChainError::NotFinalised { block, head }) }
+    }
+
+    /// A panic elsewhere cannot leave half a block behind: the subnet is replaced as a whole, after its commit.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ledger {
+    fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, ChainError> {
+        let included = self.storage.nonce(hotkey)?;
+        let kinds = [CallKind::Commit, CallKind::SetWeights];
+        let pooled = kinds.iter().filter_map(|kind| self.pool.get(&(*hotkey, *kind))).map(|call| call.nonce).max();
+        Ok(included.max(pooled).map_or(0, |last| last.saturating_add(1)))
+    }
+}
+
+impl Call {
+    fn kind(&self) -> CallKind {
+        match self {
+            Self::Commit { .. } => CallKind::Commit,
+            Self::SetWeights { .. } => CallKind::SetWeights,
+        }
+    }
+}
+
+/// Applies the pool, each hotkey's calls in the order of their nonces, and gives the nonces used. A call that was
+/// valid at admission can have become invalid (its hotkey was replaced, the epoch changed); it is dropped.
+fn include(
+    subnet: &mut Subnet,
+    pool: &BTreeMap<(Hotkey, CallKind), SignedCall>,
+    block: u64,
+    config: &DevConfig,
+) -> Vec<(Hotkey, u64)> {
+    let mut calls: Vec<&SignedCall> = pool.values().collect();
+    calls.sort_by_key(|call| (call.hotkey, call.nonce));
+    for signed in &calls {
+        if let Err(error) = subnet.apply(&signed.hotkey, signed.call.clone(), block, config) {
+            tracing::debug!(block, hotkey = %signed.hotkey.short(), %error, "a pooled call was dropped");
+        }
+    }
+    calls.into_iter().map(|call| (call.hotkey, call.nonce)).collect()
+}
+
+#[async_trait]
+impl Chain for DevChain {
+    async fn genesis(&self) -> Result<Hash32, ChainError> {
+        Ok(self.genesis_hash())
+    }
+
+    async fn head(&self) -> Result<Head, ChainError> {
+        Ok(self.newest())
+    }
+
+    async fn heads(&self) -> Result<BoxStream<'static, Head>, ChainError> {
+        Ok(head_stream(self.watch_heads()))
+    }
+
+    async fn block_hash(&self, number: u64) -> Result<Hash32, ChainError> {
+        self.check_finalised(number)?;
+        Ok(block_hash(self.inner.config.seed, number))
+    }
+
+    async fn snapshot(&self, netuid: u16, block: u64) -> Result<Snapshot, ChainError> {
+        self.check_netuid(netuid)?;
+        self.check_finalised(block)?;
+        let ledger = self.ledger();
+        let neurons = ledger.storage.neurons_at(block, ledger.subnet.neurons.len())?;
+        Ok(Snapshot { block, block_hash: block_hash(self.inner.config.seed, block), neurons })
+    }
+
+    async fn hyperparams(&self, netuid: u16) -> Result<Hyperparams, ChainError> {
+        self.check_netuid(netuid)?;
+        Ok(self.inner.config.hyperparams())
+    }
+
+    async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
+        self.submit_signed(key, netuid, &Call::Commit { fields })
+    }
+
+    async fn submit_weights(
+        &self,
+        key: &Keypair,
+        netuid: u16,
+        weights: Vec<(Uid, u16)>,
+        version_key: u64,
+    ) -> Result<(), ChainError> {
+        let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
+        self.submit_signed(key, netuid, &Call::SetWeights { weights, version_key })
+    }
+
+    async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
+        self.set_pace(*hotkey, through_block)
+    }
+}
+
+/// The current head, then each newer one that the reader is there for. Ends with the sender.
+pub(crate) fn head_stream(mut heads: watch::Receiver<Head>) -> BoxStream<'static, Head> {
+    heads.mark_changed();
+    futures::stream::unfold(heads, |mut heads| async move {
+        heads.changed().await.ok()?;
+        let head = *heads.borrow_and_update();
+        Some((head, heads))
+    })
+    .boxed()
+}

@@ -1,0 +1,291 @@
+//! A [`Chain`] on the other end of a WebSocket, which survives that the server restarts.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use borsh::BorshDeserialize;
+use futures::stream::BoxStream;
+use jsonrpsee::{
+    core::{
+        ClientError,
+        client::{ClientT, Subscription, SubscriptionClientT},
+        params::ArrayParams,
+    },
+    rpc_params,
+    ws_client::{PingConfig, WsClient, WsClientBuilder},
+};
+use serde::de::DeserializeOwned;
+use templar_protocol::{
+    hash::Hash32,
+    keys::{Hotkey, Keypair},
+    roster::{Snapshot, Uid},
+};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
+use crate::{
+    call::{Call, MAX_NONCE_TRIES, SignedCall},
+    dev::{NeuronInfo, head_stream},
+    error::ChainError,
+    seam::{Chain, Head, Hyperparams},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A call is retried over lost connections for so long.
+const RETRY_FOR: Duration = Duration::from_secs(20);
+/// No request takes longer, whatever it waits for: its last attempt, or others who are connecting.
+const LONGEST_REQUEST: Duration = Duration::from_secs(40);
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// A client of a dev chain's [`super::RpcServer`]. Clones share one connection.
+///
+/// Every call has a time limit and, if the connection breaks, is repeated over a new one for a bounded time. A call
+/// that changes the chain can thus arrive twice; the chain takes repetitions of registrations, paces and calls still
+/// in its pool, and includes a commitment a second time at worst.
+#[derive(Clone, Debug)]
+pub struct RpcChain {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    url: String,
+    genesis: Hash32,
+    client: Mutex<Arc<WsClient>>,
+}
+
+impl RpcChain {
+    /// Connects, and waits a bounded time for a server that is not there yet.
+    pub async fn connect(url: &str) -> Result<Self, ChainError> {
+        if !["ws://", "wss://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(ChainError::InvalidUrl { url: url.to_owned() });
+        }
+        let mut retry = Retry::new();
+        let (client, genesis) = loop {
+            match open(url).await {
+                Ok(connection) => break connection,
+                Err(error) => retry.pause(error).await?,
+            }
+        };
+        Ok(Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) })
+    }
+
+    /// [`crate::DevChain::register`], on the server.
+    pub async fn dev_register(&self, hotkey: Hotkey, stake_rao: u64) -> Result<Uid, ChainError> {
+        self.request(method::REGISTER, rpc_params![hotkey, stake_rao]).await.map(Uid)
+    }
+
+    /// [`crate::DevChain::emissions`], on the server.
+    pub async fn dev_neurons(&self) -> Result<Vec<NeuronInfo>, ChainError> {
+        self.request(method::NEURONS, rpc_params![]).await
+    }
+
+    /// [`crate::DevChain::late`], on the server.
+    pub async fn dev_late(&self) -> Result<Vec<(u64, Hotkey)>, ChainError> {
+        self.request(method::LATE, rpc_params![]).await
+    }
+
+    async fn request<T: DeserializeOwned>(&self, name: &'static str, params: ArrayParams) -> Result<T, ChainError> {
+        self.retried(name, |client| {
+            let params = params.clone();
+            async move { client.request(name, params).await }
+        })
+        .await
+    }
+
+    async fn subscribe(&self) -> Result<Subscription<Head>, ChainError> {
+        self.retried(method::SUBSCRIBE_HEADS, |client| async move {
+            client.subscribe(method::SUBSCRIBE_HEADS, rpc_params![], method::UNSUBSCRIBE_HEADS).await
+        })
+        .await
+    }
+
+    /// Asks until there is an answer, over as many connections as it takes, for a bounded time.
+    async fn retried<T, F>(&self, name: &str, mut ask: impl FnMut(Arc<WsClient>) -> F) -> Result<T, ChainError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let url = &self.shared.url;
+        let asking = async {
+            let mut retry = Retry::new();
+            loop {
+                let error = match self.client().await {
+                    Ok(client) => match ask(client).await {
+                        Ok(answer) => return Ok(answer),
+                        Err(error) => failure(url, name, error),
+                    },
+                    Err(error) => error,
+                };
+                retry.pause(error).await?;
+            }
+        };
+        let (url, method, waited_s) = (url.clone(), name.to_owned(), LONGEST_REQUEST.as_secs());
+        timeout(LONGEST_REQUEST, asking).await.unwrap_or(Err(ChainError::Timeout { url, method, waited_s }))
+    }
+
+    /// The connection, or a new one if it is lost. The lock is held while connecting, so that many callers make one.
+    async fn client(&self) -> Result<Arc<WsClient>, ChainError> {
+        let mut client = self.shared.client.lock().await;
+        if !client.is_connected() {
+            let url = &self.shared.url;
+            let (fresh, found) = open(url).await?;
+            if found != self.shared.genesis {
+                return Err(ChainError::OtherChain { url: url.clone(), expected: self.shared.genesis, found });
+            }
+            *client = Arc::new(fresh);
+        }
+        Ok(client.clone())
+    }
+
+    async fn submit(&self, key: &Keypair, netuid: u16, call: Call) -> Result<(), ChainError> {
+        let mut tries = 1;
+        loop {
+            let nonce: u64 = self.request(method::NONCE, rpc_params![key.hotkey()]).await?;
+            let signed = SignedCall::sign(key, self.shared.genesis, netuid, nonce, call.clone());
+            match self.request(method::SUBMIT, rpc_params![hex::encode(signed.encode())]).await {
+                Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Chain for RpcChain {
+    async fn genesis(&self) -> Result<Hash32, ChainError> {
+        Ok(self.shared.genesis)
+    }
+
+    async fn head(&self) -> Result<Head, ChainError> {
+        self.request(method::HEAD, rpc_params![]).await
+    }
+
+    async fn heads(&self) -> Result<BoxStream<'static, Head>, ChainError> {
+        let mut subscription = self.subscribe().await?;
+        let Some(Ok(first)) = timeout(REQUEST_TIMEOUT, subscription.next()).await.ok().flatten() else {
+            let (url, reason) = (self.shared.url.clone(), "the subscription gave no head".to_owned());
+            return Err(ChainError::Connection { url, reason });
+        };
+        let (newest, heads) = watch::channel(first);
+        // Drains the subscription at once whatever the reader does: an unread one would be closed as lagging.
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = newest.closed() => return,
+                    head = subscription.next() => match head {
+                        Some(Ok(head)) => _ = newest.send_replace(head),
+                        _ => return,
+                    },
+                }
+            }
+        });
+        Ok(head_stream(heads))
+    }
+
+    async fn block_hash(&self, number: u64) -> Result<Hash32, ChainError> {
+        self.request(method::BLOCK_HASH, rpc_params![number]).await
+    }
+
+    async fn snapshot(&self, netuid: u16, block: u64) -> Result<Snapshot, ChainError> {
+        let text: String = self.request(method::SNAPSHOT, rpc_params![netuid, block]).await?;
+        let garbled = |reason: String| {
+            let (url, method) = (self.shared.url.clone(), method::SNAPSHOT.to_owned());
+            ChainError::Protocol { url, method, reason }
+        };
+        let bytes = hex::decode(text).map_err(|error| garbled(error.to_string()))?;
+        let snapshot = Snapshot::try_from_slice(&bytes).map_err(|error| garbled(error.to_string()))?;
+        if snapshot.block != block {
+            return Err(garbled(format!("block {} instead of {block}", snapshot.block)));
+        }
+        Ok(snapshot)
+    }
+
+    async fn hyperparams(&self, netuid: u16) -> Result<Hyperparams, ChainError> {
+        self.request(method::HYPERPARAMS, rpc_params![netuid]).await
+    }
+
+    async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
+        // Before it is sent: what is too long for the chain is too long for the server, which would only say so much.
+        crate::call::commitment_cost_bytes(&fields)?;
+        self.submit(key, netuid, Call::Commit { fields }).await
+    }
+
+    async fn submit_weights(
+        &self,
+        key: &Keypair,
+        netuid: u16,
+        weights: Vec<(Uid, u16)>,
+        version_key: u64,
+    ) -> Result<(), ChainError> {
+        let neurons = u64::from(crate::call::MAX_UIDS);
+        if weights.len() as u64 > neurons {
+            return Err(ChainError::TooManyWeights { weights: weights.len() as u64, neurons });
+        }
+        let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
+        self.submit(key, netuid, Call::SetWeights { weights, version_key }).await
+    }
+
+    async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
+        self.request(method::PACE, rpc_params![hotkey, through_block]).await
+    }
+}
+
+/// A connection, and which chain is at its other end.
+async fn open(url: &str) -> Result<(WsClient, Hash32), ChainError> {
+    let client = WsClientBuilder::new()
+        .connection_timeout(CONNECT_TIMEOUT)
+        .request_timeout(REQUEST_TIMEOUT)
+        .max_request_size(MAX_REQUEST_BYTES)
+        .max_response_size(MAX_RESPONSE_BYTES)
+        .enable_ws_ping(PingConfig::new().ping_interval(Duration::from_secs(10)))
+        .build(url)
+        .await
+        .map_err(|error| ChainError::Connection { url: url.to_owned(), reason: error.to_string() })?;
+    let genesis = client.request(method::GENESIS, rpc_params![]).await;
+    let genesis = genesis.map_err(|error| failure(url, method::GENESIS, error))?;
+    Ok((client, genesis))
+}
+
+/// The refusal that the server meant, or what went wrong on the way.
+fn failure(url: &str, method: &str, error: ClientError) -> ChainError {
+    let (url, method) = (url.to_owned(), method.to_owned());
+    match error {
+        ClientError::Call(error) => ChainError::from_wire(&error).unwrap_or_else(|| {
+            let reason = format!("{} (code {})", error.message(), error.code());
+            ChainError::Protocol { url, method, reason }
+        }),
+        ClientError::ParseError(error) => ChainError::Protocol { url, method, reason: error.to_string() },
+        ClientError::RequestTimeout => ChainError::Timeout { url, method, waited_s: REQUEST_TIMEOUT.as_secs() },
+        error => ChainError::Connection { url, reason: error.to_string() },
+    }
+}
+
+/// A bounded series of attempts with growing pauses.
+struct Retry {
+    until: Instant,
+    backoff: Duration,
+}
+
+impl Retry {
+    fn new() -> Self {
+        Self { until: Instant::now() + RETRY_FOR, backoff: FIRST_BACKOFF }
+    }
+
+    /// Waits before the next attempt; gives the error back if another attempt is useless or too late.
+    async fn pause(&mut self, error: ChainError) -> Result<(), ChainError> {
+        let lost = matches!(error, ChainError::Connection { .. } | ChainError::Timeout { .. });
+        if !lost || Instant::now() + self.backoff > self.until {
+            return Err(error);
+        }
+        tracing::debug!(%error, "asking the chain again");
+        sleep(self.backoff).await;
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+use std::{net::SocketAddr, time::Duration};
+
+use futures::StreamExt;
+use jsonrpsee::{
+    core::{ClientError, client::ClientT},
+    rpc_params,
+    ws_client::WsClientBuilder,
+};
+use templar_chain::{Chain, ChainError, DevChain, DevConfig, RpcChain, RpcServer, conformance};
+use templar_protocol::roster::Uid;
+use tokio::time::timeout;
+
+use super::{NETUID, chain_with, config, key};
+
+async fn serve(chain: &DevChain) -> RpcServer {
+    RpcServer::start(chain.clone(), SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap()
+}
+
+fn address(server: &RpcServer) -> SocketAddr {
+    server.url().strip_prefix("ws://").unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn conforms_over_loopback() {
+    let chain = DevChain::open(None, config()).unwrap();
+    let server = serve(&chain).await;
+    let client = RpcChain::connect(&server.url()).await.unwrap();
+    conformance::check_chain(&client, &chain, NETUID).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_dev_methods_say_what_the_chain_says() {
+    let chain = DevChain::open(None, config()).unwrap();
+    let server = serve(&chain).await;
+    let client = RpcChain::connect(&server.url()).await.unwrap();
+    assert_eq!(client.dev_register(key("a").hotkey(), 5).await, Ok(Uid(0)));
+    chain.produce_block().unwrap();
+    assert_eq!(client.dev_neurons().await.unwrap(), chain.emissions());
+    assert_eq!(client.dev_neurons().await.unwrap()[0].stake_rao, 5);
+    assert_eq!(client.dev_late().await.unwrap(), []);
+    let refused = client.dev_register(key("a").hotkey(), u64::MAX).await;
+    assert!(matches!(refused, Err(ChainError::StakeTooHigh { stake_rao: u64::MAX, .. })), "{refused:?}");
+    client.pace(&key("a").hotkey(), 7).await.unwrap();
+}
+
+#[tokio::test]
+async fn hostile_requests_are_refused_and_change_nothing() {
+    let chain = chain_with(config(), &[("a", 0)]);
+    let server = serve(&chain).await;
+    let raw = WsClientBuilder::new().build(server.url()).await.unwrap();
+    let code = |answer: Result<serde_json::Value, ClientError>| match answer {
+        Err(ClientError::Call(error)) => error.code(),
+        other => panic!("not refused: {other:?}"),
+    };
+    let long = "00".repeat(3000);
+    assert_eq!(code(raw.request("author_submit", rpc_params![long]).await), 1104);
+    assert_eq!(code(raw.request("author_submit", rpc_params!["not hex"]).await), 1104);
+    assert_eq!(code(raw.request("author_submit", rpc_params![7]).await), -32602);
+    assert_eq!(code(raw.request("subnet_snapshot", rpc_params![3, -1]).await), -32602);
+    assert_eq!(code(raw.request("subnet_snapshot", rpc_params![3, u64::MAX]).await), 1001);
+    assert_eq!(code(raw.request("dev_register", rpc_params!["ab", 1]).await), -32602);
+    assert_eq!(code(raw.request("no_such_method", rpc_params![]).await), -32601);
+    let mut codes = Vec::new();
+    for n in 0..300u64 {
+        let hotkey = key(&format!("stranger {n}")).hotkey();
+        if let Err(ClientError::Call(error)) = raw.request::<(), _>("dev_pace", rpc_params![hotkey, u64::MAX]).await {
+            codes.push(error.code());
+        }
+    }
+    assert_eq!(codes, [1505; 300 - 256], "strangers' paces are bounded");
+    // Too large to be read at all: the server answers or hangs up, but goes on.
+    let huge = "00".repeat(20_000);
+    assert!(raw.request::<(), _>("author_submit", rpc_params![huge]).await.is_err());
+    let client = RpcChain::connect(&server.url()).await.unwrap();
+    assert_eq!(client.head().await.unwrap(), chain.newest());
+    client.pace(&key("a").hotkey(), 1).await.expect("a registered hotkey always has room");
+    assert_eq!(chain.next_nonce(&key("a").hotkey()), Ok(0));
+}
+
+#[tokio::test]
+async fn a_client_outlives_its_server() {
+    let chain = chain_with(config(), &[("a", 0)]);
+    let server = serve(&chain).await;
+    let address = address(&server);
+    let client = RpcChain::connect(&server.url()).await.unwrap();
+    let mut heads = client.heads().await.unwrap();
+    assert_eq!(heads.next().await, Some(chain.newest()));
+    timeout(Duration::from_secs(4), server.stop()).await.expect("stopping does not wait for subscribers");
+    let end = timeout(Duration::from_secs(5), heads.next()).await;
+    assert_eq!(end, Ok(None), "the stream ends with the connection");
+
+    // Asked while nobody listens; answered when somebody does again.
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move { client.submit_commitment(&key("a"), NETUID, vec![vec![4]]).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let server = RpcServer::start(chain.clone(), address).await.unwrap();
+    asking.await.unwrap().unwrap();
+    let mut heads = client.heads().await.unwrap();
+    heads.next().await.unwrap();
+    let head = chain.produce_block().unwrap();
+    assert_eq!(heads.next().await, Some(head));
+    let snapshot = client.snapshot(NETUID, head.number).await.unwrap();
+    assert_eq!(snapshot.neurons[0].commitment.as_ref().unwrap().fields, [[4]]);
+    server.stop().await;
+
+    // Another chain at the same address is not taken for ours.
+    let other = DevChain::open(None, DevConfig { seed: 1000, ..config() }).unwrap();
+    let _server = RpcServer::start(other, address).await.unwrap();
+    let refused = client.head().await;
+    assert!(matches!(refused, Err(ChainError::OtherChain { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn bad_addresses_are_named() {
+    for url in ["http://127.0.0.1:1", "127.0.0.1:99", ""] {
+        let refused = RpcChain::connect(url).await.unwrap_err();
+        assert_eq!(refused, ChainError::InvalidUrl { url: url.to_owned() });
+    }
+    let chain = DevChain::open(None, config()).unwrap();
+    let server = serve(&chain).await;
+    let taken = RpcServer::start(chain, address(&server)).await.unwrap_err();
+    assert!(matches!(taken, ChainError::Bind { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connecting_to_nobody_ends() {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let started = tokio::time::Instant::now();
+    let refused = RpcChain::connect(&format!("ws://{free}")).await.unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    assert!(started.elapsed() <= Duration::from_secs(30));
+}

@@ -1,0 +1,10 @@
+//! One module a verb.
+
+pub(crate) mod data;
+pub(crate) mod demo;
+pub(crate) mod generate;
+pub(crate) mod localnet;
+pub(crate) mod network;
+pub(crate) mod node;
+pub(crate) mod run;
+pub(crate) mod sim;

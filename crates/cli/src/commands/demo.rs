@@ -1,0 +1,40 @@
+//! `templar demo`
+
+use clap::Args;
+use color_eyre::eyre::Result;
+use templar_sim::demo;
+
+use crate::commands::network::NetworkArgs;
+use crate::show::Watcher;
+use crate::{End, stop};
+
+/// A whole network in this process: an S3 server and a chain on loopback, miners, validators, and a model that learns.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    #[command(flatten)]
+    network: NetworkArgs,
+}
+
+impl Demo {
+    #[tokio::main]
+    pub(crate) async fn run(self) -> Result<End> {
+        let folder = self.network.folder()?;
+        let plan = self.network.plan()?;
+        let watcher = Watcher::new(self.network.json, self.network.windows());
+        let demo = demo::Demo {
+            plan,
+            text: self.network.text(),
+            folder: folder.path().to_path_buf(),
+            device: self.network.device(),
+        };
+        let outcome = demo
+            .run(
+                stop::on_signal(),
+                &mut |progress| watcher.on_prepare(progress),
+                &mut |event, recorder| watcher.on_event(event, recorder),
+            )
+            .await?;
+        watcher.finish();
+        self.network.finish(&outcome, folder.path())
+    }
+}

@@ -1,0 +1,84 @@
+//! `templar`: strangers' machines train one language model together.
+//!
+//! Thin: a verb parses its arguments, calls a library crate, and shows what comes back. Exit codes: 0 done, 1 failed
+//! (the message says what happened, to what, and what to do next), 2 wrong usage, 130 stopped by Ctrl-C.
+
+#![allow(clippy::print_stdout, reason = "what a verb prints is its result")]
+
+mod commands;
+mod show;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use color_eyre::eyre::Result;
+use tracing_subscriber::EnvFilter;
+
+/// Strangers' machines train one language model together.
+#[derive(Debug, Parser)]
+#[command(name = "templar", version, max_term_width = 100)]
+struct Cli {
+    /// What to log to standard error, as in `info` or `templar_node=debug`.
+    #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn")]
+    log: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Train a small model on a whole network in this process: no account, file, GPU or connection needed.
+    Demo(commands::demo::Demo),
+    /// The same network with every node a process of its own; what dies is started again.
+    Localnet(commands::localnet::Localnet),
+    /// Mine: train on assigned data, publish what was learned, be paid for what it was worth.
+    Miner(commands::node::Miner),
+    /// Validate: judge contributions, vote on them, measure what they were worth, set weights.
+    Validator(commands::node::Validator),
+    /// Make, show and check a run's specification.
+    #[command(subcommand)]
+    Run(commands::run::Run),
+    /// Make, show and check datasets.
+    #[command(subcommand)]
+    Data(commands::data::Data),
+    /// Rehearse the protocol under a virtual clock: the same seed gives the same event log.
+    Sim(commands::sim::Sim),
+    /// Continue a text with a model that `--out` has written.
+    Generate(commands::generate::Generate),
+}
+
+/// How a verb ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Done,
+    Stopped,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli.verb) {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Stopped) => ExitCode::from(130),
+        Err(report) => {
+            let causes: Vec<String> = report.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join("\n  because: "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<End> {
+    match verb {
+        Verb::Demo(demo) => demo.run(),
+        Verb::Localnet(localnet) => localnet.run(),
+        Verb::Miner(miner) => miner.run(),
+        Verb::Validator(validator) => validator.run(),
+        Verb::Run(run) => run.run(),
+        Verb::Data(data) => data.run(),
+        Verb::Sim(sim) => sim.run(),
+        Verb::Generate(generate) => generate.run(),
+    }
+}

@@ -1,0 +1,183 @@
+//! What people see: a bar while a window is under way, a line when it is done, a table at the end.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use templar_data::Progress;
+use templar_node::events::{Event, NodeEvent, Role, Verdict};
+use templar_sim::report::{Recorder, Report, WindowReport};
+
+/// Shows a network at work.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    json: bool,
+    bar: ProgressBar,
+    /// Windows that have had their line.
+    shown: Cell<u64>,
+}
+
+impl Watcher {
+    pub(crate) fn new(json: bool, windows: u64) -> Self {
+        let style = ProgressStyle::with_template("{spinner} window {pos}/{len} {bar:24} {elapsed_precise} {wide_msg}");
+        let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(windows) };
+        bar.set_style(style.expect("a constant template"));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { json, bar, shown: Cell::new(0) }
+    }
+
+    pub(crate) fn on_prepare(&self, progress: Progress) {
+        self.bar.set_message(format!("preparing text: {:.1} MB", progress.text_bytes as f64 / 1e6));
+    }
+
+    pub(crate) fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
+        if self.json {
+            if let Ok(line) = serde_json::to_string(event) {
+                println!("{line}");
+            }
+            return;
+        }
+        self.bar.set_message(self::event(event));
+        match &event.event {
+            // A window's line waits for its validation, which ends while the next window trains.
+            Event::Validated { window, .. } => self.show_until(window + 1, recorder),
+            Event::Settled { window, .. } => self.show_until(*window, recorder),
+            Event::Trouble { .. } | Event::Diverged { .. } | Event::Adopted { .. } => self.print(&self::event(event)),
+            Event::Started { settled, .. } if *settled > 0 => self.print(&self::event(event)),
+            _ => {}
+        }
+    }
+
+    fn show_until(&self, end: u64, recorder: &Recorder) {
+        for nth in self.shown.get()..end {
+            self.print(&window(&recorder.window(nth), recorder.settled(nth)));
+            self.shown.set(nth + 1);
+            self.bar.set_position(nth + 1);
+        }
+    }
+
+    /// A line that stays, with or without a terminal.
+    fn print(&self, line: &str) {
+        if self.bar.is_hidden() {
+            println!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A window in one line.
+pub(crate) fn window(report: &WindowReport, settled: usize) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "     -".to_owned(), |value| format!("{value:6.3}"));
+    let verdict = if report.certified { "certified" } else { "null     " };
+    let roots = if report.one_root { "one root" } else { "ROOTS DIFFER" };
+    let mut line = format!(
+        "window {:>3}  {verdict}  {} of {} nodes' root {} ({roots})  train loss {}  held-out {} bits/byte  {} contributions of {}",
+        report.window,
+        settled,
+        settled,
+        report.state_root.short(),
+        number(report.train_loss),
+        number(report.val_bits_per_byte),
+        report.accepted.len(),
+        bytes(report.payload_bytes),
+    );
+    for fault in &report.faults {
+        let _ = write!(line, "\n            uid {} {} ({:?})", fault.uid, fault.fault, fault.attributed_to);
+    }
+    line
+}
+
+/// The table of nodes, and the loss against its floor.
+pub(crate) fn summary(report: &Report) -> String {
+    let mut text = format!(
+        "\n{:>4}  {:<12} {:<10} {:>8} {:>8} {:>10} {:>9}  {}\n",
+        "uid", "node", "behaviour", "score", "weight", "emission", "restarts", "final root"
+    );
+    for node in &report.nodes {
+        let score = match node.role {
+            Role::Miner => format!("{:.4}", node.score),
+            Role::Validator => "-".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "{:>4}  {:<12} {:<10} {:>8} {:>7.1}% {:>10.3} {:>9}  {}",
+            node.uid.0,
+            node.name,
+            node.behaviour.to_string(),
+            score,
+            100.0 * node.weight,
+            node.emission,
+            node.restarts,
+            node.final_state_root.short(),
+        );
+    }
+    let certified = report.windows.iter().filter(|window| window.certified).count();
+    let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows.len());
+    if !report.late.is_empty() {
+        let uids: Vec<String> = report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
+        let _ = writeln!(text, "late: {}", uids.join(", "));
+    }
+    if let Some(bits) = report.last.val_bits_per_byte {
+        let _ = write!(text, "held-out text: {bits:.3} bits per byte");
+        if let Some(floor) = report.last.floor_bits_per_byte {
+            let _ = write!(text, ", of which {floor:.3} are the text's own entropy, the floor of every model");
+        }
+        text.push('\n');
+    }
+    let _ = writeln!(text, "{} tokens in {:.1} s", report.last.tokens, report.last.wall_s);
+    text
+}
+
+/// An event in one line.
+pub(crate) fn event(event: &NodeEvent) -> String {
+    let what = match &event.event {
+        Event::Started { uid, settled, .. } => format!("started as uid {uid}, {settled} windows settled"),
+        Event::Trained { window, steps, train_loss, compute_s, .. } => {
+            format!("window {window}: {steps} inner steps, loss {train_loss:.3}, {compute_s:.1} s")
+        }
+        Event::Sealed { window, payload_bytes, .. } => format!("window {window}: sealed {}", bytes(*payload_bytes)),
+        Event::Opened { window } => format!("window {window}: key published"),
+        Event::Missed { window, reason } => format!("window {window}: missed: {reason}"),
+        Event::Voted { window, accept, faults, .. } => {
+            format!("window {window}: voted for {} contributions, {} faults", accept.len(), faults.len())
+        }
+        Event::Settled { window, verdict, state_root, .. } => {
+            let verdict = match verdict {
+                Verdict::Certified { accepted, .. } => format!("certified with {} contributions", accepted.len()),
+                Verdict::NoQuorum => "null: less than a third of the stake voted".to_owned(),
+                Verdict::NoMajority => "null: no state has more than half of the votes".to_owned(),
+            };
+            format!("window {window}: {verdict}, root {}", state_root.short())
+        }
+        Event::Validated { window, bits_per_byte, .. } => {
+            format!("window {window}: {bits_per_byte:.3} bits per byte on held-out text")
+        }
+        Event::Observed { window, uid, score, .. } => format!("window {window}: uid {uid} has score {score:.4}"),
+        Event::Weighed { window, weights } => format!("window {window}: set weights of {} miners", weights.len()),
+        Event::Diverged { window, own, certified } => format!(
+            "window {window}: the network certified {}, this node has {}: going back",
+            certified.short(),
+            own.short()
+        ),
+        Event::Adopted { settled, state_root, from } => {
+            format!("took over the state after {settled} windows from {from:?}, root {}", state_root.short())
+        }
+        Event::Trouble { what } => format!("trouble: {what}"),
+        other => format!("{other:?}"),
+    };
+    format!("{}: {what}", event.node)
+}
+
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => format!("{bytes} B"),
+        10_000..10_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}

@@ -1,0 +1,181 @@
+//! The outer step, to the bit: what all nodes must compute alike, on any machine and in any order.
+//!
+//! Floating-point sums depend on their order, so contributions are added as integers. For every parameter and every
+//! contribution c that sent a value v for it:
+//!
+//! > q = round(((f64(v) · clip_c) · α) / R · 2^40), ties to even, as i64
+//!
+//! evaluated from left to right in f64, R being the number of contributions or, by the run, max(senders of this
+//! parameter, m). Then θ′ = f32(f64(θ) − f64(Σq) · 2^-40), and θ untouched where Σq = 0. Each operation is correctly
+//! rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
+//!
+//! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. At most n ≤ 256
+//! contributions sent the parameter, and R ≥ 1: |Σq| ≤ 2^8 · (2^54 + 1) < 2^63. (As R is never below the number of
+//! addends, it stays near 2^54.) θ stays finite, since what is subtracted is far below half a unit in the last place of
+//! `f32::MAX`.
+//!
+//! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
+//! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
+
+use rayon::prelude::*;
+use templar_protocol::{
+    layout::Layout,
+    run::{MeanOver, OuterSpec},
+};
+
+use crate::{
+    contribution::{Contribution, Sent},
+    plan::Segment,
+};
+
+/// 2^40: one in the fixed-point numbers in which contributions are added.
+const ONE: f64 = (1u64 << 40) as f64;
+
+/// The most contributions that a window gathers.
+const MAX_CONTRIBUTIONS: usize = 256;
+
+/// By how much each contribution is scaled down, `[contribution][tensor]`: min(1, median / norm).
+///
+/// The median is that of all contributions' norms of the tensor, the lower one of the two where their number is even,
+/// so that half of them can never raise it. A tensor of norm 0 has factor 1.
+///
+/// # Panics
+/// If the contributions belong to different layouts or codecs.
+pub fn clip_factors(contributions: &[&Contribution]) -> Vec<Vec<f64>> {
+    let Some(first) = contributions.first() else { return Vec::new() };
+    for contribution in contributions {
+        first.assert_same_run(contribution);
+    }
+    let norms: Vec<Vec<f64>> = contributions.iter().map(|contribution| contribution.norms()).collect();
+    let medians: Vec<f64> = (0..norms[0].len())
+        .map(|tensor| {
+            let mut of_tensor: Vec<f64> = norms.iter().map(|norms| norms[tensor]).collect();
+            of_tensor.sort_by(f64::total_cmp);
+            of_tensor[(of_tensor.len() - 1) / 2]
+        })
+        .collect();
+    let factor = |(&norm, &median): (&f64, &f64)| if norm == 0.0 { 1.0 } else { (median / norm).min(1.0) };
+    norms.iter().map(|norms| norms.iter().zip(&medians).map(factor).collect()).collect()
+}
+
+/// θ′: the parameters after one outer step (SparseLoCo, eq. 4, with clipping), bit for bit the same on every node.
+///
+/// Neither the order of `contributions` nor the number of threads matters; without contributions θ′ = θ. A topk-sign
+/// chunk of scale 0 has sent nothing, so it does not count among the senders. Memory beyond θ′: one chunk a thread.
+///
+/// # Panics
+/// If `theta` or the contributions do not belong to `layout`, if there are more than 256 contributions, or if `outer`
+/// is not one that [`RunSpec::validate`](templar_protocol::run::RunSpec::validate) accepts.
+pub fn outer_step(layout: &Layout, theta: &[f32], contributions: &[&Contribution], outer: &OuterSpec) -> Vec<f32> {
+    assert_eq!(theta.len(), layout.len(), "θ does not fit the layout");
+    let mut next = theta.to_vec();
+    let Some(first) = contributions.first() else { return next };
+    assert!(*first.plan.layout == *layout, "the contributions belong to another layout");
+    let step = Step::new(contributions, outer);
+    let plan = &first.plan;
+    let shares = plan.split_params(&mut next);
+    plan.segments.par_iter().enumerate().zip(shares).for_each_init(
+        || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk] },
+        |scratch, ((index, segment), theta)| {
+            for (chunk, theta) in theta.chunks_mut(segment.chunk_len).enumerate() {
+                step.apply(index, segment, chunk, theta, scratch);
+            }
+        },
+    );
+    next
+}
+
+/// Everything that an outer step needs beyond θ.
+struct Step<'a> {
+    contributions: &'a [&'a Contribution],
+    clips: Vec<Vec<f64>>,
+    rate: f64,
+    /// R is the number of senders, but at least this.
+    min_divisor: u16,
+}
+
+/// Sums and numbers of senders of one chunk; all 0 between chunks.
+struct Scratch {
+    sums: Vec<i64>,
+    senders: Vec<u16>,
+}
+
+impl<'a> Step<'a> {
+    fn new(contributions: &'a [&'a Contribution], outer: &OuterSpec) -> Self {
+        let count = contributions.len();
+        assert!(count <= MAX_CONTRIBUTIONS, "a window gathers at most {MAX_CONTRIBUTIONS} contributions, not {count}");
+        assert!((0.0..=16.0).contains(&outer.rate), "outer.rate is {}; validate the run first", outer.rate);
+        let min_divisor = match outer.mean_over {
+            // Nobody sends a parameter more often than there are peers: this is the mean over peers.
+            MeanOver::Peers => count,
+            MeanOver::Senders => (outer.min_senders as usize).clamp(1, MAX_CONTRIBUTIONS),
+        };
+        Self { contributions, clips: clip_factors(contributions), rate: outer.rate, min_divisor: min_divisor as u16 }
+    }
+
+    /// Moves one chunk of θ: counts the senders, adds, applies. Only parameters that somebody sent are touched.
+    fn apply(&self, index: usize, segment: &Segment, chunk: usize, theta: &mut [f32], scratch: &mut Scratch) {
+        let Scratch { sums, senders } = scratch;
+        let sent = || self.contributions.iter().map(|contribution| contribution.parts[index].chunk(segment, chunk));
+        for sent in sent() {
+            sent.for_each(|position, _| senders[position] += 1);
+        }
+        for (sent, clips) in sent().zip(&self.clips) {
+            self.add(sent, clips[segment.tensor], sums, senders);
+        }
+        for sent in sent() {
+            sent.for_each(|position, _| {
+                senders[position] = 0;
+                // Taken, so that a parameter with several senders moves once.
+                let sum = std::mem::take(&mut sums[position]);
+                if sum != 0 {
+                    theta[position] = (f64::from(theta[position]) - sum as f64 / ONE) as f32;
+                }
+            });
+        }
+    }
+
+    /// Adds one contribution's chunk. Rounding is symmetric, so that only magnitudes are converted; and all values of a
+    /// chunk of signs have one magnitude, so that one conversion serves as long as R stays the same.
+    fn add(&self, sent: Sent<'_>, clip: f64, sums: &mut [i64], senders: &[u16]) {
+        let (mut known, mut signed) = ((0.0, 0), [0, 0]);
+        sent.for_each(|position, value| {
+            let divisor = senders[position].max(self.min_divisor);
+            if known != (value.abs(), divisor) {
+                known = (value.abs(), divisor);
+                let quantised = round_to_i64(f64::from(value.abs()) * clip * self.rate / f64::from(divisor) * ONE);
+                signed = [quantised, -quantised];
+            }
+            // Looked up rather than branched on, because signs cannot be predicted.
+            sums[position] += signed[usize::from(value.is_sign_negative())];
+        });
+    }
+}
+
+/// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, which older processors do in software.
+fn round_to_i64(x: f64) -> i64 {
+    /// From here on every f64 is an integer, and below it a sum with this is rounded to one.
+    const INTEGERS: f64 = (1u64 << 52) as f64;
+    (if x < INTEGERS { (x + INTEGERS) - INTEGERS } else { x }) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_as_the_standard_library_does() {
+        let near = |x: f64| [x.next_down(), x, x.next_up()];
+        let cases = [0.0, 0.5, 1.5, 2.5, 1e6 + 0.5, 2f64.powi(51) + 0.5, 2f64.powi(52), 2f64.powi(53), 2f64.powi(54)];
+        for x in cases.into_iter().flat_map(near).filter(|&x| x >= 0.0) {
+            assert_eq!(round_to_i64(x), x.round_ties_even() as i64, "{x}");
+        }
+    }
+
+    #[test]
+    fn dividing_by_a_power_of_two_is_multiplying_by_its_inverse() {
+        for sum in [1i64, -1, (1 << 62) - 1, 3 << 40] {
+            assert_eq!((sum as f64 / ONE).to_bits(), (sum as f64 * (-40f64).exp2()).to_bits());
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The codec seen from outside: bytes in [`codec`], the outer step in [`outer_step`].
+
+#![allow(clippy::float_cmp, reason = "bits are the contract here")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod codec;
+mod outer_step;
+mod samples;

@@ -1,0 +1,201 @@
+//! The outer step against an oracle that is as plain and slow as the rule, and against itself in any order.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use templar_codec::{Codec, Contribution, clip_factors, outer_step};
+use templar_protocol::{
+    layout::Layout,
+    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
+};
+
+use crate::samples::{codec, codecs, layout, stream, values};
+
+/// Contributions of `count` peers; the later ones louder, so that some are clipped.
+fn contributions(codec: &Codec, seed: u64, count: u64) -> Vec<Contribution> {
+    (0..count)
+        .map(|peer| {
+            let mut e = values(seed.wrapping_mul(1000).wrapping_add(peer), codec.layout().len());
+            for value in &mut e {
+                *value *= (1 + peer) as f32 / 8.0;
+            }
+            codec.decode(&codec.encode(&e).unwrap()).unwrap()
+        })
+        .collect()
+}
+
+/// Value by value: None where the contribution did not send the parameter.
+fn sparse(codec: &Codec, contribution: &Contribution, dense: bool) -> Vec<Option<f32>> {
+    let mut values = vec![0.0; codec.layout().len()];
+    contribution.add_scaled(&mut values, 1.0);
+    values.into_iter().map(|value| (dense || value != 0.0).then_some(value)).collect()
+}
+
+/// The rule of the module `aggregate`, parameter by parameter.
+fn oracle(theta: &[f32], sent: &[Vec<Option<f32>>], layout: &Layout, outer: &OuterSpec) -> Vec<f32> {
+    let mut next = theta.to_vec();
+    for tensor in layout.tensors() {
+        let norms: Vec<f64> = sent
+            .iter()
+            .map(|values| values[tensor.range()].iter().flatten().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt())
+            .collect();
+        let mut sorted = norms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
+        for index in tensor.range() {
+            let senders = sent.iter().filter(|values| values[index].is_some()).count();
+            let r = match outer.mean_over {
+                MeanOver::Peers => sent.len(),
+                MeanOver::Senders => senders.max(outer.min_senders as usize),
+            };
+            let mut sum = 0i128;
+            for (values, &norm) in sent.iter().zip(&norms) {
+                let clip = if norm == 0.0 { 1.0 } else { (median / norm).min(1.0) };
+                if let Some(value) = values[index] {
+                    let exact = f64::from(value) * clip * outer.rate / r as f64 * 2f64.powi(40);
+                    sum += exact.round_ties_even() as i128;
+                }
+            }
+            if sum != 0 {
+                next[index] = (f64::from(next[index]) - sum as f64 * 2f64.powi(-40)) as f32;
+            }
+        }
+    }
+    next
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn outers() -> impl Strategy<Value = OuterSpec> {
+    let mean_over = prop_oneof![Just(MeanOver::Peers), Just(MeanOver::Senders)];
+    (0.01..4.0f64, mean_over, 1u32..6).prop_map(|(rate, mean_over, min_senders)| OuterSpec {
+        rate,
+        mean_over,
+        min_senders,
+    })
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_oracle(codec in codecs(), seed: u64, count in 0u64..8, outer in outers()) {
+        let layout = codec.layout();
+        let theta = values(!seed, layout.len());
+        let contributions = contributions(&codec, seed, count);
+        // Dense payloads are as long as the model, so that their kind can be told from their length.
+        let dense = codec.max_payload_bytes() == 4 + 4 * layout.len() as u64;
+        let sent: Vec<_> = contributions.iter().map(|c| sparse(&codec, c, dense)).collect();
+        let found = outer_step(layout, &theta, &contributions.iter().collect::<Vec<_>>(), &outer);
+        let expected = oracle(&theta, &sent, layout, &outer);
+        prop_assert_eq!(bits(&found), bits(&expected));
+    }
+}
+
+/// A model of several segments, with tails; twenty peers; both rules.
+fn fixed_case() -> (Arc<Layout>, Vec<f32>, Vec<Contribution>) {
+    let lengths = [70_000, 256, 4096, 5000, 1];
+    let codec = codec(CodecKind::TopkSign, &lengths, 1024, 32, 2.0);
+    let layout = layout(&lengths);
+    let theta = values(77, layout.len());
+    let contributions = contributions(&codec, 42, 20);
+    (layout, theta, contributions)
+}
+
+#[test]
+fn threads_and_order_do_not_change_a_bit() {
+    let (layout, theta, contributions) = fixed_case();
+    let mut refs: Vec<&Contribution> = contributions.iter().collect();
+    let mut random = stream(3);
+    for (mean_over, golden) in [(MeanOver::Peers, GOLDEN_PEERS), (MeanOver::Senders, GOLDEN_SENDERS)] {
+        let outer = OuterSpec { rate: 0.7, mean_over, min_senders: 3 };
+        for threads in [1, 2, 4] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for _ in 0..3 {
+                random.shuffle(&mut refs);
+                let next = pool.install(|| outer_step(&layout, &theta, &refs, &outer));
+                assert_eq!(layout.state_root(&next).to_string(), golden, "{mean_over:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+/// State roots of the fixed case: a change here is a change of the protocol.
+const GOLDEN_PEERS: &str = "3d790ec603cdf58f953220ff83fb8e88fc3e1b928dffbdc2d711c297dda6e92d";
+const GOLDEN_SENDERS: &str = "105e9d404efe9cf7e39c6b8480072721c5ab334770f2ca2869145d6c8a8b420d";
+
+#[test]
+fn untouched_parameters_keep_their_bits() {
+    let codec = codec(CodecKind::TopkSign, &[64], 64, 2, 4.0);
+    let mut theta = vec![-0.0f32; 64];
+    (theta[5], theta[6]) = (1e-42, f32::MAX);
+    let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 };
+    assert_eq!(bits(&outer_step(codec.layout(), &theta, &[], &outer)), bits(&theta));
+    // Opposite contributions cancel to exactly nothing; one too small for 2^-40 is nothing.
+    let mut e = vec![0.0f32; 64];
+    (e[0], e[5]) = (0.3, 0.3);
+    let plus = codec.decode(&codec.encode(&e).unwrap()).unwrap();
+    for value in &mut e {
+        *value = -*value;
+    }
+    let minus = codec.decode(&codec.encode(&e).unwrap()).unwrap();
+    for value in &mut e {
+        *value *= 1e-13;
+    }
+    let tiny = codec.decode(&codec.encode(&e).unwrap()).unwrap();
+    for none in [vec![&plus, &minus], vec![&tiny], vec![&tiny, &plus, &minus]] {
+        let found = outer_step(codec.layout(), &theta, &none, &outer);
+        assert_eq!(bits(&found), bits(&theta));
+    }
+}
+
+#[test]
+fn the_largest_numbers_that_a_run_allows_do_not_overflow() {
+    let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 16, error_decay: 1.0, max_abs: 1024.0 };
+    let codec = Codec::new(layout(&[16]), &spec);
+    let loud = codec.decode(&codec.encode(&[f32::MAX; 16]).unwrap()).unwrap();
+    for mean_over in [MeanOver::Peers, MeanOver::Senders] {
+        let outer = OuterSpec { rate: 16.0, mean_over, min_senders: 1 };
+        let next = outer_step(codec.layout(), &[1.0; 16], &vec![&loud; 256], &outer);
+        assert_eq!(next, [-16_383.0; 16]);
+    }
+}
+
+#[test]
+fn loud_peers_are_clipped_to_the_lower_median() {
+    let codec = codec(CodecKind::DenseF32, &[2, 2], 16, 1, 4.0);
+    let peer = |first: f32, second: f32| codec.decode(&codec.encode(&[first, 0.0, 0.0, second]).unwrap()).unwrap();
+    let peers = [peer(4.0, 0.0), peer(1.0, 0.0), peer(2.0, 0.0), peer(0.5, 1.0)];
+    // Norms 0.5, 1, 2, 4: the lower median is 1. In the second tensor it is 0, so that who stands alone is silenced.
+    let factors = clip_factors(&peers.iter().collect::<Vec<_>>());
+    assert_eq!(factors, [[0.25, 1.0], [1.0, 1.0], [0.5, 1.0], [1.0, 0.0]]);
+    assert!(clip_factors(&[]).is_empty());
+}
+
+/// One peer of twenty: a twentieth under the mean over peers, an m-th under the mean over senders.
+#[test]
+fn a_lone_sender_is_divided_by_the_run_s_rule() {
+    let codec = codec(CodecKind::DenseF32, &[1], 16, 1, 4.0);
+    let sparse = crate::samples::codec(CodecKind::TopkSign, &[32], 32, 1, 4.0);
+    let at = |position: usize| {
+        let mut e = vec![0.0; 32];
+        e[position] = 1.0;
+        sparse.decode(&sparse.encode(&e).unwrap()).unwrap()
+    };
+    let (lone, crowd) = (at(7), at(3));
+    let mut peers = vec![&crowd; 19];
+    peers.push(&lone);
+    let step = |mean_over, min_senders| {
+        let next = outer_step(sparse.layout(), &[0.0; 32], &peers, &OuterSpec { rate: 1.0, mean_over, min_senders });
+        (next[3], next[7])
+    };
+    assert_eq!(step(MeanOver::Peers, 1), (-0.95, -0.05));
+    assert_eq!(step(MeanOver::Senders, 1), (-1.0, -1.0));
+    assert_eq!(step(MeanOver::Senders, 4), (-1.0, -0.25));
+    // A dense zero was sent all the same: it counts.
+    let value = |value: f32| codec.decode(&codec.encode(&[value]).unwrap()).unwrap();
+    let (one, also_one, zero) = (value(1.0), value(1.0), value(0.0));
+    let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 1 };
+    let next = outer_step(codec.layout(), &[0.0], &[&one, &zero, &also_one], &outer);
+    assert_eq!(next, [(-2.0f64 / 3.0) as f32]);
+}

@@ -1,0 +1,50 @@
+//! Small models and pseudo-gradients for the tests.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use templar_codec::Codec;
+use templar_protocol::{
+    hash::{Hasher, Stream},
+    layout::Layout,
+    run::{CodecKind, CodecSpec},
+};
+
+pub(crate) fn layout(lengths: &[u64]) -> Arc<Layout> {
+    Arc::new(Layout::new(lengths.iter().enumerate().map(|(index, &len)| (format!("tensor{index}"), vec![len]))))
+}
+
+pub(crate) fn codec(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32, max_abs: f64) -> Codec {
+    Codec::new(layout(lengths), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs })
+}
+
+/// Codecs of both kinds over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
+pub(crate) fn codecs() -> impl Strategy<Value = Codec> {
+    let kind = prop_oneof![3 => Just(CodecKind::TopkSign), 1 => Just(CodecKind::DenseF32)];
+    (kind, prop::collection::vec(0u64..200, 1..5), 1u32..=70, 0.0..1.0f64).prop_map(|(kind, lengths, chunk, share)| {
+        codec(kind, &lengths, chunk, 1 + (share * f64::from(chunk - 1)) as u32, 4.0)
+    })
+}
+
+pub(crate) fn stream(seed: u64) -> Stream {
+    let mut hasher = Hasher::new("templar codec test values");
+    hasher.update_value(&seed);
+    hasher.into_stream()
+}
+
+/// A made-up pseudo-gradient: values of many magnitudes, both signs, zeros and ties among them; some chunks empty.
+pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut stream = stream(seed);
+    let mut values: Vec<f32> = (0..len)
+        .map(|_| {
+            let exponent = -(stream.below(12) as i32);
+            (stream.below(33) as f32 - 16.0) * (exponent as f32).exp2() / 16.0
+        })
+        .collect();
+    for block in values.chunks_mut(61) {
+        if stream.below(6) == 0 {
+            block.fill(0.0);
+        }
+    }
+    values
+}

@@ -1,0 +1,226 @@
+//! Text to tokens and back: bytes by default, any Hugging Face `tokenizer.json` by option.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use templar_protocol::hash::Hash32;
+use tokenizers::models::ModelWrapper;
+
+use crate::manifest::{MAX_VOCAB, TokenizerId};
+
+/// Name of the tokenizer's copy in a data folder.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Longest accepted `tokenizer.json`, in bytes.
+pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// Names under which published tokenizers carry their end-of-text token; the first that a tokenizer knows is taken.
+pub const END_OF_TEXT_NAMES: [&str; 6] =
+    ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|im_end|>"];
+
+/// Text to tokens and back.
+#[derive(Debug, Clone)]
+pub enum Tokenizer {
+    /// One token a byte, and 256 for end of text. Fits every text, and its loss needs no conversion to bits per byte.
+    Bytes,
+    /// A Hugging Face tokenizer. One that drops or replaces what it does not know makes the bits per byte too low; all
+    /// byte-level ones (GPT-2, Llama 3, Gemma with byte fallback, …) know everything.
+    Json(Box<JsonTokenizer>),
+}
+
+/// A checked `tokenizer.json`.
+#[derive(Debug, Clone)]
+pub struct JsonTokenizer {
+    inner: tokenizers::Tokenizer,
+    hash: Hash32,
+    vocab_size: u32,
+    end_of_text: u32,
+}
+
+/// Why a tokenizer cannot be used, or a text not encoded with it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    #[error("cannot read the tokenizer {path}: {source}; check the path and its permissions", path = path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the tokenizer has more than {MAX_TOKENIZER_BYTES} bytes; it is not a usable tokenizer.json")]
+    TooLong,
+    #[error("the tokenizer's BLAKE3 is {found}, the manifest says {expected}; fetch tokenizer.json again")]
+    WrongHash { expected: Hash32, found: Hash32 },
+    #[error("the tokenizer is not a Hugging Face tokenizer.json: {reason}")]
+    Malformed { reason: String },
+    #[error("the tokenizer has dropout, so that one text gives different tokens; set model.dropout to null")]
+    Dropout,
+    #[error("the tokenizer has the token id {id}, above the {MAX_VOCAB} allowed; use one with dense ids")]
+    Vocabulary { id: u32 },
+    #[error("the tokenizer has no end-of-text token; add one of {END_OF_TEXT_NAMES:?} to its added_tokens")]
+    NoEndOfText,
+    #[error("the tokenizer cannot encode a text ({reason}); use one that covers all of Unicode, or byte tokens")]
+    Encode { reason: String },
+    #[error("the tokenizer produced token {token}, its vocabulary has {vocab_size}; use another tokenizer.json")]
+    Token { token: u32, vocab_size: u32 },
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    pub fn open(path: &Path) -> Result<Self, TokenizerError> {
+        Self::from_json(&read_bounded(path)?)
+    }
+
+    /// The tokenizer that made a manifest; `dir` is the data folder, whose `tokenizer.json` must have the right hash.
+    pub fn open_for(dir: &Path, id: &TokenizerId) -> Result<Self, TokenizerError> {
+        match id {
+            TokenizerId::Bytes => Ok(Self::Bytes),
+            TokenizerId::Json { hash } => {
+                let bytes = read_bounded(&dir.join(TOKENIZER_FILE))?;
+                let found = Hash32::of(&bytes);
+                if found != *hash {
+                    return Err(TokenizerError::WrongHash { expected: *hash, found });
+                }
+                Self::from_json(&bytes)
+            }
+        }
+    }
+
+    /// Parses the bytes of a `tokenizer.json`.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        if bytes.len() as u64 > MAX_TOKENIZER_BYTES {
+            return Err(TokenizerError::TooLong);
+        }
+        let malformed = |reason: &dyn ToString| TokenizerError::Malformed { reason: reason.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| malformed(&error))?;
+        if matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|rate| rate > 0.0)) {
+            return Err(TokenizerError::Dropout);
+        }
+        // A data set is all of its text, unpadded; and text that spells a special token is still text.
+        inner.with_truncation(None).map_err(|error| malformed(&error))?;
+        inner.with_padding(None);
+        inner.set_encode_special_tokens(true);
+        // Not the count of entries: ids may have gaps.
+        let last = inner.get_vocab(true).into_values().max().ok_or_else(|| malformed(&"empty vocabulary"))?;
+        if last >= MAX_VOCAB {
+            return Err(TokenizerError::Vocabulary { id: last });
+        }
+        let end_of_text =
+            END_OF_TEXT_NAMES.iter().find_map(|name| inner.token_to_id(name)).ok_or(TokenizerError::NoEndOfText)?;
+        let hash = Hash32::of(bytes);
+        Ok(Self::Json(Box::new(JsonTokenizer { inner, hash, vocab_size: last + 1, end_of_text })))
+    }
+
+    /// Tokens of a text, without end of text; each is below [`Tokenizer::vocab_size`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let json = match self {
+            Self::Bytes => return Ok(text.bytes().map(u32::from).collect()),
+            Self::Json(json) => json,
+        };
+        let encoding = json
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+        let tokens = encoding.get_ids().to_vec();
+        match tokens.iter().find(|&&token| token >= json.vocab_size) {
+            Some(&token) => Err(TokenizerError::Token { token, vocab_size: json.vocab_size }),
+            None => Ok(tokens),
+        }
+    }
+
+    /// Text of tokens, for people: end of text is left out, and what is no UTF-8 or no token becomes U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        match self {
+            Self::Bytes => {
+                let mut bytes = Vec::with_capacity(tokens.len());
+                for &token in tokens.iter().filter(|&&token| token != 256) {
+                    match u8::try_from(token) {
+                        Ok(byte) => bytes.push(byte),
+                        Err(_) => bytes.extend("\u{fffd}".bytes()),
+                    }
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Self::Json(json) => json.inner.decode(tokens, true).unwrap_or_else(|_| "\u{fffd}".to_owned()),
+        }
+    }
+
+    /// Tokens there are; every token is below it.
+    pub fn vocab_size(&self) -> u32 {
+        match self {
+            Self::Bytes => 257,
+            Self::Json(json) => json.vocab_size,
+        }
+    }
+
+    /// The token that follows each document.
+    pub fn end_of_text(&self) -> u32 {
+        match self {
+            Self::Bytes => 256,
+            Self::Json(json) => json.end_of_text,
+        }
+    }
+
+    /// What a manifest says about it.
+    pub fn id(&self) -> TokenizerId {
+        match self {
+            Self::Bytes => TokenizerId::Bytes,
+            Self::Json(json) => TokenizerId::Json { hash: json.hash },
+        }
+    }
+}
+
+/// The file, unless it is longer than any tokenizer.
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let io = |source| TokenizerError::Io { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    fs::File::open(path).map_err(io)?.take(MAX_TOKENIZER_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_TOKENIZER_BYTES { Err(TokenizerError::TooLong) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A byte-pair tokenizer of 8 tokens: a, b, c, space (Ġ), newline (Ċ), "ab", end of text, and a gap before 12.
+    pub(crate) const TINY: &str = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 6, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {"a": 0, "b": 1, "c": 2, "Ġ": 3, "Ċ": 4, "ab": 5, "<|endoftext|>": 6, "unused": 12},
+            "merges": ["a b"]}
+    }"#;
+
+    #[test]
+    fn bytes_round_trip_and_never_fail_to_decode() {
+        let text = "naïve\n日本";
+        let tokens = Tokenizer::Bytes.encode(text).unwrap();
+        assert_eq!(tokens.len(), text.len());
+        assert_eq!(Tokenizer::Bytes.decode(&tokens), text);
+        assert_eq!(Tokenizer::Bytes.decode(&[104, 256, 105, 255, 9999]), "hi\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn json_tokenizer_knows_its_vocabulary_and_end_of_text() {
+        let tokenizer = Tokenizer::from_json(TINY.as_bytes()).unwrap();
+        assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text()), (13, 6));
+        assert_eq!(tokenizer.encode("abc ab\n").unwrap(), [5, 2, 3, 5, 4]);
+        assert_eq!(tokenizer.decode(&[5, 2, 3, 5, 4, 6]), "abc ab\n");
+        // Text cannot forge the end of a document.
+        assert!(!tokenizer.encode("a<|endoftext|>b").unwrap().contains(&6));
+    }
+
+    #[test]
+    fn unusable_tokenizers_are_refused() {
+        let parse = |from: &str, to: &str| {
+            assert!(TINY.contains(from));
+            Tokenizer::from_json(TINY.replace(from, to).as_bytes()).unwrap_err()
+        };
+        assert!(matches!(parse("\"dropout\": null", "\"dropout\": 0.1"), TokenizerError::Dropout));
+        assert!(matches!(parse("\"unused\": 12", "\"unused\": 4000000000"), TokenizerError::Vocabulary { .. }));
+        assert!(matches!(parse("<|endoftext|>", "<|stop|>"), TokenizerError::NoEndOfText));
+        assert!(matches!(parse("\"BPE\"", "\"GPT\""), TokenizerError::Malformed { .. }));
+        assert!(matches!(Tokenizer::from_json(b"{}").unwrap_err(), TokenizerError::Malformed { .. }));
+    }
+}

@@ -1,0 +1,157 @@
+//! `config.json` of a Llama: what we write, and which of what others write we can run.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use templar_protocol::layout::ModelSpec;
+
+/// The text of `config.json`, for `transformers` 4 (`torch_dtype`, `rope_theta`) and 5 (`dtype`, `rope_parameters`).
+pub(super) fn write(spec: &ModelSpec, end_of_text: Option<u32>) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.ffn_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim(),
+        "max_position_embeddings": spec.seq_len,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope_theta,
+        "rope_scaling": null,
+        "rope_parameters": { "rope_type": "default", "rope_theta": spec.rope_theta },
+        "tie_word_embeddings": spec.tied_embeddings,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": true,
+        "bos_token_id": null,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+    })
+}
+
+/// The text of `generation_config.json`.
+pub(super) fn write_generation(end_of_text: Option<u32>) -> Value {
+    json!({
+        "do_sample": true,
+        "temperature": 1.0,
+        "bos_token_id": null,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+    })
+}
+
+/// The keys of a foreign `config.json` that decide what is computed; others are ignored.
+#[derive(Debug, Deserialize)]
+struct LlamaConfig {
+    model_type: String,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    vocab_size: u64,
+    hidden_size: u64,
+    intermediate_size: u64,
+    num_hidden_layers: u64,
+    num_attention_heads: u64,
+    num_key_value_heads: Option<u64>,
+    head_dim: Option<u64>,
+    max_position_embeddings: u64,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<RopeParameters>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    quantization_config: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RopeParameters {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+/// Parses a foreign `config.json`; an error says which key we cannot run and why.
+pub(super) fn read(text: &[u8]) -> Result<ModelSpec, String> {
+    let config: LlamaConfig = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    unsupported(&config)?;
+    let rope_theta = config.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(config.rope_theta);
+    let spec = ModelSpec {
+        vocab_size: within("vocab_size", config.vocab_size, 2, 1 << 20)?,
+        hidden_size: within("hidden_size", config.hidden_size, 2, 1 << 16)?,
+        layers: within("num_hidden_layers", config.num_hidden_layers, 1, 1024)?,
+        heads: within("num_attention_heads", config.num_attention_heads, 1, 1 << 16)?,
+        kv_heads: within(
+            "num_key_value_heads",
+            config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+            1,
+            config.num_attention_heads,
+        )?,
+        ffn_size: within("intermediate_size", config.intermediate_size, 1, 1 << 20)?,
+        seq_len: within("max_position_embeddings", config.max_position_embeddings, 2, 1 << 20)?,
+        rope_theta: rope_theta.unwrap_or(10_000.0),
+        norm_eps: config.rms_norm_eps,
+        tied_embeddings: config.tie_word_embeddings,
+    };
+    shape_is_possible(&spec, config.head_dim)?;
+    Ok(spec)
+}
+
+fn unsupported(config: &LlamaConfig) -> Result<(), String> {
+    let scaled = config.rope_scaling.as_ref().is_some_and(|scaling| {
+        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
+        !scaling.is_null() && kind != Some("default")
+    });
+    let kind = config.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()).unwrap_or("default");
+    let refused = [
+        (config.model_type != "llama", "`model_type` is not \"llama\""),
+        (config.hidden_act != "silu", "`hidden_act` is not \"silu\""),
+        (config.attention_bias || config.mlp_bias, "the projections have biases"),
+        (scaled || kind != "default", "the rotary embedding is scaled"),
+        (config.quantization_config.as_ref().is_some_and(|value| !value.is_null()), "the weights are quantised"),
+    ];
+    match refused.iter().find(|(is, _)| *is) {
+        Some((_, why)) => Err(format!("{why}; only plain Llama models can be read")),
+        None => Ok(()),
+    }
+}
+
+fn shape_is_possible(spec: &ModelSpec, head_dim: Option<u64>) -> Result<(), String> {
+    let even = spec.hidden_size.is_multiple_of(spec.heads) && spec.head_dim().is_multiple_of(2);
+    if !even || !spec.heads.is_multiple_of(spec.kv_heads) {
+        return Err(format!(
+            "{} hidden values, {} heads and {} key-value heads do not fit together (heads of equal, even size)",
+            spec.hidden_size, spec.heads, spec.kv_heads
+        ));
+    }
+    if head_dim.is_some_and(|dim| dim != u64::from(spec.head_dim())) {
+        return Err(format!("`head_dim` is not hidden_size / num_attention_heads = {}", spec.head_dim()));
+    }
+    if !(1.0..=1e12).contains(&spec.rope_theta) {
+        return Err(format!("`rope_theta` is {}, but must lie in 1 ..= 1e12", spec.rope_theta));
+    }
+    if !(1e-12..=1e-1).contains(&spec.norm_eps) {
+        return Err(format!("`rms_norm_eps` is {}, but must lie in 1e-12 ..= 0.1", spec.norm_eps));
+    }
+    Ok(())
+}
+
+fn within(key: &str, found: u64, min: u64, max: u64) -> Result<u32, String> {
+    match u32::try_from(found) {
+        Ok(value) if (min..=max).contains(&found) => Ok(value),
+        _ => Err(format!("`{key}` is {found}, but must lie in {min} ..= {max}")),
+    }
+}

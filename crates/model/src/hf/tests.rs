@@ -1,0 +1,164 @@
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+use templar_protocol::layout::{Layout, ModelSpec};
+
+use super::{export::export_in_shards, *};
+
+fn tiny(tied_embeddings: bool) -> ModelSpec {
+    ModelSpec {
+        vocab_size: 32,
+        hidden_size: 16,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn_size: 24,
+        seq_len: 8,
+        rope_theta: 12_345.5,
+        norm_eps: 1e-5,
+        tied_embeddings,
+    }
+}
+
+fn theta(spec: &ModelSpec) -> Vec<f32> {
+    let mut theta = Layout::llama(spec).theta0(spec, 3);
+    theta[0] = -0.0;
+    theta[1] = f32::MIN_POSITIVE / 4.0;
+    theta
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn what_is_exported_is_imported_bit_by_bit() {
+    for tied in [false, true] {
+        let (spec, dir) = (tiny(tied), tempfile::tempdir().unwrap());
+        let theta = theta(&spec);
+        // Shards first: the single file must replace them.
+        for shard_bytes in [3000, 1 << 30] {
+            export_in_shards(dir.path(), &spec, &theta, Some(5), shard_bytes).unwrap();
+            assert_eq!(dir.path().join(INDEX).exists(), shard_bytes == 3000);
+            let (read_spec, read_theta) = import(dir.path()).unwrap();
+            assert_eq!(read_spec, spec);
+            assert_eq!(bits(&read_theta), bits(&theta));
+        }
+    }
+    let error = export(Path::new("unused"), &tiny(false), &[0.0], None).unwrap_err();
+    assert!(matches!(error, ExportError::WrongLength { found: 1, .. }));
+}
+
+/// Rewrites an exported model's weights by `edit` over (header, data).
+fn rewrite(dir: &Path, edit: impl Fn(&mut Value, &mut Vec<u8>)) {
+    let file = fs::read(dir.join(WEIGHTS)).unwrap();
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let mut data = file[8 + length..].to_vec();
+    edit(&mut header, &mut data);
+    let header = header.to_string().into_bytes();
+    fs::write(dir.join(WEIGHTS), [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
+}
+
+fn exported() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), &tiny(false), &theta(&tiny(false)), None).unwrap();
+    dir
+}
+
+#[test]
+fn half_precision_is_widened() {
+    let spec = tiny(false);
+    for (kind, one) in [("BF16", 0x3f80u16), ("F16", 0x3c00)] {
+        let dir = exported();
+        rewrite(dir.path(), |header, data| {
+            let tensors = header.as_object_mut().unwrap();
+            tensors.remove("__metadata__");
+            for tensor in tensors.values_mut() {
+                tensor["dtype"] = json!(kind);
+                for offset in tensor["data_offsets"].as_array_mut().unwrap() {
+                    *offset = json!(offset.as_u64().unwrap() / 2);
+                }
+            }
+            *data = one.to_le_bytes().repeat(data.len() / 4);
+        });
+        assert_eq!(import(dir.path()).unwrap().1, vec![1.0; Layout::llama(&spec).len()]);
+    }
+}
+
+#[test]
+fn hostile_weights_are_errors() {
+    const NORM: &str = "model.norm.weight";
+    type Edit = fn(&mut Value, &mut Vec<u8>);
+    let cases: [(Edit, &str); 8] = [
+        (|_, data| data.truncate(100), "its tensors take"),
+        (|header, _| header[NORM]["shape"] = json!([4, 4]), "has shape [4, 4], but config.json asks for [16]"),
+        (|header, _| header[NORM]["dtype"] = json!("I32"), "has elements of type I32"),
+        (|header, _| header[NORM]["shape"] = json!([usize::MAX, 16]), "no safetensors file"),
+        (|header, _| header[NORM]["data_offsets"] = json!([0, 64]), "no safetensors file"),
+        (
+            |header, data| {
+                header["extra"] = json!({ "dtype": "F32", "shape": [1], "data_offsets": [data.len(), data.len() + 4] });
+                data.extend([0; 4]);
+            },
+            "tensor extra is in the weights",
+        ),
+        (
+            |header, _| {
+                let norm = header[NORM].take();
+                header.as_object_mut().unwrap().remove(NORM);
+                header["renamed"] = norm;
+            },
+            "tensor model.norm.weight is missing",
+        ),
+        (|_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()), "not finite"),
+    ];
+    for (edit, expected) in cases {
+        let dir = exported();
+        rewrite(dir.path(), edit);
+        let error = import(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+    let dir = exported();
+    fs::write(dir.path().join(WEIGHTS), u64::MAX.to_le_bytes()).unwrap();
+    assert!(import(dir.path()).unwrap_err().to_string().contains("header claims"));
+}
+
+#[test]
+fn hostile_configurations_are_errors() {
+    let cases = [
+        ("hidden_size", json!(15), "do not fit together"),
+        ("num_attention_heads", json!(0), "`num_attention_heads` is 0"),
+        ("num_hidden_layers", json!(u64::MAX), "must lie in 1 ..= 1024"),
+        ("vocab_size", json!(-1), "invalid value"),
+        ("head_dim", json!(8), "`head_dim` is not"),
+        ("rms_norm_eps", json!(0.0), "`rms_norm_eps` is 0"),
+        ("rope_parameters", json!({ "rope_type": "llama3", "rope_theta": 1e4 }), "is scaled"),
+        ("rope_scaling", json!({ "type": "linear", "factor": 2.0 }), "is scaled"),
+        ("attention_bias", json!(true), "biases"),
+        ("model_type", json!("mistral"), "not \"llama\""),
+        ("tie_word_embeddings", json!(true), ""),
+    ];
+    for (key, value, expected) in cases {
+        let dir = exported();
+        let path = dir.path().join(CONFIG);
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        match import(dir.path()) {
+            // A tied model may carry a copy of its embedding as output projection.
+            Ok((spec, _)) => assert!(spec.tied_embeddings && expected.is_empty()),
+            Err(error) => assert!(error.to_string().contains(expected) && !expected.is_empty(), "{key}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn index_cannot_reach_out_of_the_folder() {
+    for name in ["../model.safetensors", "/etc/x.safetensors", "..", "a\\b.safetensors", ""] {
+        let dir = exported();
+        fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
+        fs::write(dir.path().join(INDEX), json!({ "weight_map": { "x": name } }).to_string()).unwrap();
+        assert!(matches!(import(dir.path()), Err(ImportError::Index { .. })), "{name}");
+    }
+}

@@ -1,0 +1,143 @@
+//! What drawn miners' contributions did to the loss. Runs on a thread of its own.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use templar_data::Split;
+use templar_protocol::fault::FaultKind;
+use templar_protocol::hash::{Hash32, Stream};
+use templar_protocol::roster::EntryId;
+use templar_protocol::score::{Evaluation, Observation, draw, draws};
+use templar_train::{TokenBatch, TrainError, Trainer};
+
+use crate::core::Core;
+use crate::error::NodeError;
+use crate::fetch::Opened;
+use crate::intake::Intake;
+use crate::miner::batch;
+
+/// One window's evaluation, ready to run.
+#[derive(Debug)]
+pub struct Task {
+    pub window: u64,
+    base: Arc<Vec<f32>>,
+    miners: Vec<(EntryId, Result<Arc<Opened>, FaultKind>, Vec<u64>)>,
+    unseen: Vec<u64>,
+    /// θ to validate on held-out text, and on how many of its samples.
+    validation: Option<(Arc<Vec<f32>>, u64)>,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub observations: Vec<(EntryId, Observation)>,
+    /// Mean loss on held-out text, in nats per token.
+    pub held_out_loss: Option<f64>,
+}
+
+/// A trainer and what it found.
+pub struct Evaluated {
+    pub window: u64,
+    pub trainer: Box<dyn Trainer>,
+    pub report: Result<Report, NodeError>,
+}
+
+impl Task {
+    /// Whom and on what comes from the block at the put deadline: no miner could know it when it committed.
+    pub fn new(
+        core: &Core,
+        own: &EntryId,
+        intake: &Intake,
+        put_hash: &Hash32,
+        base: Arc<Vec<f32>>,
+        validation: Option<(Arc<Vec<f32>>, u64)>,
+    ) -> Self {
+        let (drawn, mut stream) = drawn_miners(core, own, intake, put_hash);
+        let stream = &mut stream;
+        let count = core.spec.scoring.sequences as usize;
+        let assignment = &intake.window.assignment;
+        let unseen = assignment.draw_unassigned(stream, count);
+        let miners = intake
+            .verdicts()
+            .filter(|(entry, _)| drawn.contains(entry))
+            .map(|(entry, verdict)| (*entry, verdict.cloned(), draw(stream, &assignment.slice(entry), count)))
+            .collect();
+        Self { window: intake.window.number, base, miners, unseen, validation }
+    }
+
+    pub fn run(self, core: Arc<Core>, mut trainer: Box<dyn Trainer>) -> BoxFuture<'static, Evaluated> {
+        let compute = core.compute;
+        compute.run(move || {
+            let report = self.evaluate(&core, trainer.as_mut());
+            Evaluated { window: self.window, trainer, report }
+        })
+    }
+
+    fn evaluate(&self, core: &Core, trainer: &mut dyn Trainer) -> Result<Report, NodeError> {
+        let mut report = Report::default();
+        let step = -core.spec.scoring.step_fraction * core.spec.outer.rate;
+        let unseen = self.unseen_batch(core)?;
+        let unseen_before = mean(&trainer.evaluate(&self.base, &unseen)?);
+        for (entry, verdict, samples) in &self.miners {
+            let observation = match verdict {
+                Err(fault) => Observation::Faulted(*fault),
+                Ok(opened) => {
+                    let own = batch(core, Split::Train, samples)?;
+                    let mut theta = self.base.as_ref().clone();
+                    opened.contribution.add_scaled(&mut theta, step);
+                    Observation::Evaluated(Evaluation {
+                        own_before: mean(&trainer.evaluate(&self.base, &own)?),
+                        own_after: loss_after(trainer, &theta, &own)?,
+                        unseen_before,
+                        unseen_after: loss_after(trainer, &theta, &unseen)?,
+                    })
+                }
+            };
+            report.observations.push((*entry, observation));
+        }
+        report.held_out_loss = self.validate(core, trainer)?;
+        Ok(report)
+    }
+
+    /// A dataset so small that the window used all of it leaves held-out text as the only unseen one.
+    fn unseen_batch(&self, core: &Core) -> Result<TokenBatch, NodeError> {
+        if !self.unseen.is_empty() {
+            return batch(core, Split::Train, &self.unseen);
+        }
+        let count = u64::from(core.spec.scoring.sequences).min(core.dataset.samples(Split::HeldOut));
+        batch(core, Split::HeldOut, &(0..count).collect::<Vec<_>>())
+    }
+
+    fn validate(&self, core: &Core, trainer: &mut dyn Trainer) -> Result<Option<f64>, NodeError> {
+        let Some((theta, samples)) = &self.validation else { return Ok(None) };
+        let available = core.dataset.samples(Split::HeldOut);
+        // Evenly spread over the held-out text, the same ones in every window.
+        let count = (*samples).min(available).max(1);
+        let picked: Vec<u64> = (0..count).map(|nth| nth * available / count).collect();
+        let mut losses = Vec::new();
+        for group in picked.chunks(16) {
+            losses.extend(trainer.evaluate(theta, &batch(core, Split::HeldOut, group)?)?);
+        }
+        Ok(Some(mean(&losses)))
+    }
+}
+
+/// A contribution that drives the loss to infinity is a bad contribution, not an error of the validator's.
+fn loss_after(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<f64, NodeError> {
+    match trainer.evaluate(theta, batch) {
+        Ok(losses) => Ok(mean(&losses)),
+        Err(TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteParameter { .. }) => Ok(f64::INFINITY),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len().max(1) as f64
+}
+
+/// The miners that this validator evaluates in a window, from its whole roster, and the stream for further draws.
+pub fn drawn_miners(core: &Core, own: &EntryId, intake: &Intake, put_hash: &Hash32) -> (Vec<EntryId>, Stream) {
+    let miners: Vec<EntryId> = intake.window.roster.miners.iter().map(|miner| miner.entry).collect();
+    let mut stream = draws(put_hash, own);
+    (draw(&mut stream, &miners, core.spec.scoring.draws as usize), stream)
+}

@@ -1,0 +1,127 @@
+//! Contributions from strangers' buckets: fetched by name, trusted by hash, opened and decoded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use templar_codec::Contribution;
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::fault::FaultKind;
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::{HEADER_BYTES_MAX, HeaderContext, SignedHeader};
+use templar_protocol::seal::{OpenError, SealKey};
+use templar_store::{StoreError, keys};
+
+use crate::core::Core;
+
+/// A contribution that passed every check, with all that others need to open it too.
+#[derive(Debug)]
+pub struct Opened {
+    pub header: SignedHeader,
+    pub ciphertext: Bytes,
+    pub key: SealKey,
+    pub contribution: Contribution,
+}
+
+/// Where the objects of one contribution lie.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub bucket: BucketLocator,
+    pub header: String,
+    pub payload: String,
+    pub key: String,
+}
+
+impl Place {
+    /// In the miner's own bucket.
+    pub fn of_miner(core: &Core, bucket: &BucketLocator, window: u64) -> Self {
+        Self {
+            bucket: bucket.clone(),
+            header: keys::window_header(core.run, window),
+            payload: keys::window_payload(core.run, window),
+            key: keys::window_key(core.run, window),
+        }
+    }
+
+    /// In the bucket of a validator that voted for it, by the hash of its header.
+    pub fn of_holder(core: &Core, bucket: &BucketLocator, window: u64, header_hash: &Hash32) -> Self {
+        Self {
+            bucket: bucket.clone(),
+            header: keys::held_header(core.run, window, header_hash),
+            payload: keys::held_payload(core.run, window, header_hash),
+            key: keys::held_key(core.run, window, header_hash),
+        }
+    }
+}
+
+/// The committed header, in order.
+pub async fn header(
+    core: &Core,
+    place: &Place,
+    committed: &Hash32,
+    context: Option<&HeaderContext>,
+) -> Result<SignedHeader, FaultKind> {
+    let bytes = core.store.get(&place.bucket, &place.header, HEADER_BYTES_MAX).await;
+    let bytes = bytes.map_err(|error| fault(&error, FaultKind::HeaderMalformed, FaultKind::HeaderUnavailable))?;
+    let signed = SignedHeader::from_bytes(&bytes, committed)?;
+    context.map_or(Ok(()), |context| context.check(&signed.header))?;
+    Ok(signed)
+}
+
+/// The ciphertext that `header` names. Its size is checked before anything is downloaded.
+pub async fn ciphertext(core: &Core, place: &Place, header: &SignedHeader) -> Result<Bytes, FaultKind> {
+    let expected_bytes = header.header.ciphertext_bytes;
+    let bytes = core.store.get(&place.bucket, &place.payload, expected_bytes).await;
+    let bytes = bytes.map_err(|error| fault(&error, FaultKind::PayloadMismatch, FaultKind::PayloadUnavailable))?;
+    if bytes.len() as u64 != expected_bytes || Hash32::of(&bytes) != header.header.ciphertext_hash {
+        return Err(FaultKind::PayloadMismatch);
+    }
+    Ok(bytes)
+}
+
+/// The published key.
+pub async fn key(core: &Core, place: &Place) -> Result<SealKey, FaultKind> {
+    let bytes = core.store.get(&place.bucket, &place.key, 32).await;
+    let bytes = bytes.map_err(|error| fault(&error, FaultKind::KeyMismatch, FaultKind::NotOpened))?;
+    SealKey::from_bytes(&bytes).map_err(|_| FaultKind::KeyMismatch)
+}
+
+/// Opens and decodes: the step from bytes to a contribution. Runs where `core.compute` says.
+pub async fn open(
+    core: &Core,
+    header: SignedHeader,
+    ciphertext: Bytes,
+    key: SealKey,
+) -> Result<Arc<Opened>, FaultKind> {
+    let codec = core.codec.clone();
+    let work = move || {
+        let payload = key.open(ciphertext.to_vec(), &header.header.key_commitment).map_err(|error| match error {
+            OpenError::NotAuthentic => FaultKind::SealBroken,
+            _ => FaultKind::KeyMismatch,
+        })?;
+        let contribution = codec.decode(&payload).map_err(|_| FaultKind::PayloadMalformed)?;
+        Ok(Arc::new(Opened { header, ciphertext, key, contribution }))
+    };
+    core.compute.run(work).await
+}
+
+/// All of a contribution that is certified, from wherever it is still served.
+pub async fn certified(core: &Core, places: &[Place], committed: &Hash32) -> Option<Arc<Opened>> {
+    for place in places {
+        let attempt = async {
+            let header = header(core, place, committed, None).await?;
+            let ciphertext = ciphertext(core, place, &header).await?;
+            let key = key(core, place).await?;
+            open(core, header, ciphertext, key).await
+        };
+        match attempt.await {
+            Ok(opened) => return Some(opened),
+            Err(fault) => tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here"),
+        }
+    }
+    None
+}
+
+/// An oversized object is the miner's lie; one that cannot be had is storage's fault or not there yet.
+fn fault(error: &StoreError, oversized: FaultKind, unavailable: FaultKind) -> FaultKind {
+    if matches!(error, StoreError::TooLarge { .. }) { oversized } else { unavailable }
+}

@@ -1,0 +1,173 @@
+//! The loop that drives a miner or a validator: one block after the other, and the long computation beside it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use templar_chain::{Chain, Head};
+use tokio::sync::watch;
+
+use crate::core::Core;
+use crate::error::NodeError;
+use crate::evaluate::Evaluated;
+use crate::events::Event;
+use crate::miner::{self, Miner};
+use crate::signals::Signals;
+use crate::validator::{self, Validator};
+
+/// Pause before what failed is tried again, where no new block comes first.
+const RETRY: Duration = Duration::from_millis(500);
+/// Pause before the chain is asked again after its connection was lost.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// What it takes to run a node.
+pub struct Setup {
+    /// Its name in events.
+    pub name: String,
+    pub role: Role,
+    pub spec: RunSpec,
+    pub keypair: Keypair,
+    pub chain: Arc<dyn Chain>,
+    pub store: Arc<dyn Store>,
+    pub dataset: Arc<Dataset>,
+    pub trainer: Box<dyn Trainer>,
+    /// Where its local state lies, by run.
+    pub state_folder: PathBuf,
+    pub options: ValidatorOptions,
+    pub compute: Compute,
+    pub events: mpsc::Sender<NodeEvent>,
+}
+
+impl Setup {
+    /// Runs the node until `stop` is true.
+    pub async fn run(self, stop: watch::Receiver<bool>) -> Result<(), NodeError> {
+        let events = Events::new(self.name, self.events);
+        let core =
+            Core::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
+        let core = Arc::new(core);
+        let local = Local::open(&self.state_folder, core.run)?;
+        let signals = Signals::default();
+        let node = match self.role {
+            Role::Miner => {
+                Node::Miner(Box::new(Miner::open(core.clone(), signals.clone(), local, self.trainer).await?))
+            }
+            Role::Validator => {
+                Node::Validator(Box::new(Validator::open(core.clone(), local, self.trainer, self.options).await?))
+            }
+        };
+        node.run(&core, &signals, stop).await
+    }
+}
+
+/// A node of one run.
+#[derive(Debug)]
+pub enum Node {
+    Miner(Box<Miner>),
+    Validator(Box<Validator>),
+}
+
+/// The long computation of a node.
+enum Job {
+    Train(miner::Job),
+    Evaluate(validator::Job),
+}
+
+enum Done {
+    Trained(Box<miner::Finished>),
+    Evaluated(Box<Evaluated>),
+}
+
+impl Node {
+    /// Runs until `stop` is true. Only errors that no retry can mend end it earlier.
+    pub async fn run(
+        mut self,
+        core: &Core,
+        signals: &Signals,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), NodeError> {
+        let mut job: Option<Job> = None;
+        let mut paced = None;
+        while !*stop.borrow() {
+            let Some(mut heads) = subscribe(core).await else {
+                tokio::select! { biased; _ = stop.changed() => {}, () = tokio::time::sleep(RECONNECT) => {} }
+                continue;
+            };
+            let mut retry = false;
+            loop {
+                let result = tokio::select! {
+                    biased;
+                    _ = stop.changed() => { signals.stop(); return Ok(()) }
+                    done = finish(&mut job) => self.on_job(done).await,
+                    head = heads.next() => match head {
+                        Some(head) => { signals.set_head(head.number); self.on_head(head.number).await }
+                        None => break,
+                    },
+                    () = tokio::time::sleep(RETRY), if retry => self.on_head(signals.head()).await,
+                };
+                retry = result.is_err();
+                match result {
+                    Ok(next) => job = job.or(next),
+                    Err(error) if error.is_fatal() => return Err(error),
+                    Err(error) => core.emit(Event::Trouble { what: error.to_string() }).await,
+                }
+                if !retry {
+                    self.pace(core, &mut paced).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_head(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
+        match self {
+            Self::Miner(miner) => Ok(miner.on_head(head).await?.map(Job::Train)),
+            Self::Validator(validator) => Ok(validator.on_head(head).await?.map(Job::Evaluate)),
+        }
+    }
+
+    async fn on_job(&mut self, done: Done) -> Result<Option<Job>, NodeError> {
+        match (self, done) {
+            (Self::Miner(miner), Done::Trained(finished)) => {
+                miner.on_job(*finished).await?;
+                Ok(None)
+            }
+            (Self::Validator(validator), Done::Evaluated(evaluated)) => {
+                Ok(validator.on_job(*evaluated).await?.map(Job::Evaluate))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets a paced development chain go on as far as this node is concerned.
+    async fn pace(&self, core: &Core, paced: &mut Option<u64>) {
+        let through = match self {
+            Self::Miner(miner) => miner.paced_through(),
+            Self::Validator(validator) => validator.paced_through(),
+        };
+        if *paced != Some(through) && core.chain.pace(&core.keypair.hotkey(), through).await.is_ok() {
+            *paced = Some(through);
+        }
+    }
+}
+
+async fn subscribe(core: &Core) -> Option<futures::stream::BoxStream<'static, Head>> {
+    match core.chain.heads().await {
+        Ok(heads) => Some(heads),
+        Err(error) => {
+            core.emit(Event::Trouble { what: format!("no heads from the chain: {error}") }).await;
+            None
+        }
+    }
+}
+
+async fn finish(job: &mut Option<Job>) -> Done {
+    let done = match job {
+        Some(Job::Train(work)) => Done::Trained(Box::new(work.await)),
+        Some(Job::Evaluate(work)) => Done::Evaluated(Box::new(work.await)),
+        None => std::future::pending::<BoxFuture<'static, Done>>().await.await,
+    };
+    *job = None;
+    done
+}

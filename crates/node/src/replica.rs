@@ -1,0 +1,260 @@
+//! A node's copy of the replicated state: θ and the [`RunState`] that names it, moved on by certificates alone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use templar_codec::outer_step;
+use templar_protocol::certificate::{Certificate, Outcome, certified_root, certify, read_ballots};
+use templar_protocol::hash::Hash32;
+use templar_protocol::roster::{EntryId, Roster, Snapshot, Uid};
+use templar_protocol::state::RunState;
+use templar_protocol::word::HeaderWord;
+
+use crate::checkpoint;
+use crate::core::Core;
+use crate::error::NodeError;
+use crate::events::{Event, Source, Verdict};
+use crate::fetch::{self, Opened, Place};
+use crate::local::Local;
+use crate::window::{Window, commitment_of, participants};
+
+/// States kept in memory: the present one, and with a delay of one window the one before, from which windows start.
+const RECENT: usize = 3;
+
+/// A state with its θ.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub run: RunState,
+    pub theta: Arc<Vec<f32>>,
+}
+
+/// A window that was just settled.
+#[derive(Debug)]
+pub struct Settled {
+    pub window: Window,
+    pub certificate: Certificate,
+    /// θ that the window's contributions were trained from, if this node still has it.
+    pub base_theta: Option<Arc<Vec<f32>>>,
+}
+
+/// The recent states of one node, newest last.
+#[derive(Debug)]
+pub struct Replica {
+    recent: VecDeque<State>,
+    /// The state before the first of `recent`, where its θ is not at hand: with a delay of one window, the state from
+    /// which the next window to settle starts.
+    older: Option<RunState>,
+}
+
+impl Replica {
+    /// The newest complete state on the local disk, else θ₀.
+    pub fn open(core: &Core, local: &Local) -> Result<(Self, Source), NodeError> {
+        let stored = local.states(core.run)?;
+        for run in &stored {
+            if let Some(theta) = local.theta(run, core.codec.layout()) {
+                let state = State { run: run.clone(), theta: Arc::new(theta) };
+                return Ok((Self::from_state(state, before(run, &stored)), Source::Local));
+            }
+        }
+        Ok((Self::from_state(genesis(core)?, None), Source::Genesis))
+    }
+
+    fn from_state(state: State, older: Option<RunState>) -> Self {
+        Self { recent: VecDeque::from([state]), older }
+    }
+
+    pub fn newest(&self) -> &State {
+        self.recent.back().expect("a replica always has a state")
+    }
+
+    /// The state that `window` starts from, if this node has it by now and still.
+    pub fn base(&self, core: &Core, window: u64) -> Option<&State> {
+        let settled = core.schedule.settled_before(window);
+        self.recent.iter().find(|state| state.run.settled == settled)
+    }
+
+    /// The state before the newest.
+    pub fn previous(&self) -> Option<&RunState> {
+        let nth = self.recent.len().checked_sub(2);
+        nth.map_or(self.older.as_ref(), |nth| Some(&self.recent[nth].run))
+    }
+
+    /// Settles the next window if its vote deadline is at or before `head`. `opened` is what this node has opened
+    /// itself; the rest is fetched from whoever serves it.
+    pub async fn advance(
+        &mut self,
+        core: &Core,
+        head: u64,
+        opened: &[Arc<Opened>],
+    ) -> Result<Option<Settled>, NodeError> {
+        let number = self.newest().run.settled;
+        if core.schedule.vote_deadline(number) > head {
+            return Ok(None);
+        }
+        let base = self.base(core, number).cloned();
+        let base_run = base.as_ref().map(|state| &state.run).or(self.older.as_ref());
+        let base_run = base_run.filter(|run| run.settled == core.schedule.settled_before(number));
+        let window = Window::load(core, number, base_run.ok_or(NodeError::NoBase { window: number })?).await?;
+        let at_vote = core.snapshot(core.schedule.vote_deadline(number)).await?;
+        let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
+        let certificate = certify(number, &window.roster, &window.candidates, core.spec.roster.gather, &ballots);
+        if let Some(certified) = certificate.root()
+            && certified != window.base_digest
+        {
+            core.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
+            return Err(NodeError::Diverged { window: number });
+        }
+        let contributions = collect(core, &window, &certificate, opened).await?;
+        let stepped = self.step(core, &window, &certificate, &contributions).await;
+        self.push(stepped);
+        emit_settled(core, &certificate, &contributions, self.newest()).await;
+        Ok(Some(Settled { window, certificate, base_theta: base.map(|state| state.theta) }))
+    }
+
+    async fn step(
+        &self,
+        core: &Core,
+        window: &Window,
+        certificate: &Certificate,
+        contributions: &[Arc<Opened>],
+    ) -> State {
+        let newest = self.newest();
+        let cursor = window.assignment.next_cursor();
+        if contributions.is_empty() {
+            let run = newest.run.settle(&core.spec, certificate, cursor, newest.run.theta_root);
+            return State { run, theta: newest.theta.clone() };
+        }
+        let (theta, contributions) = (newest.theta.clone(), contributions.to_vec());
+        let (codec, outer) = (core.codec.clone(), core.spec.outer.clone());
+        let work = move || {
+            let parts: Vec<_> = contributions.iter().map(|opened| &opened.contribution).collect();
+            let theta = outer_step(codec.layout(), &theta, &parts, &outer);
+            let root = codec.layout().state_root(&theta);
+            (theta, root)
+        };
+        let (theta, root) = core.compute.run(work).await;
+        State { run: newest.run.settle(&core.spec, certificate, cursor, root), theta: Arc::new(theta) }
+    }
+
+    fn push(&mut self, state: State) {
+        self.recent.push_back(state);
+        while self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Takes over the newest certified state that can be had: from the local disk if one of its states is certified,
+    /// else from a validator's checkpoint, else θ₀. Replaying from there to the head is [`Replica::advance`]'s work.
+    pub async fn resynchronise(&mut self, core: &Core, local: &Local, head: u64) -> Result<(), NodeError> {
+        let stored = local.states(core.run)?;
+        let newest_window = self.newest_voted_window(core, head);
+        let mut checked = 0;
+        for window in (0..newest_window).rev() {
+            let (roster, _) = participants(core, window).await?;
+            let at_vote = core.snapshot(core.schedule.vote_deadline(window)).await?;
+            let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
+            if let Some(run) = stored.iter().find(|run| run.digest() == root)
+                && let Some(theta) = local.theta(run, core.codec.layout())
+            {
+                let state = State { run: run.clone(), theta: Arc::new(theta) };
+                return Ok(self.adopt(core, state, before(run, &stored), Source::Local).await);
+            }
+            if let Some((state, previous)) = checkpoint::fetch(core, &roster, &root).await {
+                return Ok(self.adopt(core, state, previous, Source::Checkpoint).await);
+            }
+            checked += 1;
+            if checked > 4 * core.spec.windows.checkpoint_every_windows {
+                return Err(NodeError::NoCheckpoint { window: newest_window });
+            }
+        }
+        let genesis = genesis(core)?;
+        Ok(self.adopt(core, genesis, None, Source::Genesis).await)
+    }
+
+    /// Windows before this one have had their vote.
+    fn newest_voted_window(&self, core: &Core, head: u64) -> u64 {
+        let at = core.schedule.window_at(head).map_or(0, |window| window + 1);
+        (0..at).rev().find(|&window| core.schedule.vote_deadline(window) <= head).map_or(0, |window| window + 1)
+    }
+
+    async fn adopt(&mut self, core: &Core, state: State, previous: Option<RunState>, from: Source) {
+        let (settled, state_root) = (state.run.settled, state.run.theta_root);
+        *self = Self::from_state(state, previous);
+        core.emit(Event::Adopted { settled, state_root, from }).await;
+    }
+}
+
+/// The state before `run` among those stored.
+fn before(run: &RunState, stored: &[RunState]) -> Option<RunState> {
+    stored.iter().find(|older| older.digest() == run.previous).cloned()
+}
+
+fn genesis(core: &Core) -> Result<State, NodeError> {
+    let seed = core.spec.theta0.seed;
+    let layout = core.codec.layout();
+    let theta = layout.theta0(&core.spec.model, seed);
+    let (found, expected) = (layout.state_root(&theta), core.spec.theta0.root);
+    if found != expected {
+        return Err(NodeError::WrongTheta0 { seed, found, expected });
+    }
+    Ok(State { run: RunState::genesis(&core.spec), theta: Arc::new(theta) })
+}
+
+/// The certified contributions, in the order of the certificate.
+async fn collect(
+    core: &Core,
+    window: &Window,
+    certificate: &Certificate,
+    opened: &[Arc<Opened>],
+) -> Result<Vec<Arc<Opened>>, NodeError> {
+    if certificate.accepted().is_empty() {
+        return Ok(Vec::new());
+    }
+    let at_put = core.snapshot(core.schedule.put_deadline(window.number)).await?;
+    let mut contributions = Vec::with_capacity(certificate.accepted().len());
+    for entry in certificate.accepted() {
+        let gone = || NodeError::ContributionGone { window: window.number, uid: entry.uid.0 };
+        let committed = committed_header(window.number, entry, &at_put).ok_or_else(gone)?;
+        let own = opened.iter().find(|opened| opened.header.header.hash() == committed);
+        let contribution = match own {
+            Some(opened) => opened.clone(),
+            None => {
+                let places = places(core, window, entry, &committed);
+                fetch::certified(core, &places, &committed).await.ok_or_else(gone)?
+            }
+        };
+        contributions.push(contribution);
+    }
+    Ok(contributions)
+}
+
+/// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
+fn places(core: &Core, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Place> {
+    let miner = window.roster.miner(entry).map(|miner| Place::of_miner(core, &miner.bucket, window.number));
+    let holder = |roster: &Roster| -> Vec<Place> {
+        let validators = roster.validators.iter();
+        validators.map(|holder| Place::of_holder(core, &holder.bucket, window.number, committed)).collect()
+    };
+    miner.into_iter().chain(holder(&window.roster)).collect()
+}
+
+/// The header hash that a miner had on chain at the put deadline.
+pub fn committed_header(window: u64, entry: &EntryId, at_put: &Snapshot) -> Option<Hash32> {
+    let commitment = commitment_of(at_put, entry)?;
+    HeaderWord::read(commitment, window as u32).ok().map(|word| word.header_hash)
+}
+
+async fn emit_settled(core: &Core, certificate: &Certificate, contributions: &[Arc<Opened>], newest: &State) {
+    let uids = |entries: &[EntryId]| entries.iter().map(|entry| entry.uid).collect::<Vec<Uid>>();
+    let verdict = match &certificate.outcome {
+        Outcome::Certified { accepted, excluded, .. } => {
+            Verdict::Certified { accepted: uids(accepted), excluded: uids(excluded) }
+        }
+        Outcome::Null(reason) => (*reason).into(),
+    };
+    let payload_bytes = contributions.iter().map(|opened| opened.ciphertext.len() as u64).sum();
+    let values = contributions.iter().map(|opened| opened.contribution.values_sent()).sum();
+    let tokens = contributions.iter().map(|opened| opened.header.header.tokens).sum();
+    let state_root = newest.run.theta_root;
+    core.emit(Event::Settled { window: certificate.window, verdict, state_root, payload_bytes, values, tokens }).await;
+}

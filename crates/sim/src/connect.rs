@@ -1,0 +1,188 @@
+//! A node's way into its network: what `templar miner` and `templar validator` take, and what a demo gives its nodes.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use templar_chain::{Chain, ChainError, RpcChain};
+use templar_model::Device;
+use templar_node::core::Compute;
+use templar_node::dataset::{self, DatasetError};
+use templar_node::events::{NodeEvent, Role};
+use templar_node::node::Setup;
+use templar_node::validator::ValidatorOptions;
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Keypair;
+use templar_protocol::run::RunSpec;
+use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError};
+use templar_train::{BurnTrainer, Trainer};
+use tokio::sync::mpsc;
+
+use crate::adversary;
+use crate::plan::Behaviour;
+
+/// Everything that a node is told. All else it gets from the chain and the buckets.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub name: String,
+    pub role: Role,
+    pub behaviour: Behaviour,
+    pub spec: RunSpec,
+    pub keypair: Keypair,
+    /// JSON-RPC endpoint of the chain.
+    pub chain: String,
+    pub bucket: OwnBucket,
+    /// Where the run's dataset is served.
+    pub data: BucketLocator,
+    pub data_folder: PathBuf,
+    pub state_folder: PathBuf,
+    pub device: Device,
+    pub options: ValidatorOptions,
+}
+
+/// A bucket locator as text.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocatorFile {
+    pub endpoint: String,
+    pub bucket: String,
+    pub region: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+/// `bucket.toml`: a node's own bucket. Holds a secret that only its owner may read.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketFile {
+    /// The credential that may write.
+    pub write: WriteKey,
+    /// What the node publishes on chain: where the bucket is, and a credential that may only read.
+    pub public: LocatorFile,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteKey {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+impl From<BucketLocator> for LocatorFile {
+    fn from(locator: BucketLocator) -> Self {
+        let BucketLocator { endpoint, bucket, region, access_key_id, secret_access_key } = locator;
+        Self { endpoint, bucket, region, access_key_id, secret_access_key }
+    }
+}
+
+impl From<LocatorFile> for BucketLocator {
+    fn from(file: LocatorFile) -> Self {
+        let LocatorFile { endpoint, bucket, region, access_key_id, secret_access_key } = file;
+        Self { endpoint, bucket, region, access_key_id, secret_access_key }
+    }
+}
+
+impl From<OwnBucket> for BucketFile {
+    fn from(own: OwnBucket) -> Self {
+        let Credential { access_key_id, secret_access_key } = own.write;
+        Self { write: WriteKey { access_key_id, secret_access_key }, public: own.locator.into() }
+    }
+}
+
+impl From<BucketFile> for OwnBucket {
+    fn from(file: BucketFile) -> Self {
+        let WriteKey { access_key_id, secret_access_key } = file.write;
+        Self { locator: file.public.into(), write: Credential { access_key_id, secret_access_key } }
+    }
+}
+
+/// Why a node did not get into its network.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    #[error("the chain at {url} cannot be used: {source}")]
+    Chain { url: String, source: ChainError },
+    #[error("the node's bucket cannot be used: {0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Dataset(#[from] DatasetError),
+}
+
+impl Connection {
+    /// Writes key and buckets into the node's home folder, for its owner's eyes only, and returns the command line that
+    /// starts the node in the run of the file `run`.
+    pub fn write(&self, home: &Path, run: &Path) -> std::io::Result<Vec<String>> {
+        std::fs::create_dir_all(home)?;
+        let (key, bucket, data) = (home.join("key.hex"), home.join("bucket.toml"), home.join("data.toml"));
+        write_secret(&key, &format!("{}\n", Hash32(*self.keypair.seed())))?;
+        write_secret(&bucket, &to_toml(&BucketFile::from(self.bucket.clone())))?;
+        write_secret(&data, &to_toml(&LocatorFile::from(self.data.clone())))?;
+        let verb = match self.role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        let path = |path: &Path| path.display().to_string();
+        let mut arguments = vec![verb.to_owned(), "--json".to_owned()];
+        let options = [
+            ("--run", path(run)),
+            ("--name", self.name.clone()),
+            ("--chain", self.chain.clone()),
+            ("--key", path(&key)),
+            ("--bucket", path(&bucket)),
+            ("--data", path(&data)),
+            ("--data-folder", path(&self.data_folder)),
+            ("--state-folder", path(&self.state_folder)),
+            ("--device", self.device.to_string()),
+        ];
+        arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        match self.role {
+            Role::Miner => arguments.extend(["--behaviour".to_owned(), self.behaviour.to_string()]),
+            Role::Validator => {
+                arguments.extend(["--validation-samples".to_owned(), self.options.validation_samples.to_string()]);
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// Connects, and fetches the dataset if the folder lacks it.
+    pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
+        let chain = RpcChain::connect(&self.chain).await;
+        let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;
+        let is_local = self.bucket.locator.endpoint.starts_with("http://");
+        let options = S3Options { allow_http_loopback: is_local, ..S3Options::default() };
+        let store: Arc<dyn Store> = Arc::new(S3Store::new(self.bucket, options)?);
+        let log = |bytes| tracing::info!(bytes, "a piece of the dataset has arrived");
+        let dataset = dataset::fetch(&*store, &self.data, &self.spec.data.manifest, &self.data_folder, log).await?;
+        let trainer: Box<dyn Trainer> = Box::new(BurnTrainer::new(&self.spec.model, &self.spec.inner, &self.device));
+        Ok(Setup {
+            name: self.name,
+            role: self.role,
+            spec: self.spec,
+            keypair: self.keypair,
+            chain: Arc::new(chain) as Arc<dyn Chain>,
+            store: adversary::store(self.behaviour, store),
+            dataset: Arc::new(dataset),
+            trainer: adversary::trainer(self.behaviour, trainer),
+            state_folder: self.state_folder,
+            options: self.options,
+            compute: Compute::Threads,
+            events,
+        })
+    }
+}
+
+fn to_toml<T: Serialize>(value: &T) -> String {
+    toml::to_string(value).expect("strings only")
+}
+
+/// A file that only its owner may read.
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(text.as_bytes())
+}

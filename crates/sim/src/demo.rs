@@ -1,0 +1,147 @@
+//! `templar demo`: a whole network in one process, of real parts. Nodes share nothing but the chain and the buckets.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use templar_chain::BlockTime;
+use templar_data::Progress;
+use templar_model::Device;
+use templar_node::events::{NodeEvent, Role};
+use templar_node::local::Local;
+use templar_protocol::run::RunSpec;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::plan::{Member, Plan};
+use crate::report::{Final, Late, Recorder, Report};
+use crate::world::{Text, World, WorldError};
+
+/// How long a window may wait for a node before the chain goes on without it.
+pub const PACE_CAP: Duration = Duration::from_secs(60);
+/// How long the end waits for the slowest node.
+const LAST_CALL: Duration = Duration::from_secs(30);
+
+/// A demonstration.
+#[derive(Debug)]
+pub struct Demo {
+    pub plan: Plan,
+    pub text: Text,
+    pub folder: PathBuf,
+    pub device: Device,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub report: Report,
+    pub spec: RunSpec,
+    /// θ after the last window, as the first validator has it.
+    pub theta: Option<Vec<f32>>,
+    /// Whether it ended before its last window.
+    pub stopped: bool,
+}
+
+impl Demo {
+    /// Runs to the last window, or until `stop`. Progress of the preparation and all events are shown to the caller.
+    pub async fn run(
+        self,
+        mut stop: watch::Receiver<bool>,
+        on_prepare: &mut dyn FnMut(Progress),
+        on_event: &mut dyn FnMut(&NodeEvent, &Recorder),
+    ) -> Result<Outcome, WorldError> {
+        let started = Instant::now();
+        let pacing = |members: &[Member]| BlockTime::Paced {
+            participants: members.iter().map(|member| member.keypair.hotkey()).collect(),
+            cap: PACE_CAP,
+        };
+        let world = World::start(&self.plan, &self.folder, &self.text, pacing, on_prepare).await?;
+        let (sender, mut events) = mpsc::channel(256);
+        let (stop_nodes, nodes_stopped) = watch::channel(false);
+        let mut nodes = JoinSet::new();
+        for member in world.members.clone() {
+            let (connection, sender) = (world.connection(&member, self.device), sender.clone());
+            let stopped = nodes_stopped.clone();
+            nodes.spawn(async move {
+                let setup = connection.open(sender).await.map_err(|error| failed(&member, &error))?;
+                setup.run(stopped).await.map_err(|error| failed(&member, &error))
+            });
+        }
+        drop(sender);
+        let mut recorder = Recorder::new(world.members.clone());
+        let mut deadline = None;
+        let (last, everybody) = (self.plan.windows - 1, world.members.len());
+        let mut failure = None;
+        let stopped = loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break true,
+                Some(ended) = nodes.join_next() => match ended {
+                    Ok(Err(error)) => { failure = Some(error); break true }
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                    Ok(Ok(())) => {}
+                },
+                event = events.recv() => {
+                    let Some(event) = event else { break true };
+                    recorder.record(&event);
+                    on_event(&event, &recorder);
+                }
+                () = sleep_until(deadline) => break false,
+            }
+            let settled = recorder.settled(last);
+            if settled == everybody && recorder.validated(last) {
+                break false;
+            }
+            if settled > 0 && deadline.is_none() {
+                deadline = Some(tokio::time::Instant::now() + LAST_CALL);
+            }
+        };
+        let _ = stop_nodes.send(true);
+        drop(events);
+        while nodes.join_next().await.is_some() {}
+        if let Some(failure) = failure {
+            world.shutdown().await?;
+            return Err(failure);
+        }
+        let floor_bits_per_byte = world.floor_bits_per_byte;
+        let last = Final { floor_bits_per_byte, wall_s: started.elapsed().as_secs_f64(), ..Final::default() };
+        let report = recorder.finish(
+            &world.spec,
+            self.plan.seed,
+            self.plan.windows,
+            &world.chain.emissions(),
+            late(&world),
+            last,
+        );
+        let theta = final_theta(&world);
+        let spec = world.spec.clone();
+        world.shutdown().await?;
+        Ok(Outcome { report, spec, theta, stopped })
+    }
+}
+
+/// Ends at the deadline; never without one.
+pub(crate) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn failed(member: &Member, error: &dyn std::error::Error) -> WorldError {
+    WorldError::Node { name: member.name.clone(), reason: error.to_string() }
+}
+
+/// For whom paced blocks did not wait.
+pub fn late(world: &World) -> Vec<Late> {
+    let neurons = world.chain.emissions();
+    let uid = |hotkey| neurons.iter().find(|neuron| neuron.hotkey == hotkey).map(|neuron| neuron.uid);
+    world.chain.late().into_iter().filter_map(|(block, hotkey)| Some(Late { block, uid: uid(hotkey)? })).collect()
+}
+
+/// θ from the disk of the first validator, once it has stopped.
+pub fn final_theta(world: &World) -> Option<Vec<f32>> {
+    let validator = world.members.iter().find(|member| member.role == Role::Validator)?;
+    let local = Local::open(&world.state_folder(validator), world.spec.id()).ok()?;
+    let state = local.states(world.spec.id()).ok()?.into_iter().next()?;
+    local.theta(&state, &world.spec.layout())
+}

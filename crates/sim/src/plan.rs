@@ -1,0 +1,200 @@
+//! Who takes part in a local network, and the run that they form.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use templar_model::presets::Preset;
+use templar_node::events::Role;
+use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Keypair;
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{
+    ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
+    Theta0Spec, WindowSpec,
+};
+
+/// Stake of each validator of a local network, and from which a neuron is one.
+pub const VALIDATOR_STAKE_RAO: u64 = 1_000_000_000_000;
+const NETUID: u16 = 3;
+
+/// What a local network consists of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub miners: usize,
+    pub validators: usize,
+    pub windows: u64,
+    pub seed: u64,
+    pub preset: Preset,
+    /// How the last so many miners behave, if not honestly.
+    pub adversaries: Vec<Behaviour>,
+}
+
+/// How a node behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behaviour {
+    #[default]
+    Honest,
+    /// Publishes noise of an honest contribution's size instead of training.
+    Noise,
+    /// Commits, and never publishes the key.
+    Withhold,
+}
+
+impl fmt::Display for Behaviour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Honest => "honest",
+            Self::Noise => "noise",
+            Self::Withhold => "withhold",
+        })
+    }
+}
+
+impl FromStr for Behaviour {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Honest, Self::Noise, Self::Withhold]
+            .into_iter()
+            .find(|behaviour| behaviour.to_string() == text)
+            .ok_or_else(|| format!("no behaviour {text:?}: there are honest, noise and withhold"))
+    }
+}
+
+/// One node of a local network.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub name: String,
+    pub role: Role,
+    pub behaviour: Behaviour,
+    pub keypair: Keypair,
+    pub stake_rao: u64,
+}
+
+impl Plan {
+    /// Miners first, then validators: in the order in which they register.
+    pub fn members(&self) -> Vec<Member> {
+        let member = |role: Role, nth: usize, behaviour: Behaviour| {
+            let (kind, stake_rao) = match role {
+                Role::Miner => ("miner", 0),
+                Role::Validator => ("validator", VALIDATOR_STAKE_RAO),
+            };
+            let name = format!("{kind}-{nth}");
+            let keypair = Keypair::insecure_dev(self.seed, &name);
+            Member { name, role, behaviour, keypair, stake_rao }
+        };
+        let honest = self.miners.saturating_sub(self.adversaries.len());
+        let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| self.adversaries[bad]);
+        let miners = (0..self.miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
+        miners.chain((0..self.validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+    }
+
+    /// The run of this network on a dev chain.
+    pub fn spec(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
+        let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
+        run_spec("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+    }
+
+    pub fn chain_config(&self) -> templar_chain::DevConfig {
+        templar_chain::DevConfig {
+            seed: self.seed,
+            netuid: NETUID,
+            tempo_blocks: local_windows().blocks,
+            weights_rate_limit_blocks: 10,
+            ..templar_chain::DevConfig::default()
+        }
+    }
+}
+
+/// Windows as short as the quota of commitments allows.
+fn local_windows() -> WindowSpec {
+    WindowSpec {
+        blocks: 20,
+        snapshot_lag_blocks: 2,
+        put_block: 12,
+        vote_block: 18,
+        delay_windows: 0,
+        checkpoint_every_windows: 4,
+    }
+}
+
+/// The windows of Covenant-72B: 115 blocks of 12 s, of which some 70 s for puts; the next window trains meanwhile.
+pub fn mainnet_windows() -> WindowSpec {
+    WindowSpec {
+        blocks: 115,
+        snapshot_lag_blocks: 10,
+        put_block: 100,
+        vote_block: 150,
+        delay_windows: 1,
+        checkpoint_every_windows: 10,
+    }
+}
+
+/// A run with the defaults of this project, all in one place.
+pub fn run_spec(
+    name: &str,
+    preset: &Preset,
+    chain: ChainSpec,
+    data: DataSpec,
+    theta0_seed: u64,
+    windows: WindowSpec,
+) -> RunSpec {
+    let layout = Layout::llama(&preset.model);
+    let root = layout.state_root(&layout.theta0(&preset.model, theta0_seed));
+    let stake_age_blocks = 360.min(chain.start_block / 4);
+    RunSpec {
+        protocol: PROTOCOL_VERSION,
+        name: name.to_owned(),
+        model: preset.model.clone(),
+        theta0: Theta0Spec { seed: theta0_seed, root },
+        data,
+        codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 },
+        inner: preset.inner.clone(),
+        outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 },
+        roster: RosterSpec {
+            gather: 20,
+            reserve: 10,
+            validator_stake_rao: VALIDATOR_STAKE_RAO / 2,
+            active_blocks: 10 * windows.blocks,
+            stake_age_blocks,
+            exclusion_windows: 10,
+            overlap_max: 0.6,
+        },
+        windows,
+        scoring: ScoringSpec {
+            draws: 8,
+            sequences: 8,
+            step_fraction: 0.5,
+            memory: 0.8,
+            weights_every_windows: 1,
+        },
+        chain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_for_every_preset_that_fits_a_test() {
+        let chain = ChainSpec { genesis: Hash32::of(b"g"), netuid: 3, start_block: 1000 };
+        let data = DataSpec { manifest: Hash32::of(b"m"), seed: 1 };
+        let preset = templar_model::presets::preset("nano").unwrap();
+        for windows in [local_windows(), mainnet_windows()] {
+            run_spec("t", &preset, chain.clone(), data.clone(), 1, windows).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_last_miners_misbehave() {
+        let preset = templar_model::presets::preset("nano").unwrap();
+        let adversaries = vec![Behaviour::Noise, Behaviour::Withhold];
+        let plan = Plan { miners: 4, validators: 1, windows: 1, seed: 1, preset, adversaries };
+        let behaviours: Vec<_> = plan.members().iter().map(|member| member.behaviour.to_string()).collect();
+        let expected = ["honest", "honest", "noise", "withhold", "honest"];
+        assert_eq!(behaviours, expected);
+    }
+}

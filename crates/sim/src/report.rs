@@ -1,0 +1,262 @@
+//! The document of a run: what every window and every node came to. Its schema stands in `docs/report.md`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use templar_chain::NeuronInfo;
+use templar_node::events::{Event, NodeEvent, Role, Verdict};
+use templar_protocol::fault::{Fault, FaultKind, Party};
+use templar_protocol::hash::Hash32;
+use templar_protocol::roster::Uid;
+use templar_protocol::run::{RunId, RunSpec};
+
+use crate::plan::{Behaviour, Member};
+
+/// Version of the schema.
+pub const SCHEMA: u32 = 1;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub schema: u32,
+    pub run_id: RunId,
+    pub seed: u64,
+    pub config: RunSpec,
+    pub windows: Vec<WindowReport>,
+    pub nodes: Vec<NodeReport>,
+    /// Nodes for which a paced block did not wait any longer.
+    pub late: Vec<Late>,
+    #[serde(rename = "final")]
+    pub last: Final,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct WindowReport {
+    pub window: u64,
+    pub certified: bool,
+    /// Root of θ after the window, by most nodes.
+    pub state_root: Hash32,
+    /// Whether all nodes that settled the window have that root.
+    pub one_root: bool,
+    pub accepted: Vec<Uid>,
+    pub faults: Vec<FaultReport>,
+    pub tokens: u64,
+    /// Mean over the miners of their mean loss while training, in nats per token.
+    pub train_loss: Option<f64>,
+    /// Loss after the window on text never trained on, in nats per token.
+    pub val_loss: Option<f64>,
+    pub val_bits_per_byte: Option<f64>,
+    /// Mean size of a contribution on the wire.
+    pub payload_bytes: u64,
+    pub bits_per_value: f64,
+    /// Longest training and longest upload of a miner.
+    pub compute_s: f64,
+    pub comm_s: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultReport {
+    pub uid: Uid,
+    pub fault: FaultKind,
+    pub attributed_to: Party,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeReport {
+    pub uid: Uid,
+    pub name: String,
+    pub role: Role,
+    pub behaviour: Behaviour,
+    pub final_state_root: Hash32,
+    /// A miner's score, the mean over validators.
+    pub score: f64,
+    /// A miner's share of the chain's incentive, a validator's of its dividends; 0 to 1.
+    pub weight: f64,
+    pub emission: f64,
+    pub restarts: u32,
+    /// Things that did not work and were tried again.
+    pub troubles: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Late {
+    pub block: u64,
+    pub uid: Uid,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Final {
+    pub val_bits_per_byte: Option<f64>,
+    /// Entropy of the built-in corpus; none for other text.
+    pub floor_bits_per_byte: Option<f64>,
+    pub tokens: u64,
+    pub wall_s: f64,
+}
+
+/// Collects events into a report.
+#[derive(Debug)]
+pub struct Recorder {
+    members: Vec<Member>,
+    windows: BTreeMap<u64, Gathered>,
+    nodes: BTreeMap<String, NodeState>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    roots: BTreeMap<String, Hash32>,
+    settled: Option<(Verdict, u64, u64, u64)>,
+    faults: Vec<FaultReport>,
+    train_losses: BTreeMap<String, f64>,
+    validated: Option<(f64, f64)>,
+    compute_s: f64,
+    comm_s: f64,
+}
+
+#[derive(Debug, Default)]
+struct NodeState {
+    starts: u32,
+    state_root: Hash32,
+    troubles: u64,
+    /// By miner: the newest score that this validator gave.
+    scores: BTreeMap<Uid, f64>,
+}
+
+impl Recorder {
+    pub fn new(members: Vec<Member>) -> Self {
+        Self { members, windows: BTreeMap::new(), nodes: BTreeMap::new() }
+    }
+
+    pub fn record(&mut self, event: &NodeEvent) {
+        let name = event.node.clone();
+        let node = self.nodes.entry(name.clone()).or_default();
+        match &event.event {
+            Event::Started { state_root, .. } => {
+                node.starts += 1;
+                node.state_root = *state_root;
+            }
+            Event::Adopted { state_root, .. } => node.state_root = *state_root,
+            Event::Trouble { .. } => node.troubles += 1,
+            Event::Observed { uid, score, .. } => {
+                node.scores.insert(*uid, *score);
+            }
+            Event::Trained { window, train_loss, compute_s, .. } => {
+                let gathered = self.windows.entry(*window).or_default();
+                gathered.train_losses.insert(name, *train_loss);
+                gathered.compute_s = gathered.compute_s.max(*compute_s);
+            }
+            Event::Sealed { window, comm_s, .. } => {
+                let gathered = self.windows.entry(*window).or_default();
+                gathered.comm_s = gathered.comm_s.max(*comm_s);
+            }
+            Event::Voted { window, faults, .. } => self.windows.entry(*window).or_default().add_faults(faults),
+            Event::Settled { window, verdict, state_root, payload_bytes, values, tokens } => {
+                node.state_root = *state_root;
+                let gathered = self.windows.entry(*window).or_default();
+                gathered.roots.insert(name, *state_root);
+                gathered.settled = Some((verdict.clone(), *payload_bytes, *values, *tokens));
+            }
+            Event::Validated { window, loss, bits_per_byte } => {
+                self.windows.entry(*window).or_default().validated = Some((*loss, *bits_per_byte));
+            }
+            _ => {}
+        }
+    }
+
+    /// How many nodes have settled `window`.
+    pub fn settled(&self, window: u64) -> usize {
+        self.windows.get(&window).map_or(0, |gathered| gathered.roots.len())
+    }
+
+    /// Whether θ after `window` was validated.
+    pub fn validated(&self, window: u64) -> bool {
+        self.windows.get(&window).is_some_and(|gathered| gathered.validated.is_some())
+    }
+
+    /// What is known of a window so far.
+    pub fn window(&self, window: u64) -> WindowReport {
+        self.windows.get(&window).map_or_else(WindowReport::default, |gathered| gathered.report(window))
+    }
+
+    /// The whole document, with what the chain says of the nodes.
+    pub fn finish(
+        &self,
+        spec: &RunSpec,
+        seed: u64,
+        windows: u64,
+        neurons: &[NeuronInfo],
+        late: Vec<Late>,
+        mut last: Final,
+    ) -> Report {
+        let windows: Vec<WindowReport> = (0..windows).map(|window| self.window(window)).collect();
+        let nodes = self.members.iter().filter_map(|member| self.node(member, neurons)).collect();
+        last.val_bits_per_byte = windows.iter().rev().find_map(|window| window.val_bits_per_byte);
+        last.tokens = windows.iter().map(|window| window.tokens).sum();
+        Report { schema: SCHEMA, run_id: spec.id(), seed, config: spec.clone(), windows, nodes, late, last }
+    }
+
+    fn node(&self, member: &Member, neurons: &[NeuronInfo]) -> Option<NodeReport> {
+        let neuron = neurons.iter().find(|neuron| neuron.hotkey == member.keypair.hotkey())?;
+        let scores: Vec<f64> =
+            self.nodes.values().filter_map(|node| node.scores.get(&neuron.uid).copied()).collect();
+        let share = |of: fn(&NeuronInfo) -> u16| {
+            let total: f64 = neurons.iter().map(|neuron| f64::from(of(neuron))).sum();
+            if total > 0.0 { f64::from(of(neuron)) / total } else { 0.0 }
+        };
+        let state = self.nodes.get(&member.name);
+        Some(NodeReport {
+            uid: neuron.uid,
+            name: member.name.clone(),
+            role: member.role,
+            behaviour: member.behaviour,
+            final_state_root: state.map_or_else(Hash32::default, |state| state.state_root),
+            score: scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+            weight: match member.role {
+                Role::Miner => share(|neuron| neuron.incentive),
+                Role::Validator => share(|neuron| neuron.dividends),
+            },
+            emission: neuron.emission_rao as f64 / 1e9,
+            restarts: state.map_or(0, |state| state.starts.saturating_sub(1)),
+            troubles: state.map_or(0, |state| state.troubles),
+        })
+    }
+}
+
+impl Gathered {
+    fn add_faults(&mut self, faults: &[Fault]) {
+        for fault in faults {
+            let fault =
+                FaultReport { uid: fault.entry.uid, fault: fault.kind, attributed_to: fault.attributed_to };
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    fn report(&self, window: u64) -> WindowReport {
+        let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
+        self.roots.values().for_each(|root| *counts.entry(*root).or_default() += 1);
+        let state_root = counts.iter().max_by_key(|(_, count)| **count).map_or_else(Hash32::default, |(root, _)| *root);
+        let (verdict, payload_bytes, values, tokens) =
+            self.settled.clone().unwrap_or((Verdict::NoQuorum, 0, 0, 0));
+        let (certified, accepted) = match verdict {
+            Verdict::Certified { accepted, .. } => (true, accepted),
+            _ => (false, Vec::new()),
+        };
+        let losses = self.train_losses.values().sum::<f64>() / self.train_losses.len() as f64;
+        WindowReport {
+            window,
+            certified,
+            state_root,
+            one_root: counts.len() == 1,
+            payload_bytes: payload_bytes / accepted.len().max(1) as u64,
+            bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
+            accepted,
+            faults: self.faults.clone(),
+            tokens,
+            train_loss: (!self.train_losses.is_empty()).then_some(losses),
+            val_loss: self.validated.map(|(loss, _)| loss),
+            val_bits_per_byte: self.validated.map(|(_, bits)| bits),
+            compute_s: self.compute_s,
+            comm_s: self.comm_s,
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The deterministic simulation: the real node code under a virtual clock, one event log a seed.
+//!
+//! Everything runs on one thread of a runtime whose time is paused: a block comes every twelve virtual seconds, nodes
+//! train and write to SQLite on the spot, and whatever is due at one instant happens in one order. So a seed that
+//! shows a failure shows it again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use templar_chain::{Chain, DevChain, Timestamps};
+use templar_data::{Dataset, Grammar, PrepareOptions, prepare_text};
+use templar_model::presets::Preset;
+use templar_node::core::Compute;
+use templar_node::error::NodeError;
+use templar_node::events::{NodeEvent, Role};
+use templar_node::node::Setup;
+use templar_node::validator::ValidatorOptions;
+use templar_protocol::clock::Schedule;
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::{InnerSpec, RunSpec};
+use templar_store::{Fault, MemoryCloud, Op, OwnBucket};
+use templar_train::SyntheticTrainer;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::adversary;
+use crate::plan::{Member, Plan};
+use crate::report::{Final, Recorder, Report};
+
+/// Virtual time between two blocks.
+const BLOCK: Duration = Duration::from_secs(12);
+
+/// Something that happens to a node at the first block of a window.
+#[derive(Clone, Debug)]
+pub enum Incident {
+    /// The process dies; its disk stays.
+    Kill { node: String, window: u64 },
+    /// It is started again.
+    Start { node: String, window: u64 },
+    /// Something happens to its disk, given as the folder of its local state. Kill it first.
+    Disk { node: String, window: u64, change: fn(&Path, &RunSpec) },
+}
+
+/// A hook that decides which operations on the cloud fail.
+pub type CloudFault = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
+
+/// What is simulated.
+pub struct Scenario {
+    pub plan: Plan,
+    /// Changes the run before it starts.
+    pub adjust: fn(&mut RunSpec),
+    pub incidents: Vec<Incident>,
+    pub cloud_fault: Option<CloudFault>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub spec: RunSpec,
+    /// Every event of every node, in order.
+    pub log: Vec<NodeEvent>,
+    pub report: Report,
+    /// Nodes that ended with an error.
+    pub failures: Vec<(String, NodeError)>,
+}
+
+/// A model of a few thousand parameters: enough for the protocol, and for the synthetic trainer.
+pub fn tiny_preset() -> Preset {
+    let model = ModelSpec {
+        vocab_size: 272,
+        hidden_size: 16,
+        layers: 1,
+        heads: 2,
+        kv_heads: 1,
+        ffn_size: 32,
+        seq_len: 32,
+        rope_theta: 10_000.0,
+        norm_eps: 1e-5,
+        tied_embeddings: true,
+    };
+    let inner = InnerSpec {
+        steps: 4,
+        batch_sequences: 4,
+        micro_batch_sequences: 4,
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        clip_norm: 1.0,
+        warmup_steps: 0,
+        decay_steps: 1000,
+        final_lr_fraction: 0.1,
+    };
+    Preset { name: "tiny", model, inner }
+}
+
+impl Scenario {
+    /// `miners` and `validators` of the tiny model, nothing amiss.
+    pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
+        let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
+        Self { plan, adjust: |_| {}, incidents: Vec::new(), cloud_fault: None }
+    }
+
+    /// Simulates it. Files of the nodes lie below `folder`.
+    pub fn run(self, folder: &Path) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime needs no resource that could be missing").block_on(self.simulate(folder))
+    }
+
+    async fn simulate(mut self, folder: &Path) -> Outcome {
+        let mut world = World::new(&self, folder).await;
+        if let Some(fault) = self.cloud_fault.take() {
+            world.cloud.set_fault(fault);
+        }
+        let members = self.plan.members();
+        for member in &members {
+            world.start(member);
+        }
+        let schedule = Schedule::new(&world.spec);
+        let end = schedule.first_block(self.plan.windows) + world.spec.windows.put_block - 1;
+        for block in 2..=end {
+            tokio::time::sleep(BLOCK).await;
+            for incident in &self.incidents {
+                world.happen(incident, block, &schedule, &members).await;
+            }
+            world.chain.produce_block().expect("an in-memory chain makes blocks");
+        }
+        tokio::time::sleep(BLOCK).await;
+        world.finish(&self.plan).await
+    }
+}
+
+struct World {
+    spec: RunSpec,
+    chain: DevChain,
+    cloud: Arc<MemoryCloud>,
+    dataset: Arc<Dataset>,
+    folder: PathBuf,
+    buckets: BTreeMap<String, OwnBucket>,
+    running: BTreeMap<String, (watch::Sender<bool>, JoinHandle<Result<(), NodeError>>)>,
+    failures: Vec<(String, NodeError)>,
+    sender: mpsc::Sender<NodeEvent>,
+    collector: JoinHandle<Vec<NodeEvent>>,
+}
+
+impl World {
+    async fn new(scenario: &Scenario, folder: &Path) -> Self {
+        let plan = &scenario.plan;
+        let data = folder.join("dataset");
+        let options = PrepareOptions { seq_len: plan.preset.model.seq_len, seed: plan.seed, ..PrepareOptions::default() };
+        let text = Grammar::new(plan.seed).documents(plan.seed, 200_000);
+        let manifest = prepare_text(text, &data, &options, &mut |_| {}).expect("the built-in corpus is long enough");
+        let dataset = Arc::new(Dataset::open(&data).expect("just prepared"));
+        let timestamps = Timestamps::Stepped { genesis_ms: 0, step_ms: BLOCK.as_millis() as u64 };
+        let config = templar_chain::DevConfig { timestamps, ..plan.chain_config() };
+        let chain = DevChain::open(None, config).expect("an in-memory chain opens");
+        let cloud = MemoryCloud::new();
+        let mut buckets = BTreeMap::new();
+        for member in plan.members() {
+            chain.register(member.keypair.hotkey(), member.stake_rao).expect("there is room in the subnet");
+            buckets.insert(member.name.clone(), cloud.create_bucket(&member.name));
+        }
+        chain.produce_block().expect("an in-memory chain makes blocks");
+        let mut spec = plan.spec(chain.genesis_hash(), manifest.hash());
+        (scenario.adjust)(&mut spec);
+        spec.validate().expect("the scenario's run is valid");
+        let (sender, mut receiver) = mpsc::channel(64);
+        let collector = tokio::spawn(async move {
+            let mut log = Vec::new();
+            while let Some(event) = receiver.recv().await {
+                log.push(event);
+            }
+            log
+        });
+        let folder = folder.to_path_buf();
+        let (running, failures) = (BTreeMap::new(), Vec::new());
+        Self { spec, chain, cloud, dataset, folder, buckets, running, failures, sender, collector }
+    }
+
+    fn state_folder(&self, node: &str) -> PathBuf {
+        self.folder.join("nodes").join(node)
+    }
+
+    fn start(&mut self, member: &Member) {
+        let store = Arc::new(self.cloud.store(self.buckets[&member.name].clone()));
+        let trainer = Box::new(SyntheticTrainer::new(&self.spec.model, &self.spec.inner));
+        let is_first_validator = member.role == Role::Validator && member.name == "validator-0";
+        let setup = Setup {
+            name: member.name.clone(),
+            role: member.role,
+            spec: self.spec.clone(),
+            keypair: member.keypair.clone(),
+            chain: Arc::new(self.chain.clone()) as Arc<dyn Chain>,
+            store: adversary::store(member.behaviour, store),
+            dataset: self.dataset.clone(),
+            trainer: adversary::trainer(member.behaviour, trainer),
+            state_folder: self.state_folder(&member.name),
+            options: ValidatorOptions { validation_samples: if is_first_validator { 8 } else { 0 } },
+            compute: Compute::Inline,
+            events: self.sender.clone(),
+        };
+        let (stop, stopped) = watch::channel(false);
+        self.running.insert(member.name.clone(), (stop, tokio::spawn(setup.run(stopped))));
+    }
+
+    async fn happen(&mut self, incident: &Incident, block: u64, schedule: &Schedule, members: &[Member]) {
+        // After the commitment and before the key: a killed miner has something to lose.
+        let at = |window: u64| schedule.first_block(window) + 5;
+        match incident {
+            Incident::Kill { node, window } if at(*window) == block => {
+                if let Some((_, task)) = self.running.remove(node) {
+                    task.abort();
+                    let _ = task.await;
+                }
+            }
+            Incident::Start { node, window } if at(*window) == block => {
+                let member = members.iter().find(|member| member.name == *node);
+                self.start(member.expect("incidents name members"));
+            }
+            Incident::Disk { node, window, change } if at(*window) == block => {
+                change(&self.state_folder(node), &self.spec);
+            }
+            _ => {}
+        }
+    }
+
+    async fn finish(mut self, plan: &Plan) -> Outcome {
+        for (name, (stop, task)) in std::mem::take(&mut self.running) {
+            let _ = stop.send(true);
+            if let Ok(Err(error)) = task.await {
+                self.failures.push((name, error));
+            }
+        }
+        drop(self.sender);
+        let log = self.collector.await.unwrap_or_default();
+        let mut recorder = Recorder::new(plan.members());
+        log.iter().for_each(|event| recorder.record(event));
+        let neurons = self.chain.emissions();
+        let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, Vec::new(), Final::default());
+        Outcome { spec: self.spec, log, report, failures: self.failures }
+    }
+}

@@ -1,0 +1,36 @@
+//! The one error of every operation on a [`crate::Store`].
+
+use std::time::Duration;
+
+/// Why an operation on a store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    #[error("no object {key:?} in the bucket: its owner has not published it, or has deleted it")]
+    NotFound { key: String },
+    #[error("object {key:?} has {bytes} bytes or more, but at most {max_bytes} are accepted: it is not downloaded")]
+    TooLarge { key: String, bytes: u64, max_bytes: u64 },
+    #[error("bucket {bucket:?} denies access to {key:?}: check the credential and the bucket's rights")]
+    Denied { bucket: String, key: String },
+    #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]
+    Timeout { bucket: String, key: String, after: Duration },
+    #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]
+    Unavailable { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{key:?} is no valid object key: {reason}")]
+    BadKey { key: String, reason: &'static str },
+    #[error("bucket {bucket:?} at {endpoint:?} is not contacted: {reason}")]
+    RefusedBucket { endpoint: String, bucket: String, reason: &'static str },
+    #[error("the HTTP client for storage cannot be set up; check the system's TLS certificates")]
+    NoClient { source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+impl StoreError {
+    /// Whether the same operation may succeed when it is tried again later, with nothing changed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Unavailable { .. })
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}

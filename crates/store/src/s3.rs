@@ -1,0 +1,239 @@
+//! [`S3Store`]: the store of a real node, over any S3-compatible service.
+
+mod clients;
+mod endpoint;
+mod http;
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use clients::Clients;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::aws::AmazonS3;
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use templar_protocol::bucket::BucketLocator;
+
+use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, keys};
+
+/// Objects above this size are uploaded in parts, so that a lost connection costs one part.
+const SINGLE_PUT_BYTES_MAX: usize = 16 << 20;
+const PART_BYTES: usize = 8 << 20;
+/// What S3 allows.
+const PARTS_MAX: usize = 10_000;
+const PARTS_IN_FLIGHT: usize = 4;
+/// How long a failed upload may take to be withdrawn.
+const ABORT: Duration = Duration::from_secs(5);
+
+/// How an [`S3Store`] deals with the network.
+#[derive(Clone, Debug)]
+pub struct S3Options {
+    /// Whether buckets on this machine's loopback, over `http` too, are contacted: in local networks only.
+    pub allow_http_loopback: bool,
+    /// Endpoints, as written in locators, that are contacted wherever they lead (a server in the operator's own
+    /// network, say). The own bucket's endpoint is always one. All others must be `https` at a public address.
+    pub vouched_endpoints: Vec<String>,
+    /// The longest that one operation may take, retries included.
+    pub request_timeout: Duration,
+    /// How often a request is repeated after a failure that may pass.
+    pub retries: usize,
+    /// For how many buckets clients are kept; the least recently used one goes first.
+    pub clients_max: usize,
+}
+
+impl Default for S3Options {
+    /// For a public network.
+    fn default() -> Self {
+        Self {
+            allow_http_loopback: false,
+            vouched_endpoints: Vec::new(),
+            request_timeout: Duration::from_mins(5),
+            retries: 4,
+            clients_max: 512,
+        }
+    }
+}
+
+/// All storage over S3: writes with the own write credential, reads with those that owners publish.
+#[derive(Debug)]
+pub struct S3Store {
+    own: OwnBucket,
+    writer: AmazonS3,
+    clients: Clients,
+    request_timeout: Duration,
+}
+
+impl S3Store {
+    /// Fails if the own locator is unusable or no HTTP client can be made. Contacts nobody.
+    pub fn new(own: OwnBucket, mut options: S3Options) -> Result<Self, StoreError> {
+        options.vouched_endpoints.push(own.locator.endpoint.clone());
+        let request_timeout = options.request_timeout;
+        let clients = Clients::new(options)?;
+        let Credential { access_key_id, secret_access_key } = own.write.clone();
+        let writer = clients.build(&BucketLocator { access_key_id, secret_access_key, ..own.locator.clone() })?;
+        Ok(Self { own, writer, clients, request_timeout })
+    }
+
+    /// Waits for `operation` on `key` in `bucket`, at most for the time allowed, and names what went wrong.
+    async fn within<T>(
+        &self,
+        bucket: &str,
+        key: &str,
+        operation: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, StoreError> {
+        let after = self.request_timeout;
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        match tokio::time::timeout(after, operation).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Failure::TooLarge { bytes, max_bytes })) => Err(StoreError::TooLarge { key, bytes, max_bytes }),
+            Ok(Err(Failure::Remote(error))) => Err(name(error, bucket, key, after)),
+            Err(_) => Err(StoreError::Timeout { bucket, key, after }),
+        }
+    }
+
+    async fn put_in_parts(&self, path: &Path, bytes: Bytes) -> Result<(), Failure> {
+        let late = |_| Failure::Remote(timed_out());
+        let deadline = tokio::time::Instant::now() + self.request_timeout;
+        let mut upload = tokio::time::timeout_at(deadline, self.writer.put_multipart(path)).await.map_err(late)??;
+        let sent = tokio::time::timeout_at(deadline, send_parts(upload.as_mut(), bytes)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            // Parts that are left behind cost their owner money. If this fails too, the bucket's own rules expire them.
+            let _ = tokio::time::timeout(ABORT, upload.abort()).await;
+        }
+        sent.map_err(late)?
+    }
+}
+
+async fn send_parts(upload: &mut dyn MultipartUpload, mut bytes: Bytes) -> Result<(), Failure> {
+    let part_bytes = PART_BYTES.max(bytes.len().div_ceil(PARTS_MAX));
+    let mut parts = Vec::new();
+    while !bytes.is_empty() {
+        let part = bytes.split_to(part_bytes.min(bytes.len()));
+        parts.push(upload.put_part(part.into()));
+    }
+    stream::iter(parts).buffer_unordered(PARTS_IN_FLIGHT).try_collect::<()>().await?;
+    upload.complete().await?;
+    Ok(())
+}
+
+async fn read(client: &AmazonS3, path: &Path, max_bytes: u64) -> Result<Bytes, Failure> {
+    let object = client.get(path).await?;
+    let bytes = object.meta.size;
+    if bytes > max_bytes {
+        // Dropping the answer closes the connection: the body is never read.
+        return Err(Failure::TooLarge { bytes, max_bytes });
+    }
+    let mut body = BytesMut::with_capacity(bytes as usize);
+    let mut chunks = object.into_stream();
+    while let Some(chunk) = chunks.try_next().await? {
+        let total = (body.len() + chunk.len()) as u64;
+        if total > bytes {
+            return Err(Failure::TooLarge { bytes: total, max_bytes: bytes });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if (body.len() as u64) < bytes {
+        let reason = format!("the body ended after {} of {bytes} bytes", body.len());
+        return Err(Failure::Remote(object_store::Error::Generic { store: "S3", source: reason.into() }));
+    }
+    Ok(body.freeze())
+}
+
+#[async_trait]
+impl Store for S3Store {
+    fn own(&self) -> &BucketLocator {
+        &self.own.locator
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = path(key)?;
+        let bucket = &self.own.locator.bucket;
+        if bytes.len() > SINGLE_PUT_BYTES_MAX {
+            // Keeps its own time, so that it can clean up after running out of it.
+            let after = self.request_timeout;
+            return match self.put_in_parts(&path, bytes).await {
+                Ok(()) => Ok(()),
+                Err(Failure::Remote(error)) => Err(name(error, bucket.clone(), key.to_owned(), after)),
+                Err(Failure::TooLarge { bytes, max_bytes }) => {
+                    Err(StoreError::TooLarge { key: key.to_owned(), bytes, max_bytes })
+                }
+            };
+        }
+        self.within(bucket, key, async {
+            self.writer.put(&path, bytes.into()).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let path = path(key)?;
+        let deleted = self.within(&self.own.locator.bucket, key, async { Ok(self.writer.delete(&path).await?) }).await;
+        match deleted {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
+        let folder = keys::check_folder(prefix)?;
+        let path = if folder.is_empty() { None } else { Some(path(folder)?) };
+        self.within(&self.own.locator.bucket, folder, async {
+            let listed = self.writer.list(path.as_ref()).take(max);
+            let info = |meta: object_store::ObjectMeta| ObjectInfo { key: meta.location.into(), bytes: meta.size };
+            Ok(listed.map_ok(info).try_collect().await?)
+        })
+        .await
+    }
+
+    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
+        let path = path(key)?;
+        let client = self.clients.get(from)?;
+        self.within(&from.bucket, key, read(&client, &path, max_bytes)).await
+    }
+}
+
+fn path(key: &str) -> Result<Path, StoreError> {
+    keys::check(key)?;
+    let reason = "it is no path of an object";
+    Path::parse(key).map_err(|_| StoreError::BadKey { key: key.to_owned(), reason })
+}
+
+/// What goes wrong inside an operation, before its bucket and key are named.
+enum Failure {
+    TooLarge { bytes: u64, max_bytes: u64 },
+    Remote(object_store::Error),
+}
+
+impl From<object_store::Error> for Failure {
+    fn from(error: object_store::Error) -> Self {
+        Self::Remote(error)
+    }
+}
+
+fn timed_out() -> object_store::Error {
+    let source = HttpError::new(HttpErrorKind::Timeout, std::io::Error::from(std::io::ErrorKind::TimedOut));
+    object_store::Error::Generic { store: "S3", source: Box::new(source) }
+}
+
+fn name(error: object_store::Error, bucket: String, key: String, after: Duration) -> StoreError {
+    use object_store::Error;
+    match error {
+        Error::NotFound { .. } => StoreError::NotFound { key },
+        error if causes(&error).any(<dyn StdError>::is::<http::Denied>) => StoreError::Denied { bucket, key },
+        error if causes(&error).any(is_timeout) => StoreError::Timeout { bucket, key, after },
+        error => StoreError::Unavailable { bucket, key, source: Box::new(error) },
+    }
+}
+
+/// An error and what caused it, outermost first.
+fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(Some(error as &(dyn StdError + 'static)), |&cause| cause.source())
+}
+
+fn is_timeout(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref::<HttpError>().is_some_and(|http| http.kind() == HttpErrorKind::Timeout)
+}

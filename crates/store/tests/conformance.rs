@@ -1,0 +1,29 @@
+//! The suite that every store passes, on both of them.
+
+use templar_store::conformance::{check_rights, check_store};
+use templar_store::{BucketSpec, MemoryCloud, S3Options, S3Server, S3Store, dev_credentials};
+
+#[tokio::test]
+async fn memory_store() {
+    let cloud = MemoryCloud::new();
+    let (a, b) = (cloud.create_bucket("alice"), cloud.create_bucket("bob"));
+    check_store(&cloud.store(a.clone()), &cloud.store(b.clone())).await;
+    check_rights(&|own| Box::new(cloud.store(own)), &a, &b).await;
+}
+
+#[tokio::test]
+async fn s3_store_over_the_embedded_server() {
+    let root = tempfile::tempdir().unwrap();
+    let buckets = ["alice", "bob"].map(|name| {
+        let (write, read) = dev_credentials(1, name);
+        BucketSpec { name: name.into(), write, read }
+    });
+    let server = S3Server::start(root.path(), "127.0.0.1:0".parse().unwrap(), buckets.into()).await.unwrap();
+    let (a, b) = (server.own_bucket("alice").unwrap(), server.own_bucket("bob").unwrap());
+    assert!(a.locator.encode().is_ok(), "a local locator fits a commitment field");
+    let options = S3Options { allow_http_loopback: true, ..S3Options::default() };
+    let open = |own| S3Store::new(own, options.clone()).unwrap();
+    check_store(&open(a.clone()), &open(b.clone())).await;
+    check_rights(&|own| Box::new(open(own)), &a, &b).await;
+    server.shutdown().await;
+}

@@ -1,0 +1,212 @@
+//! AdamW with decoupled weight decay ("Decoupled Weight Decay Regularization", algorithm 2) on flat parameters.
+//!
+//! θ ← θ − lr · (m̂ / (√v̂ + ε) + wd · θ), without decay for one-dimensional tensors (the norms). One pass over plain
+//! slices: each parameter and moment is read and written once a step.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use templar_protocol::{layout::Layout, run::InnerSpec};
+
+use crate::trainer::TrainError;
+
+/// Elements that one task takes; it decides no bit of the result.
+const CHUNK: usize = 1 << 15;
+const MAGIC: &[u8; 16] = b"templar adamw 1\n";
+
+/// The optimiser and its moments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    /// Each tensor's place, and whether it decays.
+    tensors: Vec<(Range<usize>, bool)>,
+    /// Steps taken so far, for the bias correction.
+    steps: u64,
+    /// m, the moving average of the gradient.
+    first: Vec<f32>,
+    /// v, the moving average of its square.
+    second: Vec<f32>,
+}
+
+impl AdamW {
+    /// Fresh moments for the tensors of `layout`.
+    pub fn new(layout: &Layout, inner: &InnerSpec) -> Self {
+        Self {
+            beta1: inner.beta1,
+            beta2: inner.beta2,
+            epsilon: inner.epsilon,
+            weight_decay: inner.weight_decay,
+            tensors: layout.tensors().iter().map(|tensor| (tensor.range(), tensor.shape.len() > 1)).collect(),
+            steps: 0,
+            first: vec![0.0; layout.len()],
+            second: vec![0.0; layout.len()],
+        }
+    }
+
+    /// One step on `theta` with the gradient `scale · gradient`.
+    ///
+    /// # Panics
+    /// If `theta` or `gradient` do not have the layout's length.
+    pub fn step(&mut self, theta: &mut [f32], gradient: &[f32], scale: f64, lr: f64) {
+        assert!(theta.len() == self.first.len() && gradient.len() == self.first.len(), "one value per parameter");
+        self.steps += 1;
+        let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let constants = Constants {
+            scale: scale as f32,
+            keep1: self.beta1 as f32,
+            take1: (1.0 - self.beta1) as f32,
+            keep2: self.beta2 as f32,
+            take2: (1.0 - self.beta2) as f32,
+            rate: (lr / (1.0 - self.beta1.powi(exponent))) as f32,
+            correction2: (1.0 / (1.0 - self.beta2.powi(exponent))) as f32,
+            epsilon: self.epsilon as f32,
+            keep_theta: 1.0,
+        };
+        let decaying = Constants { keep_theta: (1.0 - lr * self.weight_decay) as f32, ..constants };
+        for (range, decays) in &self.tensors {
+            let constants = if *decays { decaying } else { constants };
+            theta[range.clone()]
+                .par_chunks_mut(CHUNK)
+                .zip(gradient[range.clone()].par_chunks(CHUNK))
+                .zip(self.first[range.clone()].par_chunks_mut(CHUNK))
+                .zip(self.second[range.clone()].par_chunks_mut(CHUNK))
+                .for_each(|(((theta, gradient), first), second)| constants.step(theta, gradient, first, second));
+        }
+    }
+
+    /// Moments and step count as bytes.
+    pub fn export(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(state_bytes(self.first.len()));
+        bytes.extend(MAGIC);
+        bytes.extend(self.steps.to_le_bytes());
+        for moments in [&self.first, &self.second] {
+            bytes.extend(moments.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Takes up exported moments; after an error nothing has changed.
+    pub fn import(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
+        let refuse = |why: String| Err(TrainError::State { why });
+        let expected = state_bytes(self.first.len());
+        if bytes.len() != expected {
+            return refuse(format!("it has {} bytes, this model's takes {expected}", bytes.len()));
+        }
+        let (head, moments) = bytes.split_at(MAGIC.len() + 8);
+        if head[..MAGIC.len()] != MAGIC[..] {
+            return refuse("it is not of this optimiser and version".to_owned());
+        }
+        let steps = head[MAGIC.len()..].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        let moments: Vec<f32> = moments.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
+        let (first, second) = moments.split_at(self.first.len());
+        if !moments.iter().all(|value| value.is_finite()) || second.iter().any(|&value| value < 0.0) {
+            return refuse("it has moments that are not finite, or a negative mean of squares".to_owned());
+        }
+        self.steps = steps;
+        self.first.copy_from_slice(first);
+        self.second.copy_from_slice(second);
+        Ok(())
+    }
+}
+
+fn state_bytes(parameters: usize) -> usize {
+    MAGIC.len() + 8 + 8 * parameters
+}
+
+/// What is the same for all elements of a tensor in one step.
+#[derive(Clone, Copy)]
+struct Constants {
+    scale: f32,
+    keep1: f32,
+    take1: f32,
+    keep2: f32,
+    take2: f32,
+    /// lr with the bias correction of the first moment in it.
+    rate: f32,
+    correction2: f32,
+    epsilon: f32,
+    /// 1 − lr · wd.
+    keep_theta: f32,
+}
+
+impl Constants {
+    fn step(&self, theta: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        for (((theta, gradient), m), v) in theta.iter_mut().zip(gradient).zip(first).zip(second) {
+            let g = gradient * self.scale;
+            *m = self.keep1 * *m + self.take1 * g;
+            *v = self.keep2 * *v + self.take2 * g * g;
+            *theta = self.keep_theta * *theta - self.rate * *m / ((*v * self.correction2).sqrt() + self.epsilon);
+        }
+    }
+}
+
+/// The global norm in f64. Sums are made serially within fixed chunks, so that threads cannot change it.
+pub fn global_norm(values: &[f32]) -> f64 {
+    let squares: Vec<f64> =
+        values.par_chunks(CHUNK).map(|chunk| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum()).collect();
+    squares.iter().sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout::new([("matrix".to_owned(), vec![2, 2]), ("vector".to_owned(), vec![2])])
+    }
+
+    fn inner() -> InnerSpec {
+        InnerSpec { weight_decay: 0.5, ..templar_model::presets::preset("nano").unwrap().inner }
+    }
+
+    proptest! {
+        /// Against the textbook in f64, one parameter at a time.
+        #[test]
+        fn follows_the_textbook(gradients in prop::collection::vec(prop::array::uniform6(-2.0f32..2.0), 1..6)) {
+            let (layout, inner) = (layout(), inner());
+            let mut adamw = AdamW::new(&layout, &inner);
+            let mut theta = vec![1.0f32; 6];
+            for gradient in &gradients {
+                adamw.step(&mut theta, gradient, 0.5, 0.01);
+            }
+            for at in 0..6 {
+                let (mut expected, mut m, mut v) = (1.0, 0.0, 0.0);
+                let decay = if at < 4 { inner.weight_decay } else { 0.0 };
+                for (step, gradient) in (1..).zip(&gradients) {
+                    let g = 0.5 * f64::from(gradient[at]);
+                    m = inner.beta1 * m + (1.0 - inner.beta1) * g;
+                    v = inner.beta2 * v + (1.0 - inner.beta2) * g * g;
+                    let (m_hat, v_hat) = (m / (1.0 - inner.beta1.powi(step)), v / (1.0 - inner.beta2.powi(step)));
+                    expected -= 0.01 * (m_hat / (v_hat.sqrt() + inner.epsilon) + decay * expected);
+                }
+                prop_assert!((f64::from(theta[at]) - expected).abs() < 2e-5, "{} {expected}", theta[at]);
+            }
+        }
+    }
+
+    #[test]
+    fn state_is_validated_as_a_whole() {
+        let mut adamw = AdamW::new(&layout(), &inner());
+        adamw.step(&mut [1.0; 6], &[0.1; 6], 1.0, 0.01);
+        let (bytes, before) = (adamw.export(), adamw.clone());
+        let mut edits: Vec<Vec<u8>> = vec![vec![], bytes[1..].to_vec(), [&bytes[..], &[0]].concat(), bytes.clone()];
+        edits[3][0] ^= 1;
+        for (offset, value) in [(24, f32::NAN), (24 + 24, -1.0), (bytes.len() - 4, f32::INFINITY)] {
+            let mut edited = bytes.clone();
+            edited[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+            edits.push(edited);
+        }
+        for edited in edits {
+            assert!(matches!(adamw.import(&edited), Err(TrainError::State { .. })));
+            assert_eq!(adamw, before);
+        }
+        let mut fresh = AdamW::new(&layout(), &inner());
+        fresh.import(&bytes).unwrap();
+        assert_eq!(fresh, before);
+    }
+}

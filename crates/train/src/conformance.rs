@@ -1,0 +1,200 @@
+//! What every engine behind [`Trainer`] must do, as one suite that its tests run.
+
+use std::ops::ControlFlow;
+
+use templar_protocol::{
+    hash::Hasher,
+    layout::{Layout, ModelSpec},
+};
+
+use crate::{
+    batch::TokenBatch,
+    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer},
+};
+
+/// Deterministic batches for a model, made of `label`: other labels give other tokens.
+pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -> Vec<TokenBatch> {
+    let mut stream = Hasher::new("templar conformance tokens").update_value(label).clone().into_stream();
+    let seq_len = model.seq_len as usize;
+    let mut batch = || {
+        let tokens = (0..sequences * seq_len).map(|_| stream.below(u64::from(model.vocab_size)) as u32).collect();
+        TokenBatch { sequences, seq_len, tokens }
+    };
+    (0..count).map(|_| batch()).collect()
+}
+
+/// Checks an engine that trains `model`. `make` gives a fresh one each time, all alike.
+///
+/// # Panics
+/// At the first thing that the engine does wrong.
+pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
+    let suite = Suite {
+        model,
+        theta: Layout::llama(model).theta0(model, 11),
+        batches: batches(model, 4, 3, "own"),
+        held_out: batches(model, 1, 5, "held out").remove(0),
+    };
+    suite.outcome_has_its_shape(make().as_mut());
+    suite.runs_are_repeatable(&make);
+    suite.stops_early(&make);
+    suite.evaluation_agrees_and_changes_nothing(&make);
+    suite.learns_what_it_is_shown(make().as_mut());
+    suite.state_survives_a_restart(&make);
+    suite.damaged_state_is_refused(make().as_mut());
+    suite.hostile_inputs_are_errors(make().as_mut());
+    suite.overflow_is_contained(make().as_mut());
+}
+
+struct Suite<'a> {
+    model: &'a ModelSpec,
+    theta: Vec<f32>,
+    batches: Vec<TokenBatch>,
+    held_out: TokenBatch,
+}
+
+/// The bits, so that −0 and 0 differ.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+impl Suite<'_> {
+    fn job<'a>(&'a self, batches: &'a [TokenBatch], first_step: u64) -> TrainJob<'a> {
+        TrainJob { theta: &self.theta, batches, first_step }
+    }
+
+    fn train(&self, trainer: &mut dyn Trainer, batches: &[TokenBatch], first_step: u64) -> TrainOutcome {
+        trainer.train(&self.job(batches, first_step), &mut |_| ControlFlow::Continue(())).expect("valid job")
+    }
+
+    fn outcome_has_its_shape(&self, trainer: &mut dyn Trainer) {
+        let mut seen = vec![];
+        let mut on_step = |stats: &StepStats| {
+            seen.push(*stats);
+            ControlFlow::Continue(())
+        };
+        let outcome = trainer.train(&self.job(&self.batches, 100), &mut on_step).expect("valid job");
+        assert_eq!(outcome.delta.len(), self.theta.len(), "one Δ per parameter");
+        assert!(outcome.delta.iter().all(|value| value.is_finite()), "Δ is finite");
+        assert!(outcome.delta.iter().any(|&value| value != 0.0), "something was learned");
+        assert_eq!(outcome.steps, seen, "on_step sees every step");
+        let tokens = self.batches[0].tokens.len() as u64;
+        assert_eq!(outcome.tokens, tokens * self.batches.len() as u64);
+        for (stats, step) in seen.iter().zip(100..) {
+            assert_eq!((stats.step, stats.tokens), (step, tokens), "steps count on from first_step");
+            assert!(stats.loss.is_finite() && stats.grad_norm > 0.0 && stats.lr > 0.0, "{stats:?}");
+        }
+        let nothing = self.train(trainer, &[], 0);
+        assert!(nothing.steps.is_empty() && nothing.delta.iter().all(|&value| value == 0.0), "no batch, no step");
+    }
+
+    fn runs_are_repeatable(&self, make: &impl Fn() -> Box<dyn Trainer>) {
+        let [one, two] = [(); 2].map(|()| self.train(make().as_mut(), &self.batches, 0));
+        assert_eq!(bits(&one.delta), bits(&two.delta), "the same job gives the same bits");
+        assert_eq!(one.steps, two.steps);
+    }
+
+    fn stops_early(&self, make: &impl Fn() -> Box<dyn Trainer>) {
+        let mut stop_after_two =
+            |stats: &StepStats| if stats.step == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let stopped = make().train(&self.job(&self.batches, 0), &mut stop_after_two).expect("valid job");
+        assert_eq!(stopped, self.train(make().as_mut(), &self.batches[..2], 0), "what was done is the outcome");
+    }
+
+    fn evaluation_agrees_and_changes_nothing(&self, make: &impl Fn() -> Box<dyn Trainer>) {
+        let mut trainer = make();
+        let state = trainer.export_state();
+        let losses = trainer.evaluate(&self.theta, &self.batches[0]).expect("valid batch");
+        assert_eq!(losses.len(), self.batches[0].sequences, "one loss per sequence");
+        assert_eq!(trainer.export_state(), state, "evaluation leaves the state alone");
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        let trained = self.train(trainer.as_mut(), &self.batches, 0);
+        let first = trained.steps[0].loss;
+        assert!((mean - first).abs() < 1e-4 * mean.abs(), "evaluation says {mean}, the first step {first}");
+        assert_eq!(trained, self.train(make().as_mut(), &self.batches, 0), "evaluation leaves training alone");
+    }
+
+    fn learns_what_it_is_shown(&self, trainer: &mut dyn Trainer) {
+        let shown = vec![self.batches[0].clone(); 4];
+        let outcome = self.train(trainer, &shown, 1000);
+        let theta: Vec<f32> = self.theta.iter().zip(&outcome.delta).map(|(theta, delta)| theta - delta).collect();
+        let mut mean = |theta: &[f32], batch| {
+            let losses = trainer.evaluate(theta, batch).expect("valid batch");
+            losses.iter().sum::<f64>() / losses.len() as f64
+        };
+        let own = mean(&self.theta, &self.batches[0]) - mean(&theta, &self.batches[0]);
+        let other = mean(&self.theta, &self.held_out) - mean(&theta, &self.held_out);
+        assert!(own > 0.0 && own > other, "loss fell by {own} on own data and by {other} on other data");
+    }
+
+    fn state_survives_a_restart(&self, make: &impl Fn() -> Box<dyn Trainer>) {
+        let mut running = make();
+        self.train(running.as_mut(), &self.batches, 0);
+        let mut restarted = make();
+        restarted.import_state(&running.export_state()).expect("own state");
+        let [one, two] = [&mut running, &mut restarted].map(|trainer| self.train(trainer.as_mut(), &self.batches, 4));
+        assert_eq!(bits(&one.delta), bits(&two.delta), "a restart changes nothing");
+        let fresh = self.train(make().as_mut(), &self.batches, 4);
+        assert_ne!(bits(&one.delta), bits(&fresh.delta), "moments survive from job to job");
+    }
+
+    fn damaged_state_is_refused(&self, trainer: &mut dyn Trainer) {
+        self.train(trainer, &self.batches, 0);
+        let state = trainer.export_state();
+        let mut not_finite = state.clone();
+        let end = not_finite.len();
+        not_finite[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        for damaged in [&[][..], &state[..end - 1], &[&state[..], &[0; 4]].concat(), &not_finite] {
+            let result = trainer.import_state(damaged);
+            assert!(matches!(result, Err(TrainError::State { .. })), "{result:?}");
+            assert_eq!(trainer.export_state(), state, "a refused state changes nothing");
+        }
+    }
+
+    fn hostile_inputs_are_errors(&self, trainer: &mut dyn Trainer) {
+        let state = trainer.export_state();
+        let good = &self.batches[0];
+        let mut outside = good.clone();
+        outside.tokens[7] = self.model.vocab_size;
+        let long = TokenBatch { seq_len: good.seq_len + 1, tokens: vec![0; 3 * good.seq_len + 3], ..good.clone() };
+        let batches = [
+            (outside, "outside the vocabulary"),
+            (long, "too long"),
+            (TokenBatch { tokens: vec![0; 5], ..good.clone() }, "no rectangle"),
+            (TokenBatch { sequences: usize::MAX, ..good.clone() }, "overflowing"),
+            (TokenBatch { sequences: 0, tokens: vec![], ..good.clone() }, "empty"),
+            (TokenBatch { seq_len: 1, tokens: vec![0; 3], ..good.clone() }, "without a target"),
+        ];
+        let mut refuses = |theta: &[f32], batch: &TokenBatch, what: &str| {
+            let batches = [good.clone(), batch.clone()];
+            let job = TrainJob { theta, batches: &batches, first_step: 0 };
+            assert!(trainer.train(&job, &mut |_| ControlFlow::Continue(())).is_err(), "training accepts {what}");
+            assert!(trainer.evaluate(theta, batch).is_err(), "evaluation accepts {what}");
+        };
+        for (batch, what) in &batches {
+            refuses(&self.theta, batch, what);
+        }
+        refuses(&self.theta[1..], good, "too few parameters");
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut theta = self.theta.clone();
+            theta[3] = value;
+            refuses(&theta, good, "a parameter that is not finite");
+        }
+        assert_eq!(trainer.export_state(), state, "refused jobs leave the state alone");
+    }
+
+    /// Finite parameters whose products overflow: a typed error, or numbers that mean something.
+    fn overflow_is_contained(&self, trainer: &mut dyn Trainer) {
+        for size in [1e15, f32::MAX] {
+            let theta = vec![size; self.theta.len()];
+            match trainer.evaluate(&theta, &self.batches[0]) {
+                Ok(losses) => assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}"),
+                Err(error) => assert!(matches!(error, TrainError::NonFiniteLoss { .. }), "{error}"),
+            }
+            let job = TrainJob { theta: &theta, batches: &self.batches, first_step: 77 };
+            match trainer.train(&job, &mut |_| ControlFlow::Continue(())) {
+                Ok(outcome) => assert!(outcome.delta.iter().all(|value| value.is_finite()), "Δ is finite"),
+                Err(error) => assert!(matches!(error, TrainError::NonFiniteStep { step: 77.., .. }), "{error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The one seam for training: θ and batches in, Δ and statistics out.
+
+use std::ops::ControlFlow;
+
+use templar_protocol::layout::ModelSpec;
+
+use crate::batch::{BatchError, TokenBatch};
+
+/// What one node trains in one window.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainJob<'a> {
+    /// The certified parameters, flat, in the order of the model's layout.
+    pub theta: &'a [f32],
+    /// One batch for each inner step.
+    pub batches: &'a [TokenBatch],
+    /// Global number of the first inner step, for the schedule: window · H.
+    pub first_step: u64,
+}
+
+/// One inner step as it was done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepStats {
+    /// Global number of the step.
+    pub step: u64,
+    /// Mean loss of the batch before the update, nats per target token.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    pub lr: f64,
+    /// Tokens of the batch.
+    pub tokens: u64,
+}
+
+/// What came out of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainOutcome {
+    /// The pseudo-gradient θ_start − θ_end, flat.
+    pub delta: Vec<f32>,
+    pub steps: Vec<StepStats>,
+    /// Tokens of all steps.
+    pub tokens: u64,
+}
+
+impl TrainOutcome {
+    /// From where a job started and where it ended, if Δ is finite.
+    pub(crate) fn new(start: &[f32], end: Vec<f32>, steps: Vec<StepStats>) -> Result<Self, TrainError> {
+        let mut delta = end;
+        delta.iter_mut().zip(start).for_each(|(end, start)| *end = start - *end);
+        if !delta.iter().all(|value| value.is_finite()) {
+            return Err(TrainError::NonFiniteStep { step: steps.last().map_or(0, |last| last.step), what: "update" });
+        }
+        let tokens = steps.iter().map(|step| step.tokens).sum();
+        Ok(Self { delta, steps, tokens })
+    }
+}
+
+/// An engine with an inner optimiser. Calls block; the node gives each trainer a thread of its own.
+///
+/// The same parameters, batches and state give the same bits, run after run on the same machine.
+pub trait Trainer: Send {
+    /// H inner steps from θ. `on_step` may stop early (deadline, Ctrl-C): what was done until then is the outcome.
+    ///
+    /// The optimiser's moments survive into the next job. After an error they hold the steps before the failed one.
+    fn train(
+        &mut self,
+        job: &TrainJob<'_>,
+        on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
+    ) -> Result<TrainOutcome, TrainError>;
+
+    /// Mean loss of each sequence at θ in nats per target token, forward only; changes no state.
+    fn evaluate(&mut self, theta: &[f32], batch: &TokenBatch) -> Result<Vec<f64>, TrainError>;
+
+    /// The optimiser's state, for a restart of the node.
+    fn export_state(&self) -> Vec<u8>;
+
+    /// Takes up an exported state. After an error the state is what it was.
+    fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError>;
+}
+
+/// Why nothing was trained or evaluated.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    #[error("the model has {expected} parameters, but {found} were given; are they of this run?")]
+    ParameterCount { expected: usize, found: usize },
+    #[error("parameter {index} is not finite; take the parameters from a certified checkpoint again")]
+    NonFiniteParameter { index: usize },
+    #[error("batch {batch}: {source}")]
+    Batch { batch: usize, source: BatchError },
+    #[error("batch {batch} has sequences of {found} tokens, the model takes {longest} at most; shorten the samples")]
+    SequenceTooLong { batch: usize, found: usize, longest: u32 },
+    #[error("batch {batch} has token {token}, the vocabulary ends at {vocabulary}; use the run's tokenizer and data")]
+    TokenOutsideVocabulary { batch: usize, token: u32, vocabulary: u32 },
+    #[error("the {what} of inner step {step} is not finite; training diverged, lower `inner.lr` or `inner.clip_norm`")]
+    NonFiniteStep { step: u64, what: &'static str },
+    #[error("the loss of sequence {sequence} is not finite; these parameters are of no use")]
+    NonFiniteLoss { sequence: usize },
+    #[error("the optimiser's state cannot be imported: {why}; delete it to start with fresh moments")]
+    State { why: String },
+}
+
+/// Checks parameters and batches before an engine sees them.
+pub(crate) fn check_inputs(
+    model: &ModelSpec,
+    parameters: usize,
+    theta: &[f32],
+    batches: &[TokenBatch],
+) -> Result<(), TrainError> {
+    if theta.len() != parameters {
+        return Err(TrainError::ParameterCount { expected: parameters, found: theta.len() });
+    }
+    if let Some(index) = theta.iter().position(|value| !value.is_finite()) {
+        return Err(TrainError::NonFiniteParameter { index });
+    }
+    for (at, batch) in batches.iter().enumerate() {
+        batch.check().map_err(|source| TrainError::Batch { batch: at, source })?;
+        if batch.seq_len > model.seq_len as usize {
+            return Err(TrainError::SequenceTooLong { batch: at, found: batch.seq_len, longest: model.seq_len });
+        }
+        let vocabulary = model.vocab_size;
+        if let Some(&token) = batch.tokens.iter().find(|&&token| token >= vocabulary) {
+            return Err(TrainError::TokenOutsideVocabulary { batch: at, token, vocabulary });
+        }
+    }
+    Ok(())
+}
+
+/// Losses of an evaluation, if all of them mean something.
+pub(crate) fn finite_losses(losses: Vec<f64>) -> Result<Vec<f64>, TrainError> {
+    match losses.iter().position(|loss| !loss.is_finite()) {
+        Some(sequence) => Err(TrainError::NonFiniteLoss { sequence }),
+        None => Ok(losses),
+    }
+}

@@ -1,0 +1,61 @@
+//! The suite for every engine of this crate.
+
+use std::ops::ControlFlow;
+
+use templar_model::{Device, presets};
+use templar_protocol::{
+    layout::{Layout, ModelSpec},
+    run::InnerSpec,
+};
+use templar_train::{BurnTrainer, SyntheticTrainer, TrainJob, Trainer, conformance};
+
+fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
+    let preset = presets::preset("nano").expect("a preset");
+    let model = ModelSpec {
+        vocab_size: 32,
+        hidden_size: 16,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn_size: 24,
+        seq_len: 8,
+        tied_embeddings,
+        ..preset.model
+    };
+    // Three sequences in micro-batches of two: the last one is smaller.
+    let inner = InnerSpec { micro_batch_sequences: 2, warmup_steps: 2, ..preset.inner };
+    (model, inner)
+}
+
+#[test]
+fn burn_trainer_conforms() {
+    for tied in [false, true] {
+        let (model, inner) = tiny(tied);
+        conformance::check_trainer(&model, || Box::new(BurnTrainer::new(&model, &inner, &Device::Cpu)));
+    }
+}
+
+#[test]
+fn synthetic_trainer_conforms() {
+    let (model, inner) = tiny(false);
+    conformance::check_trainer(&model, || Box::new(SyntheticTrainer::new(&model, &inner)));
+}
+
+/// More than the seam promises, and true on the CPU: matrices are split by rows and columns, never along a sum. `nano` is
+/// large enough that products are split, alone (micro-batches of 8) and beside others (of 2).
+#[test]
+fn burn_trainer_does_not_depend_on_the_thread_count() {
+    let preset = presets::preset("nano").unwrap();
+    let theta = Layout::llama(&preset.model).theta0(&preset.model, 1);
+    let batches = conformance::batches(&preset.model, 2, 8, "threads");
+    let train = |micro_batch_sequences, threads| {
+        let inner = InnerSpec { micro_batch_sequences, ..preset.inner.clone() };
+        let mut trainer = BurnTrainer::new(&preset.model, &inner, &Device::Cpu);
+        let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| trainer.train(&job, &mut |_| ControlFlow::Continue(()))).unwrap()
+    };
+    for micro_batch_sequences in [8, 2] {
+        assert_eq!(train(micro_batch_sequences, 1), train(micro_batch_sequences, 3));
+    }
+}

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Checks a report of `templar demo` against docs/report.md: shape, certificates, one root on all nodes."""
+
+import argparse
+import json
+import sys
+
+NUMBER = (int, float)
+OPTIONAL = (int, float, type(None))
+WINDOW = {
+    "window": int, "certified": bool, "state_root": str, "one_root": bool, "accepted": list, "faults": list,
+    "tokens": int, "train_loss": OPTIONAL, "val_loss": OPTIONAL, "val_bits_per_byte": OPTIONAL,
+    "payload_bytes": int, "bits_per_value": NUMBER, "compute_s": NUMBER, "comm_s": NUMBER,
+}
+NODE = {
+    "uid": int, "name": str, "role": str, "behaviour": str, "final_state_root": str, "score": NUMBER,
+    "weight": NUMBER, "emission": NUMBER, "restarts": int, "troubles": int,
+}
+FINAL = {"val_bits_per_byte": OPTIONAL, "floor_bits_per_byte": OPTIONAL, "tokens": int, "wall_s": NUMBER}
+TOP = {
+    "schema": int, "run_id": str, "seed": int, "config": dict, "windows": list, "nodes": list, "late": list,
+    "final": dict,
+}
+
+
+def shape(value, fields, where, errors):
+    for name, kind in fields.items():
+        if name not in value:
+            errors.append(f"{where}: `{name}` is missing")
+        elif not isinstance(value[name], kind):
+            errors.append(f"{where}: `{name}` is {value[name]!r}")
+    errors.extend(f"{where}: `{name}` is not in the schema" for name in value if name not in fields)
+
+
+def check(report, windows):
+    errors = []
+    shape(report, TOP, "report", errors)
+    if errors:
+        return errors
+    shape(report["final"], FINAL, "final", errors)
+    for node in report["nodes"]:
+        shape(node, NODE, "node", errors)
+    for window in report["windows"]:
+        shape(window, WINDOW, "window", errors)
+    if errors:
+        return errors
+    if len(report["windows"]) != windows:
+        errors.append(f"{len(report['windows'])} windows, not {windows}")
+    for window in report["windows"]:
+        if not window["certified"] or not window["one_root"]:
+            errors.append(f"window {window['window']} is not certified with one root: {window}")
+    roots = {node["final_state_root"] for node in report["nodes"]}
+    if roots != {report["windows"][-1]["state_root"]}:
+        errors.append(f"nodes end with roots {roots}")
+    first, last = report["windows"][0]["val_bits_per_byte"], report["final"]["val_bits_per_byte"]
+    if not (first and last and last < first):
+        errors.append(f"held-out loss went from {first} to {last} bits per byte")
+    return errors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report")
+    parser.add_argument("--windows", type=int, required=True)
+    args = parser.parse_args()
+    with open(args.report, encoding="utf-8") as file:
+        errors = check(json.load(file), args.windows)
+    print("\n".join(errors) or f"{args.report}: in order")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
