@@ -120,7 +120,8 @@ pub(crate) fn summary(report: &Report) -> String {
     let certified = report.windows.iter().filter(|window| window.certified).count();
     let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows.len());
     if !report.late.is_empty() {
-        let uids: Vec<String> = report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
+        let uids: Vec<String> =
+            report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
         let _ = writeln!(text, "late: {}", uids.join(", "));
     }
     if let Some(bits) = report.last.val_bits_per_byte {

@@ -169,7 +169,7 @@ impl Miner {
                 }
                 Err(error) if error.needs_resynchronisation() => {
                     self.core.emit(Event::Trouble { what: error.to_string() }).await;
-                    self.replica.resynchronise(&self.core, &self.local, head).await?;
+                    self.replica.resynchronise(&self.core, &mut self.local, head).await?;
                     self.save()?;
                 }
                 Err(error) => return Err(error),

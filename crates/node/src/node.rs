@@ -7,15 +7,21 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use templar_chain::{Chain, Head};
-use tokio::sync::watch;
+use templar_data::Dataset;
+use templar_protocol::keys::Keypair;
+use templar_protocol::run::RunSpec;
+use templar_store::Store;
+use templar_train::Trainer;
+use tokio::sync::{mpsc, watch};
 
-use crate::core::Core;
+use crate::core::{Compute, Core};
 use crate::error::NodeError;
 use crate::evaluate::Evaluated;
-use crate::events::Event;
+use crate::events::{Event, Events, NodeEvent, Role};
+use crate::local::Local;
 use crate::miner::{self, Miner};
 use crate::signals::Signals;
-use crate::validator::{self, Validator};
+use crate::validator::{self, Validator, ValidatorOptions};
 
 /// Pause before what failed is tried again, where no new block comes first.
 const RETRY: Duration = Duration::from_millis(500);
@@ -112,8 +118,10 @@ impl Node {
                     Err(error) if error.is_fatal() => return Err(error),
                     Err(error) => core.emit(Event::Trouble { what: error.to_string() }).await,
                 }
-                if !retry {
-                    self.pace(core, &mut paced).await;
+                let through = self.paced_through();
+                // Lets a paced development chain go on as far as this node is concerned.
+                if !retry && paced != Some(through) && core.chain.pace(&core.keypair.hotkey(), through).await.is_ok() {
+                    paced = Some(through);
                 }
             }
         }
@@ -140,14 +148,10 @@ impl Node {
         }
     }
 
-    /// Lets a paced development chain go on as far as this node is concerned.
-    async fn pace(&self, core: &Core, paced: &mut Option<u64>) {
-        let through = match self {
+    fn paced_through(&self) -> u64 {
+        match self {
             Self::Miner(miner) => miner.paced_through(),
             Self::Validator(validator) => validator.paced_through(),
-        };
-        if *paced != Some(through) && core.chain.pace(&core.keypair.hotkey(), through).await.is_ok() {
-            *paced = Some(through);
         }
     }
 }

@@ -145,7 +145,7 @@ impl Replica {
 
     /// Takes over the newest certified state that can be had: from the local disk if one of its states is certified,
     /// else from a validator's checkpoint, else θ₀. Replaying from there to the head is [`Replica::advance`]'s work.
-    pub async fn resynchronise(&mut self, core: &Core, local: &Local, head: u64) -> Result<(), NodeError> {
+    pub async fn resynchronise(&mut self, core: &Core, local: &mut Local, head: u64) -> Result<(), NodeError> {
         let stored = local.states(core.run)?;
         let newest_window = self.newest_voted_window(core, head);
         let mut checked = 0;

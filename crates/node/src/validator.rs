@@ -171,7 +171,7 @@ impl Validator {
                 Ok(Some(settled)) => self.after_settling(settled, head).await?,
                 Err(error) if error.needs_resynchronisation() => {
                     self.core.emit(Event::Trouble { what: error.to_string() }).await;
-                    self.replica.resynchronise(&self.core, &self.local, head).await?;
+                    self.replica.resynchronise(&self.core, &mut self.local, head).await?;
                     (self.intake, self.vote) = (None, None);
                     self.judged.clear();
                     let newest = self.replica.newest();

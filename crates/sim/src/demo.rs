@@ -60,10 +60,10 @@ impl Demo {
         let mut nodes = JoinSet::new();
         for member in world.members.clone() {
             let (connection, sender) = (world.connection(&member, self.device), sender.clone());
-            let stopped = nodes_stopped.clone();
+            let nodes_stopped = nodes_stopped.clone();
             nodes.spawn(async move {
                 let setup = connection.open(sender).await.map_err(|error| failed(&member, &error))?;
-                setup.run(stopped).await.map_err(|error| failed(&member, &error))
+                setup.run(nodes_stopped).await.map_err(|error| failed(&member, &error))
             });
         }
         drop(sender);
@@ -71,10 +71,10 @@ impl Demo {
         let mut deadline = None;
         let (last, everybody) = (self.plan.windows - 1, world.members.len());
         let mut failure = None;
-        let stopped = loop {
+        let was_stopped = loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break true,
+                () = stopped(&mut stop) => break true,
                 Some(ended) = nodes.join_next() => match ended {
                     Ok(Err(error)) => { failure = Some(error); break true }
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -115,8 +115,13 @@ impl Demo {
         let theta = final_theta(&world);
         let spec = world.spec.clone();
         world.shutdown().await?;
-        Ok(Outcome { report, spec, theta, stopped })
+        Ok(Outcome { report, spec, theta, stopped: was_stopped })
     }
+}
+
+/// Ends when `stop` is true, or nobody is left to say so.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Ends at the deadline; never without one.

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::demo::{Outcome, final_theta, sleep_until};
+use crate::demo::{Outcome, final_theta, sleep_until, stopped};
 use crate::plan::{Member, Plan};
 use crate::report::{Final, Recorder};
 use crate::world::{Text, World, WorldError};
@@ -96,7 +96,7 @@ impl Localnet {
         }
         drop(sender);
         let mut recorder = Recorder::new(world.members.clone());
-        let stopped = self.watch(&mut events, &mut stop, &mut recorder, on_event).await;
+        let was_stopped = self.watch(&mut events, &mut stop, &mut recorder, on_event).await;
         let _ = stop_nodes.send(true);
         drop(events);
         while nodes.join_next().await.is_some() {}
@@ -106,7 +106,7 @@ impl Localnet {
         let report = recorder.finish(&world.spec, seed, windows, &world.chain.emissions(), Vec::new(), last);
         let (theta, spec) = (final_theta(&world), world.spec.clone());
         world.shutdown().await?;
-        Ok(Outcome { report, spec, theta, stopped })
+        Ok(Outcome { report, spec, theta, stopped: was_stopped })
     }
 
     /// Whether it was stopped before every node had settled the last window.
@@ -122,7 +122,7 @@ impl Localnet {
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return true,
+                () = stopped(stop) => return true,
                 event = events.recv() => {
                     let Some(event) = event else { return true };
                     recorder.record(&event);
@@ -160,7 +160,7 @@ impl Process {
                 let what = format!("its process cannot be run: {error}");
                 let _ = self.events.send(NodeEvent { node: self.name.clone(), event: Event::Trouble { what } }).await;
             }
-            tokio::select! { biased; _ = stop.wait_for(|stop| *stop) => {}, () = tokio::time::sleep(RESTART_PAUSE) => {} }
+            let _ = tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await;
         }
     }
 
@@ -180,7 +180,7 @@ impl Process {
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return end(&mut child).await,
+                () = stopped(stop) => return end(&mut child).await,
                 () = sleep_until(kill_at) => {
                     child.start_kill()?;
                     kill_at = None;

@@ -163,13 +163,7 @@ pub fn run_spec(
             overlap_max: 0.6,
         },
         windows,
-        scoring: ScoringSpec {
-            draws: 8,
-            sequences: 8,
-            step_fraction: 0.5,
-            memory: 0.8,
-            weights_every_windows: 1,
-        },
+        scoring: ScoringSpec { draws: 8, sequences: 8, step_fraction: 0.5, memory: 0.8, weights_every_windows: 1 },
         chain,
     }
 }

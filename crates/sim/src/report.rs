@@ -195,8 +195,7 @@ impl Recorder {
 
     fn node(&self, member: &Member, neurons: &[NeuronInfo]) -> Option<NodeReport> {
         let neuron = neurons.iter().find(|neuron| neuron.hotkey == member.keypair.hotkey())?;
-        let scores: Vec<f64> =
-            self.nodes.values().filter_map(|node| node.scores.get(&neuron.uid).copied()).collect();
+        let scores: Vec<f64> = self.nodes.values().filter_map(|node| node.scores.get(&neuron.uid).copied()).collect();
         let share = |of: fn(&NeuronInfo) -> u16| {
             let total: f64 = neurons.iter().map(|neuron| f64::from(of(neuron))).sum();
             if total > 0.0 { f64::from(of(neuron)) / total } else { 0.0 }
@@ -223,8 +222,7 @@ impl Recorder {
 impl Gathered {
     fn add_faults(&mut self, faults: &[Fault]) {
         for fault in faults {
-            let fault =
-                FaultReport { uid: fault.entry.uid, fault: fault.kind, attributed_to: fault.attributed_to };
+            let fault = FaultReport { uid: fault.entry.uid, fault: fault.kind, attributed_to: fault.attributed_to };
             if !self.faults.contains(&fault) {
                 self.faults.push(fault);
             }
@@ -235,8 +233,7 @@ impl Gathered {
         let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
         self.roots.values().for_each(|root| *counts.entry(*root).or_default() += 1);
         let state_root = counts.iter().max_by_key(|(_, count)| **count).map_or_else(Hash32::default, |(root, _)| *root);
-        let (verdict, payload_bytes, values, tokens) =
-            self.settled.clone().unwrap_or((Verdict::NoQuorum, 0, 0, 0));
+        let (verdict, payload_bytes, values, tokens) = self.settled.clone().unwrap_or((Verdict::NoQuorum, 0, 0, 0));
         let (certified, accepted) = match verdict {
             Verdict::Certified { accepted, .. } => (true, accepted),
             _ => (false, Vec::new()),

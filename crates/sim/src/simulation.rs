@@ -150,7 +150,8 @@ impl World {
     async fn new(scenario: &Scenario, folder: &Path) -> Self {
         let plan = &scenario.plan;
         let data = folder.join("dataset");
-        let options = PrepareOptions { seq_len: plan.preset.model.seq_len, seed: plan.seed, ..PrepareOptions::default() };
+        let options =
+            PrepareOptions { seq_len: plan.preset.model.seq_len, seed: plan.seed, ..PrepareOptions::default() };
         let text = Grammar::new(plan.seed).documents(plan.seed, 200_000);
         let manifest = prepare_text(text, &data, &options, &mut |_| {}).expect("the built-in corpus is long enough");
         let dataset = Arc::new(Dataset::open(&data).expect("just prepared"));

@@ -164,11 +164,8 @@ fn a_minority_goes_back_to_the_last_quorum_root_and_replays() {
     for node in ["validator-2", "miner-0"] {
         let mut scenario = Scenario::new(3, 3, 8, 7);
         let (at, node_name) = (3, node.to_owned());
-        scenario.incidents = vec![
-            kill(node, at),
-            Incident::Disk { node: node_name, window: at, change: diverge },
-            start(node, at),
-        ];
+        scenario.incidents =
+            vec![kill(node, at), Incident::Disk { node: node_name, window: at, change: diverge }, start(node, at)];
         let outcome = run(scenario);
         assert!(any(&outcome, node, |event| matches!(event, Event::Diverged { .. })), "{node}");
         assert!(any(&outcome, node, |event| matches!(event, Event::Adopted { .. })), "{node}");
@@ -258,7 +255,8 @@ fn broken_objects_are_faults_with_a_name_and_nothing_else() {
     for (object, expected) in cases {
         let mut scenario = Scenario::new(3, 2, 3, 12);
         scenario.cloud_fault = Some(Box::new(move |op| {
-            let hit = op.kind == OpKind::Get && op.bucket == "miner-1" && op.key.ends_with(&format!("00000001/{object}"));
+            let hit =
+                op.kind == OpKind::Get && op.bucket == "miner-1" && op.key.ends_with(&format!("00000001/{object}"));
             hit.then_some(Fault::Corrupt)
         }));
         let outcome = run(scenario);

@@ -95,10 +95,18 @@ impl Prepare {
         })?;
         bar.finish_and_clear();
         if self.json {
-            println!("{}", json!({ "manifest": manifest.hash(), "train_samples": manifest.train.samples, "held_out_samples": manifest.held_out.samples }));
+            println!(
+                "{}",
+                json!({ "manifest": manifest.hash(), "train_samples": manifest.train.samples, "held_out_samples": manifest.held_out.samples })
+            );
         } else {
             println!("manifest {}", manifest.hash());
-            println!("{} samples to train on and {} held out, in {}", manifest.train.samples, manifest.held_out.samples, self.out.display());
+            println!(
+                "{} samples to train on and {} held out, in {}",
+                manifest.train.samples,
+                manifest.held_out.samples,
+                self.out.display()
+            );
         }
         Ok(())
     }

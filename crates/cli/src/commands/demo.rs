@@ -28,11 +28,9 @@ impl Demo {
             device: self.network.device(),
         };
         let outcome = demo
-            .run(
-                stop::on_signal(),
-                &mut |progress| watcher.on_prepare(progress),
-                &mut |event, recorder| watcher.on_event(event, recorder),
-            )
+            .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
+                watcher.on_event(event, recorder)
+            })
             .await?;
         watcher.finish();
         self.network.finish(&outcome, folder.path())

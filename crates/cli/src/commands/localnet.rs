@@ -47,11 +47,9 @@ impl Localnet {
             kills: self.kill.clone(),
         };
         let outcome = localnet
-            .run(
-                stop::on_signal(),
-                &mut |progress| watcher.on_prepare(progress),
-                &mut |event, recorder| watcher.on_event(event, recorder),
-            )
+            .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
+                watcher.on_event(event, recorder)
+            })
             .await?;
         watcher.finish();
         self.network.finish(&outcome, folder.path())

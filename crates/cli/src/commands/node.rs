@@ -88,7 +88,8 @@ impl Validator {
 #[tokio::main]
 async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: ValidatorOptions) -> Result<End> {
     let spec = RunSpec::from_toml(&read(&args.run)?).wrap_err_with(|| args.run.display().to_string())?;
-    let seed: Hash32 = read(&args.key)?.trim().parse().wrap_err_with(|| format!("the key in {}", args.key.display()))?;
+    let seed: Hash32 =
+        read(&args.key)?.trim().parse().wrap_err_with(|| format!("the key in {}", args.key.display()))?;
     let connection = Connection {
         name: args.name,
         role,

@@ -115,11 +115,23 @@ impl Show {
         }
         println!("run       {}", spec.id());
         println!("name      {}", spec.name);
-        println!("chain     genesis {}, subnet {}, from block {}", spec.chain.genesis, spec.chain.netuid, spec.chain.start_block);
-        println!("model     {parameters} parameters: {} layers, width {}, vocabulary {}", spec.model.layers, spec.model.hidden_size, spec.model.vocab_size);
+        println!(
+            "chain     genesis {}, subnet {}, from block {}",
+            spec.chain.genesis, spec.chain.netuid, spec.chain.start_block
+        );
+        println!(
+            "model     {parameters} parameters: {} layers, width {}, vocabulary {}",
+            spec.model.layers, spec.model.hidden_size, spec.model.vocab_size
+        );
         println!("data      manifest {}", spec.data.manifest);
-        println!("window    {} blocks: put by block {}, vote by block {}, {} windows' delay", spec.windows.blocks, spec.windows.put_block, spec.windows.vote_block, spec.windows.delay_windows);
-        println!("training  {} inner steps of {} sequences: {window_tokens} tokens a miner and window", spec.inner.steps, spec.inner.batch_sequences);
+        println!(
+            "window    {} blocks: put by block {}, vote by block {}, {} windows' delay",
+            spec.windows.blocks, spec.windows.put_block, spec.windows.vote_block, spec.windows.delay_windows
+        );
+        println!(
+            "training  {} inner steps of {} sequences: {window_tokens} tokens a miner and window",
+            spec.inner.steps, spec.inner.batch_sequences
+        );
         Ok(())
     }
 }
@@ -138,7 +150,11 @@ impl Verify {
         if let Some(folder) = &self.data {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
             let found = dataset.manifest().hash();
-            ensure!(found == spec.data.manifest, "the dataset has manifest {found}, the run wants {}", spec.data.manifest);
+            ensure!(
+                found == spec.data.manifest,
+                "the dataset has manifest {found}, the run wants {}",
+                spec.data.manifest
+            );
         }
         if self.json {
             println!("{}", json!({ "run_id": spec.id(), "ok": true }));
