@@ -31,6 +31,7 @@ use templar_protocol::{
     keys::{Hotkey, Keypair},
     roster::{Snapshot, Uid},
 };
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 pub use self::config::{DevConfig, Timestamps};
@@ -74,7 +75,9 @@ pub struct DevChain {
 #[derive(Debug)]
 struct Inner {
     config: DevConfig,
-    heads: watch::Sender<Head>,
+    newest: watch::Sender<Head>,
+    /// Wakes its readers in the order in which they wait, which a watch does not: a simulation needs one order.
+    heads: broadcast::Sender<Head>,
     /// Signals every change of somebody's pace.
     paced: watch::Sender<()>,
     ledger: Mutex<Ledger>,
@@ -113,8 +116,8 @@ impl DevChain {
             pace: BTreeMap::new(),
             late: VecDeque::new(),
         };
-        let (heads, paced) = (watch::Sender::new(head), watch::Sender::new(()));
-        Ok(Self { inner: Arc::new(Inner { config, heads, paced, ledger: Mutex::new(ledger) }) })
+        let (newest, heads, paced) = (watch::Sender::new(head), broadcast::Sender::new(1), watch::Sender::new(()));
+        Ok(Self { inner: Arc::new(Inner { config, newest, heads, paced, ledger: Mutex::new(ledger) }) })
     }
 
     pub fn config(&self) -> &DevConfig {
@@ -128,7 +131,7 @@ impl DevChain {
 
     /// The newest block.
     pub fn newest(&self) -> Head {
-        *self.inner.heads.borrow()
+        *self.inner.newest.borrow()
     }
 
     /// Registers a hotkey with this stake in the next block, free of charge; one already registered keeps its uid and
@@ -171,7 +174,9 @@ impl DevChain {
         ledger.pool.clear();
         let head = Head { number, hash: block_hash(config.seed, number), timestamp_ms };
         // Still under the lock, so that heads are announced in order.
-        self.inner.heads.send_replace(head);
+        self.inner.newest.send_replace(head);
+        // Nobody listening is fine.
+        let _ = self.inner.heads.send(head);
         Ok(head)
     }
 
@@ -231,8 +236,24 @@ impl DevChain {
     }
 
     /// A stream of the newest heads, the current one first.
-    pub(crate) fn watch_heads(&self) -> watch::Receiver<Head> {
-        self.inner.heads.subscribe()
+    pub(crate) fn head_stream(&self) -> BoxStream<'static, Head> {
+        // Subscribed before the current head is read, so that none is missed.
+        let heads = self.inner.heads.subscribe();
+        let state = (Some(self.newest()), None, heads);
+        futures::stream::unfold(state, |(first, last, mut heads)| async move {
+            let mut next = first;
+            loop {
+                if let Some(head) = next.filter(|head| last.is_none_or(|last| head.number > last)) {
+                    return Some((head, (None, Some(head.number), heads)));
+                }
+                next = match heads.recv().await {
+                    Ok(head) => Some(head),
+                    Err(RecvError::Lagged(_)) => None,
+                    Err(RecvError::Closed) => return None,
+                };
+            }
+        })
+        .boxed()
     }
 
     pub(crate) fn watch_pace(&self) -> watch::Receiver<()> {
@@ -344,7 +365,7 @@ impl Chain for DevChain {
     }
 
     async fn heads(&self) -> Result<BoxStream<'static, Head>, ChainError> {
-        Ok(head_stream(self.watch_heads()))
+        Ok(self.head_stream())
     }
 
     async fn block_hash(&self, number: u64) -> Result<Hash32, ChainError> {
@@ -383,15 +404,4 @@ impl Chain for DevChain {
     async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
         self.set_pace(*hotkey, through_block)
     }
-}
-
-/// The current head, then each newer one that the reader is there for. Ends with the sender.
-pub(crate) fn head_stream(mut heads: watch::Receiver<Head>) -> BoxStream<'static, Head> {
-    heads.mark_changed();
-    futures::stream::unfold(heads, |mut heads| async move {
-        heads.changed().await.ok()?;
-        let head = *heads.borrow_and_update();
-        Some((head, heads))
-    })
-    .boxed()
 }

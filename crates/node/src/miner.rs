@@ -74,7 +74,7 @@ impl Miner {
     ) -> Result<Self, NodeError> {
         let entry = core.own_entry().await?;
         let board = Board::new(&core)?;
-        let (replica, _) = Replica::open(&core, &local)?;
+        let replica = Replica::open(&core, &mut local).await?;
         let newest = &replica.newest().run;
         let (settled, state_root) = (newest.settled, newest.theta_root);
         core.emit(Event::Started { uid: entry.uid, role: Role::Miner, settled, state_root }).await;
@@ -241,7 +241,7 @@ impl Miner {
         if number < self.next_window || self.training.is_some() || self.trained.is_some() {
             return Ok(None);
         }
-        if head + 1 >= self.stop_block(number) {
+        if head >= self.stop_block(number) {
             self.next_window = number + 1;
             return Ok(None);
         }

@@ -47,16 +47,28 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// The newest complete state on the local disk, else θ₀.
-    pub fn open(core: &Core, local: &Local) -> Result<(Self, Source), NodeError> {
+    /// The newest complete state on the local disk, else θ₀; a newer checkpoint if the network is far ahead of it.
+    pub async fn open(core: &Core, local: &mut Local) -> Result<Self, NodeError> {
+        let mut replica = Self::from_disk(core, local)?;
+        let head = core.chain.head().await?.number;
+        let behind = replica.newest_voted_window(core, head).saturating_sub(replica.newest().run.settled);
+        if behind > core.spec.windows.checkpoint_every_windows
+            && let Err(error) = replica.resynchronise(core, local, head).await
+        {
+            tracing::info!(%error, "no checkpoint: every window since is replayed");
+        }
+        Ok(replica)
+    }
+
+    fn from_disk(core: &Core, local: &Local) -> Result<Self, NodeError> {
         let stored = local.states(core.run)?;
         for run in &stored {
             if let Some(theta) = local.theta(run, core.codec.layout()) {
                 let state = State { run: run.clone(), theta: Arc::new(theta) };
-                return Ok((Self::from_state(state, before(run, &stored)), Source::Local));
+                return Ok(Self::from_state(state, before(run, &stored)));
             }
         }
-        Ok((Self::from_state(genesis(core)?, None), Source::Genesis))
+        Ok(Self::from_state(genesis(core)?, None))
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {

@@ -79,13 +79,13 @@ impl Validator {
     /// Takes up where the local state ends.
     pub async fn open(
         core: Arc<Core>,
-        local: Local,
+        mut local: Local,
         trainer: Box<dyn Trainer>,
         options: ValidatorOptions,
     ) -> Result<Self, NodeError> {
         let entry = core.own_entry().await?;
         let board = Board::new(&core)?;
-        let (replica, _) = Replica::open(&core, &local)?;
+        let replica = Replica::open(&core, &mut local).await?;
         let newest = &replica.newest().run;
         let (settled, state_root) = (newest.settled, newest.theta_root);
         core.emit(Event::Started { uid: entry.uid, role: Role::Validator, settled, state_root }).await;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use borsh::BorshDeserialize;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt};
 use jsonrpsee::{
     core::{
         ClientError,
@@ -28,7 +28,7 @@ use tokio::{
 use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
 use crate::{
     call::{Call, MAX_NONCE_TRIES, SignedCall},
-    dev::{NeuronInfo, head_stream},
+    dev::NeuronInfo,
     error::ChainError,
     seam::{Chain, Head, Hyperparams},
 };
@@ -288,4 +288,15 @@ impl Retry {
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         Ok(())
     }
+}
+
+/// The newest head that has come, then each newer one that the reader is there for. Ends with the sender.
+fn head_stream(mut heads: watch::Receiver<Head>) -> BoxStream<'static, Head> {
+    heads.mark_changed();
+    futures::stream::unfold(heads, |mut heads| async move {
+        heads.changed().await.ok()?;
+        let head = *heads.borrow_and_update();
+        Some((head, heads))
+    })
+    .boxed()
 }

@@ -14,12 +14,7 @@ use serde_json::value::to_raw_value;
 use templar_protocol::keys::Hotkey;
 
 use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
-use crate::{
-    call::SignedCall,
-    dev::{DevChain, head_stream},
-    error::ChainError,
-    seam::Chain,
-};
+use crate::{call::SignedCall, dev::DevChain, error::ChainError, seam::Chain};
 
 /// Two for each neuron of a full subnet, and some for people.
 const MAX_CONNECTIONS: u32 = 544;
@@ -138,7 +133,7 @@ fn dev_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodErr
 
 /// Sends heads until the subscriber leaves or stops reading. A slow one misses heads instead of piling them up.
 async fn serve_heads(pending: PendingSubscriptionSink, chain: &DevChain) {
-    let mut heads = head_stream(chain.watch_heads());
+    let mut heads = chain.head_stream();
     let Ok(sink) = pending.accept().await else { return };
     loop {
         let head = tokio::select! {
