@@ -15,6 +15,9 @@ use clap::{Parser, Subcommand};
 use color_eyre::eyre::Result;
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Strangers' machines train one language model together.
 #[derive(Debug, Parser)]
 #[command(name = "templar", version, max_term_width = 100)]

@@ -51,7 +51,7 @@ fn nano() -> Preset {
         tied_embeddings: false,
     };
     let inner = InnerSpec {
-        steps: 10,
+        steps: 8,
         batch_sequences: 8,
         micro_batch_sequences: 4,
         lr: 3e-3,

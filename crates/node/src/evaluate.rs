@@ -21,10 +21,18 @@ use crate::miner::batch;
 pub struct Task {
     pub window: u64,
     base: Arc<Vec<f32>>,
-    miners: Vec<(EntryId, Result<Arc<Opened>, FaultKind>, Vec<u64>)>,
+    miners: Vec<Drawn>,
     unseen: Vec<u64>,
     /// θ to validate on held-out text, and on how many of its samples.
     validation: Option<(Arc<Vec<f32>>, u64)>,
+}
+
+/// A miner to evaluate: what came in from it, and some of its assigned samples.
+#[derive(Debug)]
+struct Drawn {
+    entry: EntryId,
+    verdict: Result<Arc<Opened>, FaultKind>,
+    samples: Vec<u64>,
 }
 
 /// What an evaluation found.
@@ -36,6 +44,7 @@ pub struct Report {
 }
 
 /// A trainer and what it found.
+#[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Evaluated {
     pub window: u64,
     pub trainer: Box<dyn Trainer>,
@@ -60,7 +69,11 @@ impl Task {
         let miners = intake
             .verdicts()
             .filter(|(entry, _)| drawn.contains(entry))
-            .map(|(entry, verdict)| (*entry, verdict.cloned(), draw(stream, &assignment.slice(entry), count)))
+            .map(|(entry, verdict)| Drawn {
+                entry: *entry,
+                verdict: verdict.cloned(),
+                samples: draw(stream, &assignment.slice(entry), count),
+            })
             .collect();
         Self { window: intake.window.number, base, miners, unseen, validation }
     }
@@ -78,7 +91,7 @@ impl Task {
         let step = -core.spec.scoring.step_fraction * core.spec.outer.rate;
         let unseen = self.unseen_batch(core)?;
         let unseen_before = mean(&trainer.evaluate(&self.base, &unseen)?);
-        for (entry, verdict, samples) in &self.miners {
+        for Drawn { entry, verdict, samples } in &self.miners {
             let observation = match verdict {
                 Err(fault) => Observation::Faulted(*fault),
                 Ok(opened) => {

@@ -46,6 +46,7 @@ pub struct Miner {
 }
 
 /// A trainer and what it did.
+#[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Finished {
     trainer: Box<dyn Trainer>,
     outcome: Result<TrainOutcome, NodeError>,
@@ -85,7 +86,7 @@ impl Miner {
             core.emit(Event::Trouble { what: format!("optimiser state is not usable, starting afresh: {error}") })
                 .await;
         }
-        let pending = Pending::load(&mut local)?.into_iter().collect();
+        let pending = Pending::load(&local)?.into_iter().collect();
         let mut miner = Self {
             core,
             signals,

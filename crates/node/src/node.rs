@@ -29,6 +29,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_secs(1);
 
 /// What it takes to run a node.
+#[expect(missing_debug_implementations, reason = "seams and keys have nothing to show")]
 pub struct Setup {
     /// Its name in events.
     pub name: String,

@@ -51,7 +51,7 @@ impl Replica {
     pub async fn open(core: &Core, local: &mut Local) -> Result<Self, NodeError> {
         let mut replica = Self::from_disk(core, local)?;
         let head = core.chain.head().await?.number;
-        let behind = replica.newest_voted_window(core, head).saturating_sub(replica.newest().run.settled);
+        let behind = newest_voted_window(core, head).saturating_sub(replica.newest().run.settled);
         if behind > core.spec.windows.checkpoint_every_windows
             && let Err(error) = replica.resynchronise(core, local, head).await
         {
@@ -159,7 +159,7 @@ impl Replica {
     /// else from a validator's checkpoint, else θ₀. Replaying from there to the head is [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, core: &Core, local: &mut Local, head: u64) -> Result<(), NodeError> {
         let stored = local.states(core.run)?;
-        let newest_window = self.newest_voted_window(core, head);
+        let newest_window = newest_voted_window(core, head);
         let mut checked = 0;
         for window in (0..newest_window).rev() {
             let (roster, _) = participants(core, window).await?;
@@ -169,10 +169,12 @@ impl Replica {
                 && let Some(theta) = local.theta(run, core.codec.layout())
             {
                 let state = State { run: run.clone(), theta: Arc::new(theta) };
-                return Ok(self.adopt(core, state, before(run, &stored), Source::Local).await);
+                self.adopt(core, state, before(run, &stored), Source::Local).await;
+                return Ok(());
             }
             if let Some((state, previous)) = checkpoint::fetch(core, &roster, &root).await {
-                return Ok(self.adopt(core, state, previous, Source::Checkpoint).await);
+                self.adopt(core, state, previous, Source::Checkpoint).await;
+                return Ok(());
             }
             checked += 1;
             if checked > 4 * core.spec.windows.checkpoint_every_windows {
@@ -180,13 +182,8 @@ impl Replica {
             }
         }
         let genesis = genesis(core)?;
-        Ok(self.adopt(core, genesis, None, Source::Genesis).await)
-    }
-
-    /// Windows before this one have had their vote.
-    fn newest_voted_window(&self, core: &Core, head: u64) -> u64 {
-        let at = core.schedule.window_at(head).map_or(0, |window| window + 1);
-        (0..at).rev().find(|&window| core.schedule.vote_deadline(window) <= head).map_or(0, |window| window + 1)
+        self.adopt(core, genesis, None, Source::Genesis).await;
+        Ok(())
     }
 
     async fn adopt(&mut self, core: &Core, state: State, previous: Option<RunState>, from: Source) {
@@ -194,6 +191,12 @@ impl Replica {
         *self = Self::from_state(state, previous);
         core.emit(Event::Adopted { settled, state_root, from }).await;
     }
+}
+
+/// Windows before this one have had their vote.
+fn newest_voted_window(core: &Core, head: u64) -> u64 {
+    let at = core.schedule.window_at(head).map_or(0, |window| window + 1);
+    (0..at).rev().find(|&window| core.schedule.vote_deadline(window) <= head).map_or(0, |window| window + 1)
 }
 
 /// The state before `run` among those stored.
@@ -228,12 +231,11 @@ async fn collect(
         let gone = || NodeError::ContributionGone { window: window.number, uid: entry.uid.0 };
         let committed = committed_header(window.number, entry, &at_put).ok_or_else(gone)?;
         let own = opened.iter().find(|opened| opened.header.header.hash() == committed);
-        let contribution = match own {
-            Some(opened) => opened.clone(),
-            None => {
-                let places = places(core, window, entry, &committed);
-                fetch::certified(core, &places, &committed).await.ok_or_else(gone)?
-            }
+        let contribution = if let Some(opened) = own {
+            opened.clone()
+        } else {
+            let places = places(core, window, entry, &committed);
+            fetch::certified(core, &places, &committed).await.ok_or_else(gone)?
         };
         contributions.push(contribution);
     }

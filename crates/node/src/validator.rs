@@ -141,7 +141,8 @@ impl Validator {
                 }
             }
             Err(error) => {
-                self.core.emit(Event::Trouble { what: format!("evaluation of window {window}: {error}") }).await
+                let what = format!("evaluation of window {window}: {error}");
+                self.core.emit(Event::Trouble { what }).await;
             }
         }
         Ok(self.start_evaluation())

@@ -11,7 +11,7 @@ use crate::run::{
 };
 
 /// A small valid run.
-pub fn spec() -> RunSpec {
+pub(crate) fn spec() -> RunSpec {
     let model = ModelSpec {
         vocab_size: 272,
         hidden_size: 32,
@@ -68,11 +68,11 @@ pub fn spec() -> RunSpec {
     }
 }
 
-pub fn entry(uid: u16) -> EntryId {
+pub(crate) fn entry(uid: u16) -> EntryId {
     EntryId { uid: Uid(uid), hotkey: Keypair::insecure_dev(0, &uid.to_string()).hotkey(), registered_at_block: 1 }
 }
 
-pub fn bucket() -> BucketLocator {
+pub(crate) fn bucket() -> BucketLocator {
     BucketLocator {
         endpoint: "http://127.0.0.1:9000".into(),
         bucket: "b".into(),
@@ -83,7 +83,7 @@ pub fn bucket() -> BucketLocator {
 }
 
 /// `miners` miners from uid 0, then `validators` validators of stake 100 each.
-pub fn roster(miners: usize, validators: usize) -> Roster {
+pub(crate) fn roster(miners: usize, validators: usize) -> Roster {
     let miner = |uid: usize| Miner { entry: entry(uid as u16), incentive: 0, bucket: bucket() };
     let validator = |uid: usize| Validator { entry: entry(uid as u16), stake_rao: 100, bucket: bucket() };
     Roster {

@@ -46,6 +46,7 @@ pub struct Connection {
 /// A bucket locator as text.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
 pub struct LocatorFile {
     pub endpoint: String,
     pub bucket: String,
@@ -57,6 +58,7 @@ pub struct LocatorFile {
 /// `bucket.toml`: a node's own bucket. Holds a secret that only its owner may read.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
 pub struct BucketFile {
     /// The credential that may write.
     pub write: WriteKey,
@@ -66,6 +68,7 @@ pub struct BucketFile {
 
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
 pub struct WriteKey {
     pub access_key_id: String,
     pub secret_access_key: String,

@@ -16,8 +16,6 @@ use crate::plan::{Member, Plan};
 use crate::report::{Final, Late, Recorder, Report};
 use crate::world::{Text, World, WorldError};
 
-/// How long a window may wait for a node before the chain goes on without it.
-pub const PACE_CAP: Duration = Duration::from_secs(60);
 /// How long the end waits for the slowest node.
 const LAST_CALL: Duration = Duration::from_secs(30);
 
@@ -28,6 +26,8 @@ pub struct Demo {
     pub text: Text,
     pub folder: PathBuf,
     pub device: Device,
+    /// How long a block waits for a node before the chain goes on without it.
+    pub pace_cap: Duration,
 }
 
 /// What came of it.
@@ -52,7 +52,7 @@ impl Demo {
         let started = Instant::now();
         let pacing = |members: &[Member]| BlockTime::Paced {
             participants: members.iter().map(|member| member.keypair.hotkey()).collect(),
-            cap: PACE_CAP,
+            cap: self.pace_cap,
         };
         let world = World::start(&self.plan, &self.folder, &self.text, pacing, on_prepare).await?;
         let (sender, mut events) = mpsc::channel(256);

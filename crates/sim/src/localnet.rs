@@ -26,7 +26,7 @@ use crate::world::{Text, World, WorldError};
 /// Pause before a node that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long the end waits for the slowest node.
-const LAST_CALL: Duration = Duration::from_secs(60);
+const LAST_CALL: Duration = Duration::from_mins(1);
 /// Most that a process may print in its life before it is started again.
 const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 

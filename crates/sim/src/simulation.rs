@@ -47,6 +47,7 @@ pub enum Incident {
 pub type CloudFault = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
 
 /// What is simulated.
+#[expect(missing_debug_implementations, reason = "a hook has nothing to show")]
 pub struct Scenario {
     pub plan: Plan,
     /// Changes the run before it starts.
@@ -111,7 +112,7 @@ impl Scenario {
     }
 
     async fn simulate(mut self, folder: &Path) -> Outcome {
-        let mut world = World::new(&self, folder).await;
+        let mut world = World::new(&self, folder);
         if let Some(fault) = self.cloud_fault.take() {
             world.cloud.set_fault(fault);
         }
@@ -140,14 +141,17 @@ struct World {
     dataset: Arc<Dataset>,
     folder: PathBuf,
     buckets: BTreeMap<String, OwnBucket>,
-    running: BTreeMap<String, (watch::Sender<bool>, JoinHandle<Result<(), NodeError>>)>,
+    running: BTreeMap<String, Running>,
     failures: Vec<(String, NodeError)>,
     sender: mpsc::Sender<NodeEvent>,
     collector: JoinHandle<Vec<NodeEvent>>,
 }
 
+/// A node at work: how to stop it, and its end.
+type Running = (watch::Sender<bool>, JoinHandle<Result<(), NodeError>>);
+
 impl World {
-    async fn new(scenario: &Scenario, folder: &Path) -> Self {
+    fn new(scenario: &Scenario, folder: &Path) -> Self {
         let plan = &scenario.plan;
         let data = folder.join("dataset");
         let options =
@@ -238,7 +242,9 @@ impl World {
         drop(self.sender);
         let log = self.collector.await.unwrap_or_default();
         let mut recorder = Recorder::new(plan.members());
-        log.iter().for_each(|event| recorder.record(event));
+        for event in &log {
+            recorder.record(event);
+        }
         let neurons = self.chain.emissions();
         let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, Vec::new(), Final::default());
         Outcome { spec: self.spec, log, report, failures: self.failures }

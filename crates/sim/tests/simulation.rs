@@ -1,5 +1,7 @@
 //! The protocol under a virtual clock: what must hold whatever happens to nodes, disks and buckets.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::path::Path;
 
 use templar_node::events::{Event, NodeEvent, Source, Verdict};
@@ -101,7 +103,7 @@ fn what_is_committed_and_never_opened_does_not_count() {
     let mut accepted = outcome.report.windows[0].accepted.clone();
     accepted.sort();
     assert_eq!(accepted, [Uid(0), Uid(1)]);
-    assert_eq!(outcome.report.nodes[2].weight, 0.0);
+    assert!(outcome.report.nodes[2].weight < 1e-9);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `templar demo`
 
+use std::time::Duration;
+
 use clap::Args;
 use color_eyre::eyre::Result;
 use templar_sim::demo;
@@ -13,6 +15,9 @@ use crate::{End, stop};
 pub(crate) struct Demo {
     #[command(flatten)]
     network: NetworkArgs,
+    /// Seconds that a block waits for a node before the chain goes on without it; its contribution does not count then.
+    #[arg(long, env = "TEMPLAR_PACE_CAP_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pace_cap_s: u64,
 }
 
 impl Demo {
@@ -26,6 +31,7 @@ impl Demo {
             text: self.network.text(),
             folder: folder.path().to_path_buf(),
             device: self.network.device(),
+            pace_cap: Duration::from_secs(self.pace_cap_s),
         };
         let outcome = demo
             .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
