@@ -66,7 +66,9 @@ fn main() -> ExitCode {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Stopped) => ExitCode::from(130),
         Err(report) => {
-            let causes: Vec<String> = report.chain().map(ToString::to_string).collect();
+            let mut causes: Vec<String> = report.chain().map(ToString::to_string).collect();
+            // Many messages end with their cause: said once is enough.
+            causes.dedup_by(|cause, before| before.contains(cause.as_str()));
             eprintln!("error: {}", causes.join("\n  because: "));
             ExitCode::FAILURE
         }

@@ -6,9 +6,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+
+/// Networks train in real time: one at a time, or they make each other late.
+fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn templar(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_templar"));
@@ -37,6 +44,7 @@ fn roots(report: &Value) -> Vec<&str> {
 
 #[test]
 fn one_seed_gives_the_same_roots_and_every_miner_trains() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["--windows", "2", "--miners", "2", "--validators", "2", "--seed", "5"];
     let out = folder.path().join("model");
@@ -60,9 +68,10 @@ fn one_seed_gives_the_same_roots_and_every_miner_trains() {
 
 #[test]
 fn a_miner_slower_than_the_cap_is_late_and_does_not_count() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let arguments =
-        ["--windows", "1", "--miners", "2", "--validators", "1", "--adversary", "slow", "--pace-cap-s", "5"];
+        ["--windows", "1", "--miners", "2", "--validators", "1", "--adversary", "slow", "--pace-cap-s", "8"];
     let report = demo(folder.path(), "late.json", &arguments);
     let window = &report["windows"][0];
     assert!(window["certified"].as_bool().unwrap(), "{window}");
@@ -119,9 +128,10 @@ fn assert_nodes_keep_to_themselves(localnet: &mut Child, folder: &Path) -> BTree
 
 #[test]
 fn processes_are_killed_come_back_and_share_nothing_but_chain_and_buckets() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let (network, path) = (folder.path().join("network"), folder.path().join("report.json"));
-    let arguments = ["localnet", "--windows", "4", "--miners", "2", "--validators", "2", "--block-s", "0.6"];
+    let arguments = ["localnet", "--windows", "4", "--miners", "2", "--validators", "2", "--block-s", "0.8"];
     let mut localnet = templar(&arguments)
         .args(["--kill", "miner-1@1", "--kill", "validator-1@1", "--folder"])
         .arg(&network)

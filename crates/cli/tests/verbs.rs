@@ -36,24 +36,24 @@ fn init(folder: &Path) -> String {
 #[test]
 fn data_is_prepared_inspected_and_verified() {
     let folder = folder();
-    insta::assert_snapshot!(templar(folder.path(), &["data", "prepare", "text.txt", "--out", "data"]), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["data", "inspect", "data"]), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["data", "verify", "data", "--json"]), @"");
+    insta::assert_snapshot!(templar(folder.path(), &["data", "prepare", "text.txt", "--out", "data"]));
+    insta::assert_snapshot!(templar(folder.path(), &["data", "inspect", "data"]));
+    insta::assert_snapshot!(templar(folder.path(), &["data", "verify", "data", "--json"]));
     let manifest = folder.path().join("data/manifest");
     let mut bytes = fs::read(&manifest).unwrap();
     bytes.truncate(20);
     fs::write(&manifest, bytes).unwrap();
-    insta::assert_snapshot!(templar(folder.path(), &["data", "verify", "data"]), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["data", "prepare", "none.txt", "--out", "other"]), @"");
+    insta::assert_snapshot!(templar(folder.path(), &["data", "verify", "data"]));
+    insta::assert_snapshot!(templar(folder.path(), &["data", "prepare", "none.txt", "--out", "other"]));
 }
 
 #[test]
 fn a_run_is_made_shown_and_verified() {
     let folder = folder();
-    insta::assert_snapshot!(init(folder.path()), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["run", "show"]), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["run", "verify", "--data", "data"]), @"");
-    insta::assert_snapshot!(init(folder.path()).lines().next().unwrap(), @"");
+    insta::assert_snapshot!(init(folder.path()));
+    insta::assert_snapshot!(templar(folder.path(), &["run", "show"]));
+    insta::assert_snapshot!(templar(folder.path(), &["run", "verify", "--data", "data"]));
+    insta::assert_snapshot!(init(folder.path()).lines().next().unwrap());
 }
 
 #[test]
@@ -67,17 +67,17 @@ fn a_wrong_run_is_told_what_is_wrong() {
         fs::write(&path, good.replace(from, to)).unwrap();
         templar(folder.path(), &["run", "verify"])
     };
-    insta::assert_snapshot!(with("put_block = 100", "put_block = 400"), @"");
-    insta::assert_snapshot!(with("put_block = 100", "put_blocks = 100"), @"");
-    insta::assert_snapshot!(with("seed = 0", "seed = 1"), @"");
+    insta::assert_snapshot!(with("put_block = 100", "put_block = 400"));
+    insta::assert_snapshot!(with("put_block = 100", "put_blocks = 100"));
+    insta::assert_snapshot!(with("seed = 0", "seed = 1"));
 }
 
 #[test]
 fn wrong_usage_ends_with_2() {
     let folder = folder();
     assert!(templar(folder.path(), &["demo", "--windows", "0"]).starts_with("exit 2"));
-    insta::assert_snapshot!(templar(folder.path(), &["demo", "--preset", "giant"]), @"");
-    insta::assert_snapshot!(templar(folder.path(), &["localnet", "--kill", "miner-9@1"]), @"");
+    insta::assert_snapshot!(templar(folder.path(), &["demo", "--preset", "giant"]));
+    insta::assert_snapshot!(templar(folder.path(), &["localnet", "--kill", "miner-9@1"]));
 }
 
 #[test]

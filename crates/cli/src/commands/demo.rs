@@ -35,7 +35,7 @@ impl Demo {
         };
         let outcome = demo
             .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
-                watcher.on_event(event, recorder)
+                watcher.on_event(event, recorder);
             })
             .await?;
         watcher.finish();

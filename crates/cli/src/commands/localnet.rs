@@ -16,7 +16,7 @@ pub(crate) struct Localnet {
     #[command(flatten)]
     network: NetworkArgs,
     /// Seconds between two blocks; a window has 20 blocks, of which training may take 10.
-    #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.5)]
+    #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.0)]
     block_s: f64,
     /// Kill a node with SIGKILL in the middle of a window, as in `miner-1@4`; may be given several times.
     #[arg(long, env = "TEMPLAR_KILL", value_name = "NODE@WINDOW")]
@@ -48,7 +48,7 @@ impl Localnet {
         };
         let outcome = localnet
             .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
-                watcher.on_event(event, recorder)
+                watcher.on_event(event, recorder);
             })
             .await?;
         watcher.finish();
