@@ -26,7 +26,7 @@ const KEPT: usize = 3;
 pub async fn publish(core: &Core, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
     let digest = state.run.digest();
     if let Some(previous) = previous {
-        let key = keys::checkpoint_state(core.run, &state.run.previous);
+        let key = keys::checkpoint_previous(core.run, &digest);
         core.store.put(&key, Bytes::from(previous.to_bytes())).await?;
     }
     for (part, values) in state.theta.chunks(PART_VALUES).enumerate() {
@@ -41,6 +41,7 @@ pub async fn retire(core: &Core, published: &mut Vec<Hash32>) -> Result<(), Stor
     while published.len() > KEPT {
         let digest = published[0];
         core.store.delete(&keys::checkpoint_state(core.run, &digest)).await?;
+        core.store.delete(&keys::checkpoint_previous(core.run, &digest)).await?;
         for part in 0..core.codec.layout().len().div_ceil(PART_VALUES) {
             core.store.delete(&keys::checkpoint_theta(core.run, &digest, part as u32)).await?;
         }
@@ -54,7 +55,8 @@ pub async fn retire(core: &Core, published: &mut Vec<Hash32>) -> Result<(), Stor
 pub async fn fetch(core: &Core, roster: &Roster, digest: &Hash32) -> Option<(State, Option<RunState>)> {
     for validator in &roster.validators {
         let bucket = &validator.bucket;
-        let Some(run) = run_state(core, bucket, digest).await else { continue };
+        let state = keys::checkpoint_state(core.run, digest);
+        let Some(run) = run_state(core, bucket, &state, digest).await else { continue };
         let length = core.codec.layout().len();
         let mut theta = Vec::with_capacity(length);
         for part in 0..length.div_ceil(PART_VALUES) {
@@ -64,16 +66,16 @@ pub async fn fetch(core: &Core, roster: &Roster, digest: &Hash32) -> Option<(Sta
             theta.extend(from_bytes(&bytes));
         }
         if theta.len() == length && core.codec.layout().state_root(&theta) == run.theta_root {
-            let previous = run_state(core, bucket, &run.previous).await;
+            let previous = keys::checkpoint_previous(core.run, digest);
+            let previous = run_state(core, bucket, &previous, &run.previous).await;
             return Some((State { run, theta: Arc::new(theta) }, previous));
         }
     }
     None
 }
 
-async fn run_state(core: &Core, bucket: &BucketLocator, digest: &Hash32) -> Option<RunState> {
-    let key = keys::checkpoint_state(core.run, digest);
-    let bytes = core.store.get(bucket, &key, STATE_BYTES_MAX).await.ok()?;
+async fn run_state(core: &Core, bucket: &BucketLocator, key: &str, digest: &Hash32) -> Option<RunState> {
+    let bytes = core.store.get(bucket, key, STATE_BYTES_MAX).await.ok()?;
     let run = RunState::from_bytes(&bytes, core.run).ok()?;
     (run.digest() == *digest).then_some(run)
 }

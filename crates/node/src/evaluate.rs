@@ -139,7 +139,7 @@ impl Task {
 fn loss_after(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<f64, NodeError> {
     match trainer.evaluate(theta, batch) {
         Ok(losses) => Ok(mean(&losses)),
-        Err(TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteParameter { .. }) => Ok(f64::INFINITY),
+        Err(TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteParameter { .. }) => Ok(f64::MAX),
         Err(error) => Err(error.into()),
     }
 }

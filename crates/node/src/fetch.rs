@@ -1,6 +1,7 @@
 //! Contributions from strangers' buckets: fetched by name, trusted by hash, opened and decoded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use templar_codec::Contribution;
@@ -12,6 +13,7 @@ use templar_protocol::seal::{OpenError, SealKey};
 use templar_store::{StoreError, keys};
 
 use crate::core::Core;
+use crate::window::Window;
 
 /// A contribution that passed every check, with all that others need to open it too.
 #[derive(Debug)]
@@ -104,18 +106,25 @@ pub async fn open(
     core.compute.run(work).await
 }
 
+/// Most time that one place may take to serve a certified contribution.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 /// All of a contribution that is certified, from wherever it is still served.
 pub async fn certified(core: &Core, places: &[Place], committed: &Hash32) -> Option<Arc<Opened>> {
     for place in places {
         let attempt = async {
             let header = header(core, place, committed, None).await?;
+            if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(core) {
+                return Err(FaultKind::PayloadTooLarge);
+            }
             let ciphertext = ciphertext(core, place, &header).await?;
             let key = key(core, place).await?;
             open(core, header, ciphertext, key).await
         };
-        match attempt.await {
-            Ok(opened) => return Some(opened),
-            Err(fault) => tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here"),
+        match tokio::time::timeout(PATIENCE, attempt).await {
+            Ok(Ok(opened)) => return Some(opened),
+            Ok(Err(fault)) => tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here"),
+            Err(_) => tracing::debug!(bucket = place.bucket.bucket, "too slow"),
         }
     }
     None

@@ -4,6 +4,7 @@
 //! what is final about a slot never changes again, and what only could not be fetched is tried until the intake closes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -11,6 +12,7 @@ use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::{HeaderContext, SignedHeader, possession_proof, sample_digest};
 use templar_protocol::roster::{EntryId, Snapshot};
+use templar_protocol::run::{CodecKind, RunSpec};
 use templar_protocol::word::{HeaderWord, WordError};
 
 use crate::core::Core;
@@ -20,6 +22,10 @@ use crate::window::{Window, commitment_of};
 
 /// Contributions fetched at a time.
 const PARALLEL_FETCHES: usize = 8;
+/// Most time that one look after a contribution may take, before the put deadline and after it. A bucket that drips
+/// must not keep a validator from its vote; what did not come is asked for again at the next block.
+const PATIENCE_EARLY: Duration = Duration::from_mins(1);
+const PATIENCE_FINAL: Duration = Duration::from_secs(10);
 
 /// One miner's contribution on its way in.
 #[derive(Clone, Debug)]
@@ -102,9 +108,11 @@ impl Intake {
             slot.read_word(snapshot, self.window.number, is_final);
         }
         let open: Vec<Slot> = self.slots.iter().filter(|slot| slot.verdict.is_none()).cloned().collect();
-        let mut advanced =
-            futures::stream::iter(open.into_iter().map(|slot| slot.advance(core, is_final))).buffered(PARALLEL_FETCHES);
+        let patience = if is_final { PATIENCE_FINAL } else { PATIENCE_EARLY };
+        let advance = |slot: Slot| tokio::time::timeout(patience, slot.advance(core, is_final));
+        let mut advanced = futures::stream::iter(open.into_iter().map(advance)).buffered(PARALLEL_FETCHES);
         while let Some(done) = advanced.next().await {
+            let Ok(done) = done else { continue };
             if let Some(slot) = self.slots.iter_mut().find(|slot| slot.entry == done.entry) {
                 *slot = done;
             }
@@ -116,11 +124,16 @@ impl Intake {
         self.slots.iter().all(|slot| slot.verdict.is_some())
     }
 
-    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that repeat another's.
-    pub fn close(&mut self, overlap_max: f64) {
+    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that repeat a candidate's.
+    pub fn close(&mut self, spec: &RunSpec) {
         for slot in &mut self.slots {
             slot.verdict.get_or_insert(Err(slot.obstacle));
         }
+        if spec.codec.kind == CodecKind::DenseF32 {
+            // Everybody sends every value: positions tell nothing.
+            return;
+        }
+        let overlap_max = spec.roster.overlap_max;
         let duplicates: Vec<EntryId> = self
             .slots
             .iter()
@@ -138,7 +151,9 @@ impl Intake {
         let Some(Ok(own)) = &slot.verdict else { return false };
         let place = |entry: &EntryId| self.slots.iter().position(|slot| slot.entry == *entry);
         let rank = |slot: &Slot| (slot.committed_at_block, place(&slot.entry));
-        self.slots.iter().filter(|other| rank(other) < rank(slot)).any(|other| match &other.verdict {
+        // Candidates only: who else is here depends on this validator's draws, and votes should not.
+        let candidates = &self.slots[..self.window.candidates.len()];
+        candidates.iter().filter(|other| rank(other) < rank(slot)).any(|other| match &other.verdict {
             Some(Ok(earlier)) => own.contribution.overlap(&earlier.contribution) >= overlap_max,
             _ => false,
         })
@@ -170,8 +185,8 @@ impl Slot {
         let committed = word.as_ref().ok().map(|word| word.header_hash);
         if committed != self.committed {
             (self.committed, self.header, self.ciphertext) = (committed, None, None);
-            self.committed_at_block = commitment.map_or(0, |commitment| commitment.block);
         }
+        self.committed_at_block = commitment.map_or(0, |commitment| commitment.block);
         if is_final {
             match word {
                 Ok(_) => {}

@@ -102,6 +102,7 @@ impl Miner {
             pending,
         };
         miner.next_window = miner.pending.back().map_or(0, |pending| pending.window + 1);
+        miner.drop_skipped();
         Ok(miner)
     }
 
@@ -159,6 +160,7 @@ impl Miner {
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
+        let mut resynchronised = false;
         loop {
             match self.replica.advance(&self.core, head, &[]).await {
                 Ok(None) => return Ok(()),
@@ -168,9 +170,12 @@ impl Miner {
                     self.settle_pending(window, counted)?;
                     self.board.sweep(&self.core, window, WINDOWS_KEPT).await;
                 }
-                Err(error) if error.needs_resynchronisation() => {
+                // Once a block: if that does not help, the next block may bring what does.
+                Err(error) if error.needs_resynchronisation() && !resynchronised => {
+                    resynchronised = true;
                     self.core.emit(Event::Trouble { what: error.to_string() }).await;
                     self.replica.resynchronise(&self.core, &mut self.local, head).await?;
+                    self.drop_skipped();
                     self.save()?;
                 }
                 Err(error) => return Err(error),
@@ -188,6 +193,20 @@ impl Miner {
             contribution.subtract_from(&mut self.error_feedback);
         }
         self.save()
+    }
+
+    /// Windows that a checkpoint jumped over are not settled here. Whatever was opened in them probably counted: to lose
+    /// it is better than to send it twice.
+    fn drop_skipped(&mut self) {
+        let settled = self.replica.newest().run.settled;
+        let all = std::mem::take(&mut self.pending);
+        let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
+        self.pending = kept;
+        for pending in skipped.iter().filter(|pending| pending.opened) {
+            if let Ok(contribution) = self.core.codec.decode(&pending.payload) {
+                contribution.subtract_from(&mut self.error_feedback);
+            }
+        }
     }
 
     fn save(&mut self) -> Result<(), NodeError> {
@@ -231,9 +250,12 @@ impl Miner {
             } else {
                 let reason = "the chain did not include its header by the put deadline".to_owned();
                 core.emit(Event::Missed { window, reason }).await;
+                pending.lost = true;
+                continue;
             }
             pending.opened = true;
         }
+        self.pending.retain(|pending| !pending.lost);
         Ok(())
     }
 

@@ -23,8 +23,10 @@ pub struct Pending {
     pub ciphertext: Bytes,
     /// Ciphertext and header are in the bucket. Not kept on disk: after a restart they are uploaded again.
     pub uploaded: bool,
-    /// Its key is published, or will never be.
+    /// Its key is published.
     pub opened: bool,
+    /// The chain did not have its header in time: its values stay in the error feedback.
+    pub lost: bool,
 }
 
 impl Pending {
@@ -53,7 +55,17 @@ impl Pending {
         };
         let values = core.codec.decode(&payload).map_or(0, |contribution| contribution.values_sent());
         let header = header.sign(&core.keypair);
-        Ok(Self { window: window.number, header, payload, values, key, ciphertext, uploaded: false, opened: false })
+        Ok(Self {
+            window: window.number,
+            header,
+            payload,
+            values,
+            key,
+            ciphertext,
+            uploaded: false,
+            opened: false,
+            lost: false,
+        })
     }
 
     pub fn word(&self) -> HeaderWord {
@@ -84,7 +96,17 @@ impl Pending {
             let ciphertext = Bytes::from(key.seal(payload.clone()));
             let intact = Hash32::of(&ciphertext) == header.header.ciphertext_hash;
             let window = header.header.window;
-            intact.then_some(Self { window, header, payload, values: 0, key, ciphertext, uploaded: false, opened })
+            intact.then_some(Self {
+                window,
+                header,
+                payload,
+                values: 0,
+                key,
+                ciphertext,
+                uploaded: false,
+                opened,
+                lost: false,
+            })
         };
         Ok(records.into_iter().filter_map(restore).collect())
     }

@@ -65,7 +65,7 @@ impl Replica {
         for run in &stored {
             if let Some(theta) = local.theta(run, core.codec.layout()) {
                 let state = State { run: run.clone(), theta: Arc::new(theta) };
-                return Ok(Self::from_state(state, before(run, &stored)));
+                return Ok(Self::from_state(state, before(core, run, &stored)));
             }
         }
         Ok(Self::from_state(genesis(core)?, None))
@@ -166,10 +166,11 @@ impl Replica {
             let at_vote = core.snapshot(core.schedule.vote_deadline(window)).await?;
             let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
             if let Some(run) = stored.iter().find(|run| run.digest() == root)
+                && (run.settled == core.schedule.settled_before(run.settled) || before(core, run, &stored).is_some())
                 && let Some(theta) = local.theta(run, core.codec.layout())
             {
                 let state = State { run: run.clone(), theta: Arc::new(theta) };
-                self.adopt(core, state, before(run, &stored), Source::Local).await;
+                self.adopt(core, state, before(core, run, &stored), Source::Local).await;
                 return Ok(());
             }
             if let Some((state, previous)) = checkpoint::fetch(core, &roster, &root).await {
@@ -200,8 +201,9 @@ fn newest_voted_window(core: &Core, head: u64) -> u64 {
 }
 
 /// The state before `run` among those stored.
-fn before(run: &RunState, stored: &[RunState]) -> Option<RunState> {
-    stored.iter().find(|older| older.digest() == run.previous).cloned()
+fn before(core: &Core, run: &RunState, stored: &[RunState]) -> Option<RunState> {
+    let genesis = [RunState::genesis(&core.spec)];
+    stored.iter().chain(&genesis).find(|older| older.digest() == run.previous).cloned()
 }
 
 fn genesis(core: &Core) -> Result<State, NodeError> {
@@ -268,7 +270,7 @@ async fn emit_settled(core: &Core, certificate: &Certificate, contributions: &[A
     };
     let payload_bytes = contributions.iter().map(|opened| opened.ciphertext.len() as u64).sum();
     let values = contributions.iter().map(|opened| opened.contribution.values_sent()).sum();
-    let tokens = contributions.iter().map(|opened| opened.header.header.tokens).sum();
+    let tokens = contributions.iter().fold(0u64, |sum, opened| sum.saturating_add(opened.header.header.tokens));
     let state_root = newest.run.theta_root;
     core.emit(Event::Settled { window: certificate.window, verdict, state_root, payload_bytes, values, tokens }).await;
 }

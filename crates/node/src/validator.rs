@@ -24,7 +24,7 @@ use crate::fetch::Opened;
 use crate::intake::Intake;
 use crate::local::Local;
 use crate::publish::Board;
-use crate::replica::{Replica, Settled};
+use crate::replica::{Replica, Settled, State};
 use crate::window::Window;
 
 /// Evaluations that may wait; when a validator is slower than the windows, the oldest is dropped.
@@ -92,6 +92,10 @@ impl Validator {
         let book = restore(&local, "scores")?;
         let checkpoints = restore(&local, "checkpoints")?;
         let held: Vec<(u64, Hash32)> = restore(&local, "held")?;
+        let (window, root, accept, exclude) = restore::<(u32, Hash32, Vec<bool>, Vec<bool>)>(&local, "vote")?;
+        let voted = !accept.is_empty() && u64::from(window) >= settled;
+        let vote = voted.then_some(Vote { window, root, accept, exclude });
+        let next_vote = vote.as_ref().map_or(settled, |vote| u64::from(vote.window) + 1);
         Ok(Self {
             core,
             entry,
@@ -102,11 +106,11 @@ impl Validator {
             trainer: Some(trainer),
             book,
             intake: None,
-            vote: None,
+            vote,
             judged: VecDeque::new(),
             tasks: VecDeque::new(),
             evaluating: None,
-            next_vote: settled,
+            next_vote,
             checkpoints,
             held: held.into(),
         })
@@ -165,12 +169,15 @@ impl Validator {
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
+        let mut resynchronised = false;
         loop {
             let opened: Vec<Arc<Opened>> = self.judged.iter().flat_map(Intake::opened).collect();
             match self.replica.advance(&self.core, head, &opened).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(settled)) => self.after_settling(settled, head).await?,
-                Err(error) if error.needs_resynchronisation() => {
+                // Once a block: if that does not help, the next block may bring what does.
+                Err(error) if error.needs_resynchronisation() && !resynchronised => {
+                    resynchronised = true;
                     self.core.emit(Event::Trouble { what: error.to_string() }).await;
                     self.replica.resynchronise(&self.core, &mut self.local, head).await?;
                     (self.intake, self.vote) = (None, None);
@@ -187,13 +194,6 @@ impl Validator {
         let newest = self.replica.newest().clone();
         self.local.save(&newest.run, &newest.theta, &[])?;
         let window = settled.certificate.window;
-        if newest.run.settled.is_multiple_of(self.core.spec.windows.checkpoint_every_windows) {
-            checkpoint::publish(&self.core, &newest, self.replica.previous()).await?;
-            self.checkpoints.push(newest.run.digest());
-            checkpoint::retire(&self.core, &mut self.checkpoints).await?;
-            self.local.set_value("checkpoints", &borsh::to_vec(&self.checkpoints).expect("plain values"))?;
-            self.release(window).await?;
-        }
         let judged = self.judged.iter().position(|intake| intake.window.number == window);
         if let Some(intake) = judged.and_then(|nth| self.judged.remove(nth))
             && let Some(base) = settled.base_theta
@@ -209,7 +209,21 @@ impl Validator {
         if (window + 1).is_multiple_of(self.core.spec.scoring.weights_every_windows) {
             self.set_weights(&settled.window, head).await;
         }
+        if newest.run.settled.is_multiple_of(self.core.spec.windows.checkpoint_every_windows)
+            && let Err(error) = self.publish_checkpoint(&newest).await
+        {
+            // The next one is as good; the window itself is settled.
+            self.core.emit(Event::Trouble { what: format!("checkpoint after window {window}: {error}") }).await;
+        }
         Ok(())
+    }
+
+    async fn publish_checkpoint(&mut self, newest: &State) -> Result<(), NodeError> {
+        checkpoint::publish(&self.core, newest, self.replica.previous()).await?;
+        self.checkpoints.push(newest.run.digest());
+        checkpoint::retire(&self.core, &mut self.checkpoints).await?;
+        self.local.set_value("checkpoints", &borsh::to_vec(&self.checkpoints).expect("plain values"))?;
+        self.release(newest.run.settled - 1).await
     }
 
     async fn set_weights(&mut self, window: &Window, head: u64) {
@@ -283,9 +297,10 @@ impl Validator {
     }
 
     async fn cast_vote(&mut self, head: u64, started: Instant) -> Result<(), NodeError> {
-        let Some(mut intake) = self.intake.take() else { return Ok(()) };
-        intake.close(self.core.spec.roster.overlap_max);
+        let Some(intake) = &mut self.intake else { return Ok(()) };
+        intake.close(&self.core.spec);
         let window = intake.window.number;
+        let root = intake.window.base_digest;
         let candidates = intake.window.candidates.len();
         let (mut accept, mut exclude, mut faults, mut accepted) = (vec![], vec![], vec![], vec![]);
         for (nth, (entry, verdict)) in intake.verdicts().enumerate() {
@@ -299,18 +314,21 @@ impl Validator {
             }
         }
         // To vote for a payload is to promise to serve it, so it is in this node's bucket before the vote is cast.
-        for opened in accepted.iter().take(self.core.spec.roster.gather as usize) {
+        for opened in &accepted {
             self.hold(window, opened).await?;
         }
         self.save_held()?;
-        let vote = Vote { window: window as u32, root: intake.window.base_digest, accept, exclude };
+        // On disk before it is on chain: a restarted validator says what it said.
+        let vote = Vote { window: window as u32, root, accept, exclude };
+        let record = (vote.window, vote.root, &vote.accept, &vote.exclude);
+        self.local.set_value("vote", &borsh::to_vec(&record).expect("plain values"))?;
         self.board.ensure_vote(&self.core, &self.entry, &vote, head).await?;
         let accept: Vec<Uid> = accepted.iter().map(|opened| opened.header.header.entry.uid).collect();
         let comm_s = started.elapsed().as_secs_f64();
         self.core.emit(Event::Voted { window, accept, faults, comm_s }).await;
         self.vote = Some(vote);
         self.next_vote = window + 1;
-        self.judged.push_back(intake);
+        self.judged.extend(self.intake.take());
         while self.judged.len() > TASKS_MAX {
             self.judged.pop_front();
         }

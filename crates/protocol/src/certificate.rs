@@ -49,7 +49,10 @@ pub fn read_ballots(window: u64, roster: &Roster, candidates: usize, at_deadline
     roster.validators.iter().map(|validator| (validator.entry, read(&validator.entry))).collect()
 }
 
-/// The root that [`certify`] would find, without knowing the candidates: how a newcomer learns which state to trust.
+/// The root that [`certify`] finds, without knowing the candidates: how a newcomer learns which state to take over.
+///
+/// Votes whose bitmaps do not fit the candidates count here and not there. If they hold the balance, the newcomer is
+/// misled no further than to its first replayed window, where [`certify`] contradicts it.
 pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> Option<Hash32> {
     let root_of = |entry: &EntryId| {
         let commitment = at_deadline.find(entry)?.commitment.as_ref()?;
@@ -132,6 +135,7 @@ mod tests {
         (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket() }).collect()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "a ballot is a vote or why there is none")]
     fn vote(root: &[u8], accept: [bool; 2]) -> Result<Vote, WordError> {
         Ok(Vote { window: 0, root: Hash32::of(root), accept: accept.to_vec(), exclude: vec![false, accept[0]] })
     }

@@ -133,6 +133,8 @@ mod tests {
     use super::*;
     use crate::testing::entry;
 
+    type Lie = fn(&mut Header, Hash32);
+
     fn signed() -> (SignedHeader, HeaderContext) {
         let keypair = Keypair::insecure_dev(0, "1");
         let hash = Hash32::of(b"x");
@@ -166,7 +168,6 @@ mod tests {
         let (signed, context) = signed();
         assert_eq!(context.check(&signed.header), Ok(()));
         let other = Hash32::of(b"other");
-        type Lie = fn(&mut Header, Hash32);
         let lies: [(Lie, FaultKind); 8] = [
             (|h, other| h.run = RunId(other), FaultKind::WrongRun),
             (|h, _| h.window = 2, FaultKind::WrongWindow),
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!(SignedHeader::from_bytes(&bytes, &hash).unwrap(), signed);
         assert_eq!(SignedHeader::from_bytes(&bytes, &Hash32::of(b"y")), Err(FaultKind::HeaderMismatch));
         assert_eq!(SignedHeader::from_bytes(&bytes[..50], &hash), Err(FaultKind::HeaderMalformed));
-        let mut forged = signed.clone();
+        let mut forged = signed;
         forged.signature.0[3] ^= 1;
         assert_eq!(SignedHeader::from_bytes(&forged.to_bytes(), &hash), Err(FaultKind::BadSignature));
     }

@@ -116,7 +116,7 @@ impl Roster {
             let stake_rao = neuron.stake_rao.min(stake_before);
             if neuron.permit && stake_rao >= spec.validator_stake_rao {
                 roster.validators.push(Validator { entry, stake_rao, bucket });
-            } else if !neuron.permit {
+            } else {
                 roster.miners.push(Miner { entry, incentive: neuron.incentive, bucket });
             }
         }

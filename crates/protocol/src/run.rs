@@ -254,7 +254,9 @@ impl RunSpec {
         check("roster.validator_stake_rao", self.roster.validator_stake_rao, 1, integer_max)?;
         check("roster.stake_age_blocks", self.roster.stake_age_blocks, 0, self.chain.start_block)?;
         check("roster.exclusion_windows", self.roster.exclusion_windows, 0, 1_000_000)?;
-        check("roster.overlap_max", self.roster.overlap_max, 0.05, 1.0)?;
+        // Contributions that send much have much in common by chance.
+        let dense = f64::from(self.codec.k) / f64::from(self.codec.chunk);
+        check("roster.overlap_max", self.roster.overlap_max, (2.0 * dense).clamp(0.05, 1.0), 1.0)?;
         check("scoring.draws", self.scoring.draws, 1, 256)?;
         check("scoring.sequences", self.scoring.sequences, 1, 4096)?;
         check("scoring.step_fraction", self.scoring.step_fraction, 1e-6, 1.0)?;
@@ -308,15 +310,16 @@ impl RunSpec {
 
     fn validate_windows(&self) -> Result<(), RunSpecError> {
         let windows = &self.windows;
-        check("windows.blocks", windows.blocks, 4, 1_000_000)?;
+        check("windows.blocks", windows.blocks, 10, 1_000_000)?;
         check("windows.snapshot_lag_blocks", windows.snapshot_lag_blocks, 1, self.chain.start_block)?;
         check("windows.delay_windows", windows.delay_windows, 0, 1)?;
         check("windows.checkpoint_every_windows", windows.checkpoint_every_windows, 1, 10_000)?;
-        check("windows.put_block", windows.put_block, 1, windows.blocks - 2)?;
+        // Room to train before it, and to open and vote after it.
+        check("windows.put_block", windows.put_block, 3, windows.blocks - 4)?;
         // The word of the next window replaces this window's, so it must have been read by then; and a window whose
         // θ the next one starts from must end before that one starts.
         let last_vote = windows.blocks - 1 + u64::from(windows.delay_windows) * windows.put_block;
-        check("windows.vote_block", windows.vote_block, windows.put_block + 1, last_vote)
+        check("windows.vote_block", windows.vote_block, windows.put_block + 3, last_vote)
     }
 }
 
@@ -387,7 +390,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_key_and_the_range() {
-        assert_eq!(error(|run| run.windows.put_block = 40), "`windows.put_block` is 40, but must lie in 1 ..= 18");
+        assert_eq!(error(|run| run.windows.put_block = 40), "`windows.put_block` is 40, but must lie in 3 ..= 16");
         assert_eq!(
             error(|run| run.model.heads = 5),
             "`model.hidden_size` is 32, but must be a multiple of model.heads, which is 5"

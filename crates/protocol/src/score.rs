@@ -21,6 +21,8 @@ use crate::run::ScoringSpec;
 const IMPROVEMENT_MAX: f64 = 0.2;
 /// What a fault of the miner counts as: the worst contribution.
 const FAULT_VALUE: f64 = -IMPROVEMENT_MAX;
+/// What cannot be fetched may be the provider's fault, but hiding must not be free: half of a fault, and no exclusion.
+const STORAGE_VALUE: f64 = FAULT_VALUE / 2.0;
 /// Committed and not opened ranks below a bad contribution: the miner chose, after seeing others commit, to hide it.
 const NOT_OPENED_VALUE: f64 = 2.0 * FAULT_VALUE;
 
@@ -77,7 +79,7 @@ impl Rating {
             }
             Observation::Faulted(FaultKind::NotOpened) => (NOT_OPENED_VALUE, -1.0),
             Observation::Faulted(FaultKind::NotCommitted) => (0.0, self.own_advantage),
-            Observation::Faulted(fault) if fault.attributed_to() != Party::Miner => (0.0, self.own_advantage),
+            Observation::Faulted(fault) if fault.attributed_to() != Party::Miner => (STORAGE_VALUE, self.own_advantage),
             Observation::Faulted(_) => (FAULT_VALUE, -1.0),
         };
         self.improvement = memory * self.improvement + (1.0 - memory) * value;
@@ -163,23 +165,24 @@ mod tests {
         let honest = settled(&evaluation(0.05, 0.04));
         assert!(honest > 0.03);
         assert!(settled(&evaluation(0.02, 0.04)) < honest / 2.0, "trained on something else");
-        assert_eq!(settled(&evaluation(-0.01, -0.01)), 0.0);
+        assert!(settled(&evaluation(-0.01, -0.01)) <= 0.0);
         let nan = Evaluation { own_before: 1.0, own_after: f64::NAN, unseen_before: 1.0, unseen_after: f64::NAN };
-        assert_eq!(settled(&Observation::Evaluated(nan)), 0.0);
+        assert!(settled(&Observation::Evaluated(nan)) <= 0.0);
     }
 
     #[test]
     fn hiding_costs_more_than_failing_and_failing_more_than_absence() {
         let mut improvements =
-            [FaultKind::NotOpened, FaultKind::PayloadMalformed, FaultKind::NotCommitted].map(|fault| {
-                let mut book = ScoreBook::default();
-                book.observe(entry(0), &evaluation(0.2, 0.1), &spec().scoring);
-                book.observe(entry(0), &Observation::Faulted(fault), &spec().scoring);
-                book.rating(&entry(0)).improvement
-            });
+            [FaultKind::NotOpened, FaultKind::PayloadMalformed, FaultKind::PayloadUnavailable, FaultKind::NotCommitted]
+                .map(|fault| {
+                    let mut book = ScoreBook::default();
+                    book.observe(entry(0), &evaluation(0.2, 0.1), &spec().scoring);
+                    book.observe(entry(0), &Observation::Faulted(fault), &spec().scoring);
+                    book.rating(&entry(0)).improvement
+                });
         assert!(improvements.is_sorted());
         improvements.sort_by(f64::total_cmp);
-        assert!(improvements[0] < improvements[1] && improvements[1] < improvements[2]);
+        assert!(improvements.windows(2).all(|pair| pair[0] < pair[1]));
     }
 
     #[test]

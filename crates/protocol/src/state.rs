@@ -46,7 +46,9 @@ pub enum StateError {
     WrongRun { found: RunId, expected: RunId },
 }
 
-/// Upper bound of an encoded state: a full subnet of exclusions and change.
+/// Most exclusions that a state keeps: a full subnet four times over.
+const EXCLUSIONS_MAX: usize = 1024;
+/// Upper bound of an encoded state, exclusions and all.
 pub const STATE_BYTES_MAX: u64 = 64 * 1024;
 
 impl RunState {
@@ -99,9 +101,14 @@ impl RunState {
         let mut outer_steps = self.outer_steps;
         if let Outcome::Certified { accepted, excluded, .. } = &certificate.outcome {
             outer_steps += u64::from(!accepted.is_empty());
-            let until_window = window + 1 + spec.roster.exclusion_windows;
+            // The first window that can know of it starts from this state.
+            let first = window + 1 + u64::from(spec.windows.delay_windows);
+            let until_window = first + spec.roster.exclusion_windows;
             exclusions.retain(|exclusion| !excluded.contains(&exclusion.entry));
             exclusions.extend(excluded.iter().map(|&entry| Exclusion { entry, until_window }));
+            // The longest-lasting ones, where there are too many.
+            exclusions.sort_unstable_by_key(|exclusion| (std::cmp::Reverse(exclusion.until_window), exclusion.entry));
+            exclusions.truncate(EXCLUSIONS_MAX);
             exclusions.sort_unstable_by_key(|exclusion| exclusion.entry);
         }
         let previous = self.digest();

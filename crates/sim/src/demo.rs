@@ -112,7 +112,7 @@ impl Demo {
             late(&world),
             last,
         );
-        let theta = final_theta(&world);
+        let theta = final_theta(&world, self.plan.windows);
         let spec = world.spec.clone();
         world.shutdown().await?;
         Ok(Outcome { report, spec, theta, stopped: was_stopped })
@@ -144,9 +144,11 @@ pub fn late(world: &World) -> Vec<Late> {
 }
 
 /// θ from the disk of the first validator, once it has stopped.
-pub fn final_theta(world: &World) -> Option<Vec<f32>> {
+pub fn final_theta(world: &World, windows: u64) -> Option<Vec<f32>> {
     let validator = world.members.iter().find(|member| member.role == Role::Validator)?;
     let local = Local::open(&world.state_folder(validator), world.spec.id()).ok()?;
-    let state = local.states(world.spec.id()).ok()?.into_iter().next()?;
+    let states = local.states(world.spec.id()).ok()?;
+    // A network on a clock may have gone on meanwhile.
+    let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();
     local.theta(&state, &world.spec.layout())
 }

@@ -104,7 +104,7 @@ impl Localnet {
         let last = Final { floor_bits_per_byte, wall_s: started.elapsed().as_secs_f64(), ..Final::default() };
         let (seed, windows) = (self.plan.seed, self.plan.windows);
         let report = recorder.finish(&world.spec, seed, windows, &world.chain.emissions(), Vec::new(), last);
-        let (theta, spec) = (final_theta(&world), world.spec.clone());
+        let (theta, spec) = (final_theta(&world, windows), world.spec.clone());
         world.shutdown().await?;
         Ok(Outcome { report, spec, theta, stopped: was_stopped })
     }
@@ -199,15 +199,14 @@ impl Process {
                 }
             }
         }
-        child.wait().await?;
-        Ok(())
+        // Its output is at its end: so should it be.
+        end(&mut child).await
     }
 }
 
-/// Asks the process to end, and ends it if it does not.
+/// Ends the process.
 async fn end(child: &mut Child) -> std::io::Result<()> {
-    // A node notices that its standard output is gone, but a long computation may keep it: its state on disk is whole
-    // at any moment, so it can be killed.
+    // Its state on disk is whole at any moment, so it can be killed.
     child.start_kill()?;
     child.wait().await?;
     Ok(())

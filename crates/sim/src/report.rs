@@ -187,13 +187,14 @@ impl Recorder {
         mut last: Final,
     ) -> Report {
         let windows: Vec<WindowReport> = (0..windows).map(|window| self.window(window)).collect();
-        let nodes = self.members.iter().filter_map(|member| self.node(member, neurons)).collect();
+        let last_window = windows.len().saturating_sub(1) as u64;
+        let nodes = self.members.iter().filter_map(|member| self.node(member, last_window, neurons)).collect();
         last.val_bits_per_byte = windows.iter().rev().find_map(|window| window.val_bits_per_byte);
-        last.tokens = windows.iter().map(|window| window.tokens).sum();
+        last.tokens = windows.iter().fold(0u64, |sum, window| sum.saturating_add(window.tokens));
         Report { schema: SCHEMA, run_id: spec.id(), seed, config: spec.clone(), windows, nodes, late, last }
     }
 
-    fn node(&self, member: &Member, neurons: &[NeuronInfo]) -> Option<NodeReport> {
+    fn node(&self, member: &Member, last_window: u64, neurons: &[NeuronInfo]) -> Option<NodeReport> {
         let neuron = neurons.iter().find(|neuron| neuron.hotkey == member.keypair.hotkey())?;
         let scores: Vec<f64> = self.nodes.values().filter_map(|node| node.scores.get(&neuron.uid).copied()).collect();
         let share = |of: fn(&NeuronInfo) -> u16| {
@@ -201,12 +202,14 @@ impl Recorder {
             if total > 0.0 { f64::from(of(neuron)) / total } else { 0.0 }
         };
         let state = self.nodes.get(&member.name);
+        // A network on a clock goes on while its slowest node ends the last window.
+        let last_root = self.windows.get(&last_window).and_then(|window| window.roots.get(&member.name).copied());
         Some(NodeReport {
             uid: neuron.uid,
             name: member.name.clone(),
             role: member.role,
             behaviour: member.behaviour,
-            final_state_root: state.map_or_else(Hash32::default, |state| state.state_root),
+            final_state_root: last_root.or(state.map(|state| state.state_root)).unwrap_or_default(),
             score: scores.iter().sum::<f64>() / scores.len().max(1) as f64,
             weight: match member.role {
                 Role::Miner => share(|neuron| neuron.incentive),

@@ -235,8 +235,10 @@ impl World {
     async fn finish(mut self, plan: &Plan) -> Outcome {
         for (name, (stop, task)) in std::mem::take(&mut self.running) {
             let _ = stop.send(true);
-            if let Ok(Err(error)) = task.await {
-                self.failures.push((name, error));
+            match task.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.failures.push((name, error)),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             }
         }
         drop(self.sender);

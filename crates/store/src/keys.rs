@@ -59,6 +59,11 @@ pub fn checkpoint_state(run: RunId, state: &Hash32) -> String {
     format!("v1/{run}/checkpoint/{state}/state")
 }
 
+/// The run state before that of a checkpoint, by the checkpoint's digest.
+pub fn checkpoint_previous(run: RunId, state: &Hash32) -> String {
+    format!("v1/{run}/checkpoint/{state}/previous")
+}
+
 /// One part of a checkpoint's parameters, by the digest of its run state.
 pub fn checkpoint_theta(run: RunId, state: &Hash32, part: u32) -> String {
     format!("v1/{run}/checkpoint/{state}/theta/{part:05}")
@@ -118,6 +123,7 @@ mod tests {
             (held_key(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/key")),
             (checkpoints(run), format!("v1/{r}/checkpoint")),
             (checkpoint_state(run, &hash), format!("v1/{r}/checkpoint/{h}/state")),
+            (checkpoint_previous(run, &hash), format!("v1/{r}/checkpoint/{h}/previous")),
             (checkpoint_theta(run, &hash, 42), format!("v1/{r}/checkpoint/{h}/theta/00042")),
             (data(&hash), format!("v1/data/{h}")),
         ];

@@ -13,7 +13,7 @@ pub struct TrainJob<'a> {
     pub theta: &'a [f32],
     /// One batch for each inner step.
     pub batches: &'a [TokenBatch],
-    /// Global number of the first inner step, for the schedule: window · H.
+    /// Global number of the first inner step, for the schedule: outer steps so far · H.
     pub first_step: u64,
 }
 
