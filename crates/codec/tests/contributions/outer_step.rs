@@ -121,8 +121,8 @@ fn threads_and_order_do_not_change_a_bit() {
 }
 
 /// State roots of the fixed case: a change here is a change of the protocol.
-const GOLDEN_PEERS: &str = "3d790ec603cdf58f953220ff83fb8e88fc3e1b928dffbdc2d711c297dda6e92d";
-const GOLDEN_SENDERS: &str = "105e9d404efe9cf7e39c6b8480072721c5ab334770f2ca2869145d6c8a8b420d";
+const GOLDEN_PEERS: &str = "b0a306f1ebf914b8d011923056af9b9dbcab267732a2ab688ff8eb4e3f2f670d";
+const GOLDEN_SENDERS: &str = "792f9b8e94f8f6b4dda640255245ad59c5decba1cf37e3962e9bf1e2d36c303a";
 
 #[test]
 fn untouched_parameters_keep_their_bits() {
