@@ -8,7 +8,7 @@ use templar_protocol::certificate::{Certificate, Outcome, certified_root, certif
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::{EntryId, Roster, Snapshot, Uid};
 use templar_protocol::state::RunState;
-use templar_protocol::word::HeaderWord;
+use templar_protocol::word::{HeaderWord, WordError};
 
 use crate::checkpoint;
 use crate::core::Core;
@@ -109,6 +109,14 @@ impl Replica {
         let window = Window::load(core, number, base_run.ok_or(NodeError::NoBase { window: number })?).await?;
         let at_vote = core.snapshot(core.schedule.vote_deadline(number)).await?;
         let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
+        for (entry, ballot) in &ballots {
+            if let Err(error) = ballot
+                && !matches!(error, WordError::Absent | WordError::Window { .. })
+            {
+                let what = format!("the vote of uid {} on window {number} does not count: {error}", entry.uid);
+                core.emit(Event::Trouble { what }).await;
+            }
+        }
         let certificate = certify(number, &window.roster, &window.candidates, core.spec.roster.gather, &ballots);
         if let Some(certified) = certificate.root()
             && certified != window.base_digest
