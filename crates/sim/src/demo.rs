@@ -109,7 +109,7 @@ impl Demo {
             self.plan.seed,
             self.plan.windows,
             &world.chain.emissions(),
-            late(&world),
+            Late::of(&world.chain),
             last,
         );
         let theta = final_theta(&world, self.plan.windows);
@@ -134,13 +134,6 @@ pub(crate) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
 
 fn failed(member: &Member, error: &dyn std::error::Error) -> WorldError {
     WorldError::Node { name: member.name.clone(), reason: error.to_string() }
-}
-
-/// For whom paced blocks did not wait.
-pub fn late(world: &World) -> Vec<Late> {
-    let neurons = world.chain.emissions();
-    let uid = |hotkey| neurons.iter().find(|neuron| neuron.hotkey == hotkey).map(|neuron| neuron.uid);
-    world.chain.late().into_iter().filter_map(|(block, hotkey)| Some(Late { block, uid: uid(hotkey)? })).collect()
 }
 
 /// θ from the disk of the first validator, once it has stopped.

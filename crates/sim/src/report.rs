@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use templar_chain::NeuronInfo;
+use templar_chain::{DevChain, NeuronInfo};
 use templar_node::events::{Event, NodeEvent, Role, Verdict};
 use templar_protocol::fault::{Fault, FaultKind, Party};
 use templar_protocol::hash::Hash32;
@@ -81,6 +81,15 @@ pub struct NodeReport {
 pub struct Late {
     pub block: u64,
     pub uid: Uid,
+}
+
+impl Late {
+    /// For whom paced blocks did not wait.
+    pub fn of(chain: &DevChain) -> Vec<Self> {
+        let neurons = chain.emissions();
+        let uid = |hotkey| neurons.iter().find(|neuron| neuron.hotkey == hotkey).map(|neuron| neuron.uid);
+        chain.late().into_iter().filter_map(|(block, hotkey)| Some(Self { block, uid: uid(hotkey)? })).collect()
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

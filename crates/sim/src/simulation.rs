@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use templar_chain::{Chain, DevChain, Timestamps};
+use futures::StreamExt;
+use templar_chain::{BlockTime, Chain, DevChain, Timestamps, run_blocks};
 use templar_data::{Dataset, Grammar, PrepareOptions, prepare_text};
 use templar_model::presets::Preset;
 use templar_node::core::Compute;
@@ -27,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::adversary;
 use crate::plan::{Member, Plan};
-use crate::report::{Final, Recorder, Report};
+use crate::report::{Final, Late, Recorder, Report};
 
 /// Virtual time between two blocks.
 const BLOCK: Duration = Duration::from_secs(12);
@@ -54,6 +55,9 @@ pub struct Scenario {
     pub adjust: fn(&mut RunSpec),
     pub incidents: Vec<Incident>,
     pub cloud_fault: Option<CloudFault>,
+    /// Blocks are made as soon as every node is done with its part, or after this time; else one every twelve seconds.
+    /// Incidents need the latter.
+    pub pace_cap: Option<Duration>,
 }
 
 /// What came of it.
@@ -102,7 +106,7 @@ impl Scenario {
     /// `miners` and `validators` of the tiny model, nothing amiss.
     pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
         let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
-        Self { plan, adjust: |_| {}, incidents: Vec::new(), cloud_fault: None }
+        Self { plan, adjust: |_| {}, incidents: Vec::new(), cloud_fault: None, pace_cap: None }
     }
 
     /// Simulates it. Files of the nodes lie below `folder`.
@@ -122,6 +126,10 @@ impl Scenario {
         }
         let schedule = Schedule::new(&world.spec);
         let end = schedule.first_block(self.plan.windows) + world.spec.windows.put_block - 1;
+        if let Some(cap) = self.pace_cap {
+            world.pace_until(end, cap, &members).await;
+            return world.finish(&self.plan).await;
+        }
         for block in 2..=end {
             tokio::time::sleep(BLOCK).await;
             for incident in &self.incidents {
@@ -211,6 +219,17 @@ impl World {
         self.running.insert(member.name.clone(), (stop, tokio::spawn(setup.run(stopped))));
     }
 
+    /// Lets the nodes set the pace of the chain, as in a demo.
+    async fn pace_until(&self, end: u64, cap: Duration, members: &[Member]) {
+        let participants = members.iter().map(|member| member.keypair.hotkey()).collect();
+        let (stop, stopped) = watch::channel(false);
+        let blocks = tokio::spawn(run_blocks(self.chain.clone(), BlockTime::Paced { participants, cap }, stopped));
+        let mut heads = self.chain.heads().await.expect("an in-memory chain has heads");
+        while heads.next().await.is_some_and(|head| head.number < end) {}
+        let _ = stop.send(true);
+        let _ = blocks.await;
+    }
+
     async fn happen(&mut self, incident: &Incident, block: u64, schedule: &Schedule, members: &[Member]) {
         // After the commitment and before the key: a killed miner has something to lose.
         let at = |window: u64| schedule.first_block(window) + 5;
@@ -248,7 +267,8 @@ impl World {
             recorder.record(event);
         }
         let neurons = self.chain.emissions();
-        let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, Vec::new(), Final::default());
+        let late = Late::of(&self.chain);
+        let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
         Outcome { spec: self.spec, log, report, failures: self.failures }
     }
 }

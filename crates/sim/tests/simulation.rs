@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::path::Path;
+use std::time::Duration;
 
 use templar_node::events::{Event, NodeEvent, Source, Verdict};
 use templar_node::local::Local;
@@ -287,4 +288,34 @@ fn storage_that_is_down_is_no_fault_of_the_miner_s() {
     assert_eq!(window.faults[0].attributed_to, Party::Storage);
     assert!(outcome.report.windows[2].accepted.contains(&Uid(1)), "it may try again at once");
     assert_one_history(&outcome);
+}
+
+#[test]
+fn a_miner_slower_than_the_cap_is_late_and_does_not_count() {
+    let cap = Duration::from_secs(20);
+    let paced = |delayed: bool| {
+        let mut scenario = Scenario::new(3, 2, 4, 15);
+        scenario.pace_cap = Some(cap);
+        if delayed {
+            // The upload of miner-1 in window 1 takes longer than all blocks to the put deadline wait together.
+            scenario.cloud_fault = Some(Box::new(move |op| {
+                let slow = op.kind == OpKind::Put && op.actor == "miner-1" && op.key.ends_with("00000001/payload");
+                slow.then_some(Fault::Delay(cap * 5))
+            }));
+        }
+        run(scenario)
+    };
+    let (on_time, delayed) = (paced(false), paced(true));
+    assert_eq!(on_time.report.late, []);
+    assert_one_history(&on_time);
+    assert_one_history(&delayed);
+    assert_eq!(certified(&delayed), [true; 4]);
+    assert!(!delayed.report.late.is_empty());
+    assert!(delayed.report.late.iter().all(|late| late.uid == Uid(1)), "{:?}", delayed.report.late);
+    let window = &delayed.report.windows[1];
+    assert_eq!(faults_of(window, 1), [FaultKind::NotCommitted]);
+    assert!(!window.accepted.contains(&Uid(1)) && window.accepted.len() == 2, "{window:?}");
+    let missed = |event: &Event| matches!(event, Event::Missed { window: 1, .. });
+    assert!(any(&delayed, "miner-1", missed));
+    assert!(delayed.report.windows[3].accepted.contains(&Uid(1)), "it counts again");
 }
