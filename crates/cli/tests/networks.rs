@@ -66,24 +66,6 @@ fn one_seed_gives_the_same_roots_and_every_miner_trains() {
     assert!(continued.status.success(), "{}", text(&continued));
 }
 
-#[test]
-fn a_miner_slower_than_the_cap_is_late_and_does_not_count() {
-    let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
-    let arguments =
-        ["--windows", "1", "--miners", "2", "--validators", "1", "--adversary", "slow", "--pace-cap-s", "8"];
-    let report = demo(folder.path(), "late.json", &arguments);
-    let window = &report["windows"][0];
-    let accepted = |uid: u64| window["accepted"].as_array().unwrap().iter().any(|accepted| accepted == uid);
-    let late = |uid: u64| report["late"].as_array().unwrap().iter().any(|late| late["uid"] == uid);
-    assert!(late(1) && !accepted(1), "{report}");
-    let fault = serde_json::json!({ "uid": 1, "fault": "not-committed", "attributed_to": "miner" });
-    // On a machine so slow that honest nodes are late, too, the report says so; nothing else may keep them out.
-    let somebody_else = late(0) || late(2);
-    assert!(somebody_else || accepted(0) && window["certified"] == true, "{report}");
-    assert!(somebody_else || window["faults"].as_array().unwrap().contains(&fault), "{report}");
-}
-
 /// The processes that `parent` has started.
 fn children(parent: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -134,7 +116,7 @@ fn processes_are_killed_come_back_and_share_nothing_but_chain_and_buckets() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let (network, path) = (folder.path().join("network"), folder.path().join("report.json"));
-    let arguments = ["localnet", "--windows", "4", "--miners", "2", "--validators", "2", "--block-s", "0.8"];
+    let arguments = ["localnet", "--windows", "4", "--miners", "2", "--validators", "2", "--block-s", "1.2"];
     let mut localnet = templar(&arguments)
         .args(["--kill", "miner-1@1", "--kill", "validator-1@1", "--folder"])
         .arg(&network)

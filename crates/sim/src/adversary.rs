@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,13 +12,10 @@ use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, T
 
 use crate::plan::Behaviour;
 
-/// How long a slow miner does nothing.
-const SLOWNESS: Duration = Duration::from_secs(30);
-
 /// The trainer of a node with this behaviour.
 pub fn trainer(behaviour: Behaviour, honest: Box<dyn Trainer>) -> Box<dyn Trainer> {
     match behaviour {
-        Behaviour::Noise | Behaviour::Slow => Box::new(DishonestTrainer { behaviour, honest }),
+        Behaviour::Noise => Box::new(NoiseTrainer { honest }),
         _ => honest,
     }
 }
@@ -32,22 +28,17 @@ pub fn store(behaviour: Behaviour, honest: Arc<dyn Store>) -> Arc<dyn Store> {
     }
 }
 
-/// Replaces what was learned by noise of the same size, or is late.
-struct DishonestTrainer {
-    behaviour: Behaviour,
+/// Replaces what was learned by noise of the same size.
+struct NoiseTrainer {
     honest: Box<dyn Trainer>,
 }
 
-impl Trainer for DishonestTrainer {
+impl Trainer for NoiseTrainer {
     fn train(
         &mut self,
         job: &TrainJob<'_>,
         on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
-        if self.behaviour == Behaviour::Slow {
-            std::thread::sleep(SLOWNESS);
-            return self.honest.train(job, on_step);
-        }
         let mut outcome = self.honest.train(job, on_step)?;
         let mut hasher = Hasher::new("templar adversary noise");
         let mut stream = hasher.update_value(&job.first_step).clone().into_stream();

@@ -40,8 +40,6 @@ pub enum Behaviour {
     Noise,
     /// Commits, and never publishes the key.
     Withhold,
-    /// Does nothing for half a minute before it trains.
-    Slow,
 }
 
 impl fmt::Display for Behaviour {
@@ -50,7 +48,6 @@ impl fmt::Display for Behaviour {
             Self::Honest => "honest",
             Self::Noise => "noise",
             Self::Withhold => "withhold",
-            Self::Slow => "slow",
         })
     }
 }
@@ -59,10 +56,10 @@ impl FromStr for Behaviour {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Honest, Self::Noise, Self::Withhold, Self::Slow]
+        [Self::Honest, Self::Noise, Self::Withhold]
             .into_iter()
             .find(|behaviour| behaviour.to_string() == text)
-            .ok_or_else(|| format!("no behaviour {text:?}: there are honest, noise, withhold and slow"))
+            .ok_or_else(|| format!("no behaviour {text:?}: there are honest, noise and withhold"))
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct NetworkArgs {
     /// Files or folders of UTF-8 text or JSON Lines to train on, in place of the built-in corpus.
     #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// How the last miners behave, one each: noise, withhold or slow.
+    /// How the last miners behave, one each: noise or withhold.
     #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
     /// Where to train: cpu, or what else this build supports.

@@ -22,7 +22,7 @@ pub(crate) struct Sim {
     /// The same seed gives the same event log.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
-    /// How the last miners behave, one each: noise, withhold or slow.
+    /// How the last miners behave, one each: noise or withhold.
     #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
     /// Write the run's report to this file, as JSON.
