@@ -17,6 +17,7 @@
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
 
+use pulp::Arch;
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
@@ -24,7 +25,7 @@ use templar_protocol::{
 };
 
 use crate::{
-    contribution::{Contribution, Sent},
+    contribution::{Chunks, Contribution, Sent},
     plan::Segment,
 };
 
@@ -46,7 +47,7 @@ pub fn clip_factors(contributions: &[&Contribution]) -> Vec<Vec<f64>> {
     for contribution in contributions {
         first.assert_same_run(contribution);
     }
-    let norms: Vec<Vec<f64>> = contributions.iter().map(|contribution| contribution.norms()).collect();
+    let norms: Vec<&[f64]> = contributions.iter().map(|contribution| contribution.norms()).collect();
     let medians: Vec<f64> = (0..norms[0].len())
         .map(|tensor| {
             let mut of_tensor: Vec<f64> = norms.iter().map(|norms| norms[tensor]).collect();
@@ -55,34 +56,31 @@ pub fn clip_factors(contributions: &[&Contribution]) -> Vec<Vec<f64>> {
         })
         .collect();
     let factor = |(&norm, &median): (&f64, &f64)| if norm == 0.0 { 1.0 } else { (median / norm).min(1.0) };
-    norms.iter().map(|norms| norms.iter().zip(&medians).map(factor).collect()).collect()
+    norms.into_iter().map(|norms| norms.iter().zip(&medians).map(factor).collect()).collect()
 }
 
-/// θ′: the parameters after one outer step (SparseLoCo, eq. 4, with clipping), bit for bit the same on every node.
+/// θ ← θ′, one outer step (SparseLoCo, eq. 4, with clipping), bit for bit the same on every node.
 ///
-/// Neither the order of `contributions` nor the number of threads matters; without contributions θ′ = θ. A topk-sign
-/// chunk of scale 0 has sent nothing, so it does not count among the senders. Memory beyond θ′: one chunk a thread.
+/// Neither the order of `contributions` nor the number of threads matters; without contributions θ stays. A chunk of
+/// scale 0 has sent nothing, so it does not count among the senders. Payloads are unpacked as they are added: memory
+/// beyond θ and the payloads is a few chunks a thread.
 ///
 /// # Panics
 /// If `theta` or the contributions do not belong to `layout`, if there are more than 256 contributions, or if `outer`
 /// is not one that [`RunSpec::validate`](templar_protocol::run::RunSpec::validate) accepts.
-pub fn outer_step(layout: &Layout, theta: &[f32], contributions: &[&Contribution], outer: &OuterSpec) -> Vec<f32> {
+pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribution], outer: &OuterSpec) {
     assert_eq!(theta.len(), layout.len(), "θ does not fit the layout");
-    let mut next = theta.to_vec();
-    let Some(first) = contributions.first() else { return next };
+    let Some(first) = contributions.first() else { return };
     assert!(*first.plan.layout == *layout, "the contributions belong to another layout");
     let step = Step::new(contributions, outer);
     let plan = &first.plan;
-    let shares = plan.split_params(&mut next);
+    let shares = plan.split_params(theta);
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
-        || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk] },
+        || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk], table: Vec::new() },
         |scratch, ((index, segment), theta)| {
-            for (chunk, theta) in theta.chunks_mut(segment.chunk_len).enumerate() {
-                step.apply(index, segment, chunk, theta, scratch);
-            }
+            Arch::new().dispatch(|| step.apply(index, segment, theta, scratch));
         },
     );
-    next
 }
 
 /// Everything that an outer step needs beyond θ.
@@ -94,10 +92,13 @@ struct Step<'a> {
     min_divisor: u16,
 }
 
-/// Sums and numbers of senders of one chunk; all 0 between chunks.
 struct Scratch {
+    /// Σq of each parameter of a chunk; all 0 between chunks.
     sums: Vec<i64>,
+    /// How many sent each parameter of a chunk; all 0 between chunks.
     senders: Vec<u16>,
+    /// q of one contribution's chunk, by divisor and code.
+    table: Vec<[i64; 4]>,
 }
 
 impl<'a> Step<'a> {
@@ -113,46 +114,92 @@ impl<'a> Step<'a> {
         Self { contributions, clips: clip_factors(contributions), rate: outer.rate, min_divisor: min_divisor as u16 }
     }
 
-    /// Moves one chunk of θ: counts the senders, adds, applies. Only parameters that somebody sent are touched.
-    fn apply(&self, index: usize, segment: &Segment, chunk: usize, theta: &mut [f32], scratch: &mut Scratch) {
-        let Scratch { sums, senders } = scratch;
-        let sent = || self.contributions.iter().map(|contribution| contribution.parts[index].chunk(segment, chunk));
-        for sent in sent() {
-            sent.for_each(|position, _| senders[position] += 1);
-        }
-        for (sent, clips) in sent().zip(&self.clips) {
-            self.add(sent, clips[segment.tensor], sums, senders);
-        }
-        for sent in sent() {
-            sent.for_each(|position, _| {
-                senders[position] = 0;
-                // Taken, so that a parameter with several senders moves once.
-                let sum = std::mem::take(&mut sums[position]);
-                if sum != 0 {
-                    theta[position] = (f64::from(theta[position]) - sum as f64 / ONE) as f32;
+    /// Moves one segment of θ, chunk by chunk.
+    #[inline(always)]
+    fn apply(&self, index: usize, segment: &Segment, theta: &mut [f32], scratch: &mut Scratch) {
+        let mut peers: Vec<Chunks<'_>> = self.contributions.iter().map(|peer| peer.chunks(index)).collect();
+        for theta in theta.chunks_mut(segment.chunk_len) {
+            // Loops rather than iterators where it is hot: what is not inlined here is compiled for the oldest processor.
+            let mut sent = Vec::with_capacity(peers.len());
+            for (peer, clips) in peers.iter_mut().zip(&self.clips) {
+                sent.push((peer.next(), clips[segment.tensor]));
+            }
+            let (sums, senders) = (&mut scratch.sums[..theta.len()], &mut scratch.senders[..theta.len()]);
+            let most = self.count_senders(&sent, senders);
+            for &(sent, clip) in &sent {
+                match sent {
+                    Sent::Sparse { positions, codes, values } => {
+                        self.fill_table(values.map(f64::from), clip, most, &mut scratch.table);
+                        self.add_sparse(positions, codes, &scratch.table, sums, senders);
+                    }
+                    Sent::Dense(values) => self.add_dense(values, clip, most, sums),
                 }
-            });
+            }
+            for ((theta, sum), senders) in theta.iter_mut().zip(sums).zip(senders) {
+                let sum = std::mem::take(sum);
+                *senders = 0;
+                let moved = (f64::from(*theta) - sum as f64 / ONE) as f32;
+                *theta = if sum == 0 { *theta } else { moved };
+            }
         }
     }
 
-    /// Adds one contribution's chunk. Rounding is symmetric, so that only magnitudes are converted; and all values of a
-    /// chunk of signs have one magnitude, so that one conversion serves as long as R stays the same.
-    fn add(&self, sent: Sent<'_>, clip: f64, sums: &mut [i64], senders: &[u16]) {
-        let (mut known, mut signed) = ((0.0, 0), [0, 0]);
-        sent.for_each(|position, value| {
-            let divisor = senders[position].max(self.min_divisor);
-            if known != (value.abs(), divisor) {
-                known = (value.abs(), divisor);
-                let quantised = round_to_i64(f64::from(value.abs()) * clip * self.rate / f64::from(divisor) * ONE);
-                signed = [quantised, -quantised];
+    /// How many sent each parameter of a chunk, where R depends on it; returns the largest R of the chunk.
+    #[inline(always)]
+    fn count_senders(&self, sent: &[(Sent<'_>, f64)], senders: &mut [u16]) -> u16 {
+        let count = sent.len() as u16;
+        if self.min_divisor >= count || matches!(sent.first(), Some((Sent::Dense(_), _))) {
+            return self.min_divisor.max(count);
+        }
+        let mut most = self.min_divisor;
+        for (sent, _) in sent {
+            if let Sent::Sparse { positions, .. } = *sent {
+                for &position in positions {
+                    let senders = &mut senders[usize::from(position)];
+                    *senders += 1;
+                    most = most.max(*senders);
+                }
             }
-            // Looked up rather than branched on, because signs cannot be predicted.
-            sums[position] += signed[usize::from(value.is_sign_negative())];
-        });
+        }
+        most
+    }
+
+    /// q of each code of one contribution's chunk, for every R that occurs.
+    #[inline(always)]
+    fn fill_table(&self, values: [f64; 4], clip: f64, most: u16, table: &mut Vec<[i64; 4]>) {
+        table.clear();
+        for divisor in self.min_divisor..=most {
+            table.push(values.map(|value| self.quantise(value, clip, divisor)));
+        }
+    }
+
+    #[inline(always)]
+    fn add_sparse(&self, positions: &[u16], codes: &[u8], table: &[[i64; 4]], sums: &mut [i64], senders: &[u16]) {
+        for (&position, &code) in positions.iter().zip(codes) {
+            let position = usize::from(position);
+            let divisor = senders[position].saturating_sub(self.min_divisor);
+            sums[position] += table[usize::from(divisor)][usize::from(code & 3)];
+        }
+    }
+
+    /// Everybody sends every parameter.
+    #[inline(always)]
+    fn add_dense(&self, values: &[[u8; 4]], clip: f64, divisor: u16, sums: &mut [i64]) {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += self.quantise(f64::from(f32::from_le_bytes(*value)), clip, divisor);
+        }
+    }
+
+    /// q of the module's documentation. Rounding is symmetric, so that only magnitudes are rounded.
+    #[inline(always)]
+    fn quantise(&self, value: f64, clip: f64, divisor: u16) -> i64 {
+        let magnitude = round_to_i64(value.abs() * clip * self.rate / f64::from(divisor) * ONE);
+        if value < 0.0 { -magnitude } else { magnitude }
     }
 }
 
 /// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, which older processors do in software.
+#[inline(always)]
 fn round_to_i64(x: f64) -> i64 {
     /// From here on every f64 is an integer, and below it a sum with this is rounded to one.
     const INTEGERS: f64 = (1u64 << 52) as f64;

@@ -1,7 +1,12 @@
 //! Error feedback to payload and payload to contribution, for one run.
+//!
+//! Work is cut into segments, one after the other on each thread. [`pulp`] picks the widest instructions that the
+//! processor has, once a segment: its closures are compiled for each of them.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use pulp::Arch;
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
@@ -9,13 +14,14 @@ use templar_protocol::{
 };
 
 use crate::{
-    contribution::{Contribution, Part},
-    format::{self, ChunkError, DecodeError, HEAD_BYTES, Limits},
+    contribution::Contribution,
+    format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits},
     plan::{Plan, Segment},
-    select::{Selection, magnitude_bits},
+    segment::{self, NotFinite, Reader, Scratch},
 };
 
-/// The codec of one run: chunked top-k with signs (SparseLoCo), or dense f32 (DiLoCo) for comparison.
+/// The codec of one run: chunked top-k with one or two magnitudes a chunk (SparseLoCo), or dense f32 (DiLoCo) for
+/// comparison.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -24,22 +30,21 @@ use crate::{
 /// let layout = Arc::new(Layout::new([("w".to_owned(), vec![4096])]));
 /// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 };
 /// let codec = Codec::new(layout, &spec);
-/// // A head of 4 bytes; then a scale of 16 bits and 64 values of 12 + 1 bits.
-/// assert_eq!(codec.max_payload_bytes(), 4 + (16 + 64 * 13) / 8);
-/// assert!(matches!(codec.decode(b"hello"), Err(DecodeError::WrongLength { .. })));
+/// // A head of 4 bytes and a length of 2; a scale, 64 values of a sign and 5 bits, and at most 64 ones and 126 zeros.
+/// assert_eq!(codec.max_payload_bytes(), 4 + 2 + (8 + 64 * 6 + 64 + 126u64).div_ceil(8));
+/// assert!(matches!(codec.decode(b"hello".as_slice()), Err(DecodeError::WrongLength { .. })));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Codec {
     plan: Arc<Plan>,
     limits: Limits,
+    error_decay: f64,
 }
 
 /// Why error feedback has no payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
-    #[error("the error feedback has {found} values, but the model has {expected}; start it from zeros for this run")]
-    WrongLength { found: usize, expected: usize },
     #[error("value {index} of `{tensor}` in the error feedback is not finite; drop this window's Δ and retrain")]
     NotFinite { tensor: String, index: usize },
 }
@@ -53,7 +58,11 @@ impl Codec {
         assert!((1..=65_536).contains(&spec.chunk), "codec.chunk is {}; validate the run first", spec.chunk);
         assert!((1..=spec.chunk).contains(&spec.k), "codec.k is {}; validate the run first", spec.k);
         assert!((1e-6..=1024.0).contains(&spec.max_abs), "codec.max_abs is {}; validate the run first", spec.max_abs);
-        Self { plan: Arc::new(Plan::new(layout, spec, HEAD_BYTES)), limits: Limits::new(spec.max_abs) }
+        Self {
+            plan: Arc::new(Plan::new(layout, spec)),
+            limits: Limits::new(spec.max_abs),
+            error_decay: spec.error_decay,
+        }
     }
 
     /// The canonical order of the parameters that it encodes.
@@ -61,86 +70,89 @@ impl Codec {
         &self.plan.layout
     }
 
-    /// Length of the largest payload that is valid for this run, in bytes: nothing larger is ever downloaded. In format
-    /// version 1 every valid payload has exactly this length.
+    /// Length of the largest payload that is valid for this run, in bytes: nothing larger is ever downloaded.
     pub fn max_payload_bytes(&self) -> u64 {
-        self.plan.payload_bytes as u64
+        *self.plan.payload_bytes.end() as u64
     }
 
-    /// The payload of the error feedback `e`: a pure function of `e`, whatever the number of threads.
+    /// e ← β·e + Δ (SparseLoCo, eq. 2), in place, for a window in which nothing is sent; else [`Codec::encode`] does it.
     ///
-    /// Per chunk it sends the `k` values of the largest magnitude, of equal ones those at lower positions, as signs
-    /// and one scale: the mean of their magnitudes, each capped at `max_abs`, added up in f64 in the order of
-    /// positions and rounded as [`mod@format`] says (SparseLoCo's one-bit form). `e` itself stays as it is: it
-    /// is reduced by [`Contribution::subtract_from`] when the contribution is certified.
-    pub fn encode(&self, e: &[f32]) -> Result<Vec<u8>, EncodeError> {
-        let plan = &*self.plan;
-        if e.len() != plan.layout.len() {
-            return Err(EncodeError::WrongLength { found: e.len(), expected: plan.layout.len() });
-        }
-        let mut payload = vec![0; plan.payload_bytes];
-        format::write_head(&mut payload, plan.kind);
-        let outs = plan.split(&mut payload[HEAD_BYTES..], |segment| segment.chunks * segment.chunk_bytes);
-        let failed = (plan.segments.par_iter().zip(outs))
-            .map_init(Scratch::default, |scratch, (segment, out)| {
-                self.encode_segment(segment, &e[segment.params()], out, scratch).is_err().then_some(segment)
-            })
-            .find_map_first(|failed| failed);
-        match failed {
-            None => Ok(payload),
-            Some(segment) => Err(self.not_finite(segment, e)),
-        }
+    /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end.
+    ///
+    /// # Panics
+    /// If `e` and `delta` do not have the length of the run's parameters.
+    pub fn accumulate(&self, e: &mut [f32], delta: &[f32]) {
+        assert_eq!(delta.len(), self.plan.layout.len(), "Δ does not fit the layout");
+        let shares = self.plan.split_params(e);
+        shares.into_par_iter().zip(&self.plan.segments).for_each(|(e, segment)| {
+            Arch::new().dispatch(|| segment::accumulate(e, &delta[segment.params()], self.error_decay));
+        });
     }
 
+    /// e ← β·e + Δ, and the payload of the new e: the same bytes for any number of threads and any processor.
+    ///
+    /// Per chunk it sends the `k` values of the largest magnitude, of equal ones those at lower positions, as signs and
+    /// one or two magnitudes, the means of the magnitudes (each capped at `max_abs`) that they stand for, rounded as
+    /// [`mod@format`] says. What is sent stays in `e`: [`Contribution::subtract_from`] takes it out once it is certified.
+    ///
+    /// One pass over `e` and `delta`. Memory beyond the payload: a few chunks a thread.
+    ///
+    /// # Panics
+    /// If `e` and `delta` do not have the length of the run's parameters.
+    pub fn encode(&self, e: &mut [f32], delta: &[f32]) -> Result<Vec<u8>, EncodeError> {
+        let plan = &*self.plan;
+        assert_eq!(delta.len(), plan.layout.len(), "Δ does not fit the layout");
+        // Each segment has room for its longest form; afterwards the payload is drawn together.
+        let mut payload = vec![0; *plan.payload_bytes.end()];
+        format::write_head(&mut payload, plan.kind);
+        let outs = plan.split(&mut payload[plan.bodies_at()..], |segment| *segment.byte_range().end());
+        let shares = plan.split_params(e);
+        let lengths: Vec<Result<usize, NotFinite>> = (plan.segments.par_iter().zip(shares).zip(outs))
+            .map_init(Scratch::default, |scratch, ((segment, e), out)| {
+                let delta = &delta[segment.params()];
+                Arch::new().dispatch(|| self.encode_segment(segment, e, delta, out, scratch))
+            })
+            .collect();
+        if let Some(failed) = lengths.iter().position(Result::is_err) {
+            return Err(self.not_finite(&plan.segments[failed], e));
+        }
+        let lengths: Vec<usize> = lengths.into_iter().flatten().collect();
+        let (mut from, mut to) = (plan.bodies_at(), plan.bodies_at());
+        for (segment, &length) in plan.segments.iter().zip(&lengths) {
+            payload.copy_within(from..from + length, to);
+            from += segment.byte_range().end();
+            to += length;
+        }
+        payload.truncate(to);
+        let directory = &mut payload[HEAD_BYTES..plan.bodies_at()];
+        for (field, length) in directory.as_chunks_mut::<LENGTH_BYTES>().0.iter_mut().zip(lengths) {
+            *field = (length as u16).to_le_bytes();
+        }
+        Ok(payload)
+    }
+
+    #[inline(always)]
     fn encode_segment(
         &self,
         segment: &Segment,
-        e: &[f32],
+        e: &mut [f32],
+        delta: &[f32],
         out: &mut [u8],
         scratch: &mut Scratch,
-    ) -> Result<(), NotFinite> {
-        for (chunk, out) in e.chunks(segment.chunk_len).zip(out.chunks_mut(segment.chunk_bytes)) {
-            match self.plan.kind {
-                CodecKind::TopkSign => self.encode_signs(segment, chunk, out, scratch)?,
-                CodecKind::DenseF32 => {
-                    if !chunk.iter().all(|value| value.is_finite()) {
-                        return Err(NotFinite);
-                    }
-                    format::write_dense(out, chunk.iter().map(|&value| format::canonical_value(value, self.limits)));
+    ) -> Result<usize, NotFinite> {
+        match self.plan.kind {
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => {
+                segment::encode(segment, self.limits, e, delta, self.error_decay, out, scratch)
+            }
+            CodecKind::DenseF32 => {
+                segment::accumulate(e, delta, self.error_decay);
+                if !e.iter().all(|value| value.is_finite()) {
+                    return Err(NotFinite);
                 }
+                format::write_dense(out, e.iter().map(|&value| format::canonical_value(value, self.limits)));
+                Ok(out.len())
             }
         }
-        Ok(())
-    }
-
-    fn encode_signs(
-        &self,
-        segment: &Segment,
-        chunk: &[f32],
-        out: &mut [u8],
-        scratch: &mut Scratch,
-    ) -> Result<(), NotFinite> {
-        let Scratch { selection, signs } = scratch;
-        let largest = selection.select_largest(chunk, segment.k);
-        if largest > magnitude_bits(f32::MAX) {
-            return Err(NotFinite);
-        }
-        let mut sum = 0.0;
-        signs.clear();
-        signs.resize(segment.words_per_chunk(), 0);
-        for (index, &position) in selection.positions.iter().enumerate() {
-            let value = chunk[usize::from(position)];
-            sum += self.limits.capped(value);
-            signs[index / 64] |= u64::from(value < 0.0) << (index % 64);
-        }
-        let scale = format::round_scale(sum / segment.k as f64, self.limits);
-        if scale == 0 {
-            selection.positions.clear();
-            selection.positions.extend((0..segment.k).map(|position| position as u16));
-            signs.fill(0);
-        }
-        format::write_signs(out, segment.position_bits(), scale, &selection.positions, signs);
-        Ok(())
     }
 
     /// Names the first value of `segment` that is not finite.
@@ -154,57 +166,50 @@ impl Codec {
     /// The contribution that `payload` stands for. Total and canonical: any bytes give a contribution or a typed error
     /// (always the first in the order of the bytes), and no two payloads give equal contributions.
     ///
-    /// Memory and time are bounded by the run alone; a payload of a wrong length costs nothing.
-    pub fn decode(&self, payload: &[u8]) -> Result<Contribution, DecodeError> {
-        let plan = &*self.plan;
-        format::read_head(payload, plan.payload_bytes, plan.kind)?;
+    /// The payload is checked, not unpacked: [`outer_step`](crate::outer_step) unpacks it chunk by chunk.
+    pub fn decode(&self, payload: impl Into<Bytes>) -> Result<Contribution, DecodeError> {
+        let (plan, payload) = (&*self.plan, payload.into());
+        let starts = format::read_frame(&payload, plan)?;
         // Errors are collected apart, because collecting into a Result would return whichever thread came first.
-        let decoded: Vec<Result<Part, (usize, ChunkError)>> =
-            plan.segments.par_iter().map(|segment| self.decode_segment(segment, &payload[segment.bytes()])).collect();
-        let parts = (decoded.into_iter().zip(&plan.segments))
-            .map(|(part, segment)| {
-                part.map_err(|(chunk, source)| DecodeError::Chunk {
-                    tensor: plan.tensor_name(segment).to_owned(),
-                    chunk: (segment.chunk_in_tensor + chunk) as u64,
-                    source,
-                })
+        let checked: Vec<Result<f64, (usize, ChunkError)>> = (plan.segments.par_iter().zip(starts.par_windows(2)))
+            .map(|(segment, ends)| {
+                let bytes = &payload[ends[0]..ends[1]];
+                Arch::new().dispatch(|| self.check_segment(segment, bytes))
             })
-            .collect::<Result<_, _>>()?;
-        Ok(Contribution { plan: Arc::clone(&self.plan), parts })
+            .collect();
+        let mut square_sums = vec![0.0; plan.layout.tensors().len()];
+        for (checked, segment) in checked.into_iter().zip(&plan.segments) {
+            let sum = checked.map_err(|(chunk, source)| DecodeError::Chunk {
+                tensor: plan.tensor_name(segment).to_owned(),
+                chunk: (segment.chunk_in_tensor + chunk) as u64,
+                source,
+            })?;
+            square_sums[segment.tensor] += sum;
+        }
+        let norms = square_sums.into_iter().map(f64::sqrt).collect();
+        Ok(Contribution { plan: Arc::clone(&self.plan), payload, starts, norms })
     }
 
-    /// On an error, the number of the chunk within the segment comes with it.
-    fn decode_segment(&self, segment: &Segment, bytes: &[u8]) -> Result<Part, (usize, ChunkError)> {
-        let chunks = bytes.chunks(segment.chunk_bytes).enumerate();
+    /// The sum of the squares of what the segment sends, chunk by chunk in order; or the number of the first bad chunk.
+    #[inline(always)]
+    fn check_segment(&self, segment: &Segment, bytes: &[u8]) -> Result<f64, (usize, ChunkError)> {
+        let mut sum = 0.0;
         match self.plan.kind {
-            CodecKind::TopkSign => {
-                let mut scales = vec![0; segment.chunks];
-                let mut positions = vec![0; segment.value_count()];
-                let mut signs = vec![0; segment.word_count()];
-                let parts = positions.chunks_mut(segment.k).zip(signs.chunks_mut(segment.words_per_chunk()));
-                for (((chunk, bytes), scale), (positions, signs)) in chunks.zip(&mut scales).zip(parts) {
-                    *scale = format::read_signs(bytes, segment, self.limits, positions, signs)
-                        .map_err(|error| (chunk, error))?;
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => {
+                let mut reader = Reader::new(segment, bytes);
+                for chunk in 0..segment.chunks {
+                    sum += reader.check_chunk(self.limits).map_err(|error| (chunk, error))?;
                 }
-                Ok(Part::Signs { scales, positions, signs })
+                reader.check_end().map_err(|error| (segment.chunks - 1, error))?;
             }
             CodecKind::DenseF32 => {
-                let mut values = vec![0.0; segment.param_count()];
-                for ((chunk, bytes), values) in chunks.zip(values.chunks_mut(segment.chunk_len)) {
-                    format::read_dense(bytes, self.limits, values).map_err(|error| (chunk, error))?;
+                for (chunk, bytes) in bytes.chunks(4 * segment.chunk_len).enumerate() {
+                    format::check_dense(bytes, self.limits).map_err(|error| (chunk, error))?;
+                    let values = bytes.as_chunks().0.iter().map(|&value| f64::from(f32::from_le_bytes(value)));
+                    sum += values.fold(0.0, |sum, value| sum + value * value);
                 }
-                Ok(Part::Dense(values))
             }
         }
+        Ok(sum)
     }
-}
-
-/// A value in the segment is not finite.
-struct NotFinite;
-
-/// One thread's working memory: a few chunks.
-#[derive(Default)]
-struct Scratch {
-    selection: Selection,
-    signs: Vec<u64>,
 }

@@ -1,86 +1,70 @@
 //! A decoded contribution: which parameters a miner wants moved, and by how much.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, sync::Arc};
 
+use bytes::Bytes;
+use pulp::Arch;
 use rayon::prelude::*;
+use templar_protocol::run::CodecKind;
 
 use crate::{
-    format::{scale_value, write_dense, write_head, write_signs},
     plan::{Plan, Segment},
+    segment::Reader,
 };
 
-/// A valid contribution to one run. [`Codec::decode`](crate::Codec::decode) makes it, nothing else.
-///
-/// Memory: for topk-sign two bytes and one bit a value, and two bytes a chunk; for dense-f32 four bytes a value.
-#[derive(Clone, PartialEq)]
+/// A valid contribution to one run: a payload that has been checked. [`Codec::decode`](crate::Codec::decode) makes it,
+/// nothing else. It takes the memory of the payload, which it shares, and 8 bytes for each 65,536 parameters.
+#[derive(Clone)]
 pub struct Contribution {
     pub(crate) plan: Arc<Plan>,
-    /// In the order of the plan's segments.
-    pub(crate) parts: Vec<Part>,
+    pub(crate) payload: Bytes,
+    /// Where each segment starts in the payload, and where the last one ends.
+    pub(crate) starts: Vec<usize>,
+    pub(crate) norms: Vec<f64>,
 }
 
-/// The chunks of one segment.
-#[derive(Clone, PartialEq)]
-pub(crate) enum Part {
-    Signs {
-        /// bfloat16, one a chunk.
-        scales: Vec<u16>,
-        /// k a chunk.
-        positions: Vec<u16>,
-        /// ⌈k / 64⌉ words a chunk, least significant bit first; 1 is negative.
-        signs: Vec<u64>,
-    },
-    Dense(Vec<f32>),
+/// One payload stands for one contribution.
+impl PartialEq for Contribution {
+    fn eq(&self, other: &Self) -> bool {
+        self.payload == other.payload && self.plan == other.plan
+    }
 }
 
-/// What one chunk sends.
-#[derive(Clone, Copy)]
+/// What one chunk sends, unpacked.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Sent<'a> {
-    Signs { scale: f32, positions: &'a [u16], signs: &'a [u64] },
-    Dense(&'a [f32]),
+    Sparse { positions: &'a [u16], codes: &'a [u8], values: [f32; 4] },
+    /// Little-endian f32.
+    Dense(&'a [[u8; 4]]),
 }
 
 impl Sent<'_> {
     /// Calls `visit` with every position within the chunk and its value, in the order of positions.
-    #[inline]
-    pub(crate) fn for_each(self, mut visit: impl FnMut(usize, f32)) {
+    #[inline(always)]
+    fn for_each(self, mut visit: impl FnMut(usize, f32)) {
         match self {
-            // A chunk with scale 0 sends nothing: its positions are filler.
-            Self::Signs { scale: 0.0, .. } => {}
-            Self::Signs { scale, positions, signs } => {
-                for (positions, &signs) in positions.chunks(64).zip(signs) {
-                    for (index, &position) in positions.iter().enumerate() {
-                        let sign = ((signs >> index) as u32 & 1) << 31;
-                        visit(usize::from(position), f32::from_bits(scale.to_bits() | sign));
-                    }
+            Self::Sparse { positions, codes, values } => {
+                for (&position, &code) in positions.iter().zip(codes) {
+                    visit(usize::from(position), values[usize::from(code & 3)]);
                 }
             }
-            Self::Dense(values) => values.iter().enumerate().for_each(|(position, &value)| visit(position, value)),
+            Self::Dense(values) => {
+                values.iter().enumerate().for_each(|(position, value)| visit(position, f32::from_le_bytes(*value)));
+            }
         }
     }
 
     fn len(self) -> usize {
         match self {
-            Self::Signs { scale: 0.0, .. } => 0,
-            Self::Signs { positions, .. } => positions.len(),
+            Self::Sparse { positions, .. } => positions.len(),
             Self::Dense(values) => values.len(),
-        }
-    }
-
-    /// Sum of squares in f64, added up in the order of positions.
-    fn square_sum(self) -> f64 {
-        match self {
-            // All squares are equal and have 16 significant bits at most, so that up to 2^16 of them add up without
-            // rounding: the product is the serial sum, to the bit.
-            Self::Signs { scale, positions, .. } => f64::from(scale) * f64::from(scale) * positions.len() as f64,
-            Self::Dense(values) => values.iter().fold(0.0, |sum, &value| sum + f64::from(value) * f64::from(value)),
         }
     }
 
     /// How many positions two chunks of one place have in common.
     fn common(self, other: Self) -> usize {
         match (self, other) {
-            (Self::Signs { positions: a, .. }, Self::Signs { positions: b, .. }) => count_common(a, b),
+            (Self::Sparse { positions: a, .. }, Self::Sparse { positions: b, .. }) => count_common(a, b),
             _ => self.len().min(other.len()),
         }
     }
@@ -98,48 +82,53 @@ fn count_common(a: &[u16], b: &[u16]) -> usize {
     common
 }
 
-impl Part {
-    pub(crate) fn chunk(&self, segment: &Segment, chunk: usize) -> Sent<'_> {
-        let range = |len: usize| -> Range<usize> { chunk * len..(chunk + 1) * len };
-        match self {
-            Self::Signs { scales, positions, signs } => Sent::Signs {
-                scale: scale_value(scales[chunk]),
-                positions: &positions[range(segment.k)],
-                signs: &signs[range(segment.words_per_chunk())],
-            },
-            Self::Dense(values) => Sent::Dense(&values[range(segment.chunk_len)]),
-        }
-    }
+/// Unpacks the chunks of one segment one after the other, into memory of its own.
+#[derive(Debug)]
+pub(crate) struct Chunks<'a> {
+    segment: &'a Segment,
+    source: Source<'a>,
+}
 
-    fn chunks<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Sent<'a>> {
-        (0..segment.chunks).map(|chunk| self.chunk(segment, chunk))
+#[derive(Debug)]
+enum Source<'a> {
+    Sparse { reader: Reader<'a>, positions: Vec<u16>, codes: Vec<u8> },
+    Dense(&'a [[u8; 4]]),
+}
+
+impl<'a> Chunks<'a> {
+    /// What the next chunk sends: nothing if its scale is 0.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Sent<'_> {
+        match &mut self.source {
+            Source::Sparse { reader, positions, codes } => {
+                let head = reader.unpack_chunk(positions, codes);
+                let sent = if head.is_empty() { 0 } else { positions.len() };
+                let values = head.values(self.segment.has_two_levels());
+                Sent::Sparse { positions: &positions[..sent], codes: &codes[..sent], values }
+            }
+            Source::Dense(values) => {
+                Sent::Dense(values.split_off(..self.segment.chunk_len).expect("as many chunks as the segment has"))
+            }
+        }
     }
 }
 
 impl Contribution {
     /// Number of values that it sends: those of chunks with a scale above 0, or all if dense.
     pub fn values_sent(&self) -> u64 {
-        self.parts().map(|(segment, part)| part.chunks(segment).map(Sent::len).sum::<usize>() as u64).sum()
+        let of_segment = |index: usize| {
+            let mut chunks = self.chunks(index);
+            (0..self.plan.segments[index].chunks).map(|_| chunks.next().len() as u64).sum::<u64>()
+        };
+        (0..self.plan.segments.len()).into_par_iter().map(of_segment).sum()
     }
 
     /// L2 norm of every tensor, in canonical order.
     ///
-    /// In f64: squares are added serially within a chunk, the chunks' sums in their order; so every node and every
-    /// number of threads gets the same bits.
-    pub fn norms(&self) -> Vec<f64> {
-        let segments = &self.plan.segments;
-        let sums: Vec<Vec<f64>> = segments
-            .par_iter()
-            .zip(&self.parts)
-            .map(|(segment, part)| part.chunks(segment).map(Sent::square_sum).collect())
-            .collect();
-        let mut norms = vec![0.0; self.plan.layout.tensors().len()];
-        for (segment, sums) in segments.iter().zip(sums) {
-            for sum in sums {
-                norms[segment.tensor] += sum;
-            }
-        }
-        norms.into_iter().map(f64::sqrt).collect()
+    /// In f64: squares are added serially within a chunk, the chunks' sums in their order within a segment, then the
+    /// segments' sums; so every node and every number of threads gets the same bits.
+    pub fn norms(&self) -> &[f64] {
+        &self.norms
     }
 
     /// e ← e − contribution (SparseLoCo, eq. 2): the difference in f64, rounded to f32 once.
@@ -161,10 +150,13 @@ impl Contribution {
 
     fn update(&self, params: &mut [f32], new: impl Fn(f32, f32) -> f32 + Sync) {
         let shares = self.plan.split_params(params);
-        self.plan.segments.par_iter().zip(&self.parts).zip(shares).for_each(|((segment, part), params)| {
-            for (sent, params) in part.chunks(segment).zip(params.chunks_mut(segment.chunk_len)) {
-                sent.for_each(|position, value| params[position] = new(params[position], value));
-            }
+        shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
+            Arch::new().dispatch(|| {
+                let mut chunks = self.chunks(index);
+                for params in params.chunks_mut(segment.chunk_len) {
+                    chunks.next().for_each(|position, value| params[position] = new(params[position], value));
+                }
+            });
         });
     }
 
@@ -178,35 +170,44 @@ impl Contribution {
     /// If the two belong to different layouts or codecs.
     pub fn overlap(&self, other: &Self) -> f64 {
         self.assert_same_run(other);
-        let (mut common, mut sent) = (0usize, 0usize);
-        for ((segment, a), b) in self.parts().zip(&other.parts) {
-            for (a, b) in a.chunks(segment).zip(b.chunks(segment)) {
-                if a.len() > 0 && b.len() > 0 {
-                    common += a.common(b);
-                    sent += a.len();
+        let segments = 0..self.plan.segments.len();
+        let (common, sent) = segments
+            .into_par_iter()
+            .map(|index| {
+                let (mut a, mut b) = (self.chunks(index), other.chunks(index));
+                let (mut common, mut sent) = (0, 0);
+                for _ in 0..self.plan.segments[index].chunks {
+                    let (a, b) = (a.next(), b.next());
+                    if a.len() > 0 && b.len() > 0 {
+                        common += a.common(b);
+                        sent += a.len();
+                    }
                 }
-            }
-        }
+                (common, sent)
+            })
+            .reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         if sent == 0 { 0.0 } else { common as f64 / sent as f64 }
     }
 
     /// The one payload that decodes to this contribution.
-    pub fn to_payload(&self) -> Vec<u8> {
-        let mut payload = vec![0; self.plan.payload_bytes];
-        write_head(&mut payload, self.plan.kind);
-        for (segment, part) in self.parts() {
-            let outs = payload[segment.bytes()].chunks_mut(segment.chunk_bytes);
-            for (chunk, out) in outs.enumerate() {
-                match part.chunk(segment, chunk) {
-                    Sent::Signs { scale, positions, signs } => {
-                        let scale_bits = (scale.to_bits() >> 16) as u16;
-                        write_signs(out, segment.position_bits(), scale_bits, positions, signs);
-                    }
-                    Sent::Dense(values) => write_dense(out, values.iter().copied()),
-                }
-            }
-        }
-        payload
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// Chunks of the segment with this index, from its first.
+    #[inline(always)]
+    pub(crate) fn chunks(&self, index: usize) -> Chunks<'_> {
+        let segment = &self.plan.segments[index];
+        let bytes = &self.payload[self.starts[index]..self.starts[index + 1]];
+        let source = match segment.kind {
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => Source::Sparse {
+                reader: Reader::new(segment, bytes),
+                positions: vec![0; segment.k],
+                codes: vec![0; segment.k],
+            },
+            CodecKind::DenseF32 => Source::Dense(bytes.as_chunks().0),
+        };
+        Chunks { segment, source }
     }
 
     pub(crate) fn assert_same_run(&self, other: &Self) {
@@ -215,10 +216,6 @@ impl Contribution {
             "contributions must come from one run's codec"
         );
     }
-
-    fn parts(&self) -> impl Iterator<Item = (&Segment, &Part)> {
-        self.plan.segments.iter().zip(&self.parts)
-    }
 }
 
 /// In short: a contribution may hold gigabytes.
@@ -226,7 +223,7 @@ impl fmt::Debug for Contribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contribution")
             .field("kind", &self.plan.kind)
-            .field("values_sent", &self.values_sent())
+            .field("payload_bytes", &self.payload.len())
             .finish_non_exhaustive()
     }
 }

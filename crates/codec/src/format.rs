@@ -1,62 +1,69 @@
-//! The bytes of a contribution, version 1: enough for another implementation.
+//! The bytes of a contribution, version 1. `docs/spec/contribution.md` is the same for readers who write another
+//! implementation; `testdata/contributions` has examples.
 //!
-//! All integers and floats are little-endian. A payload is a head of [`HEAD_BYTES`] bytes, then every chunk of every
-//! tensor in canonical order, and nothing else:
+//! All integers and floats are little-endian; bits are numbered from the least significant bit of the first byte on,
+//! and an integer's least significant bit comes first. A tensor is cut into *chunks* of C = `codec.chunk` values in
+//! row-major order, of which the last may be shorter; neighbouring full chunks of one tensor form *segments* of
+//! max(1, ⌊65536 / max(C, 8)⌋) chunks (the last of them may have fewer), and a shorter last chunk is a segment of its own.
 //!
-//! | byte | content |
+//! | bytes | content |
 //! |---|---|
-//! | 0, 1 | `"TC"` |
-//! | 2 | format version: 1 |
-//! | 3 | codec kind, as in the run: 1 = topk-sign, 2 = dense-f32 |
+//! | 2 | `"TC"` |
+//! | 1 | format version: 1 |
+//! | 1 | codec kind, as in the run: 1 = topk-sign, 2 = dense-f32, 3 = topk-2bit |
+//! | 2 each | length of each segment in bytes (not for dense-f32, whose lengths are known) |
+//! | … | the segments in canonical order, and nothing else |
 //!
-//! Each tensor is cut into chunks of C = `codec.chunk` values in row-major order; its last chunk may be shorter. A
-//! tensor's first chunk starts at its first value. The length of every chunk's bytes follows from the run alone, hence
-//! the payload's too.
-//!
-//! # topk-sign
-//! A chunk of L values sends k = ⌈`codec.k` · L / C⌉ of them, with one magnitude for all:
+//! # topk-sign and topk-2bit
+//! A chunk of L values sends k = ⌈`codec.k` · L / C⌉ of them. A segment is first a fixed part for each of its chunks:
 //!
 //! | bits | content |
 //! |---|---|
-//! | 16 | scale: a bfloat16 (the upper half of an f32) |
-//! | k · b | positions within the chunk, strictly increasing; b = ⌈log2 L⌉, the least bits that can name each |
-//! | k | signs, in the order of the positions; 1 is negative |
-//! | 0 … 7 | zeros up to a whole byte |
+//! | 8 | scale s: the high level H is 2^(⌊s/8⌋ − 28) · (1 + (s mod 8) / 8), or, for s = 0, nothing |
+//! | 4 | topk-2bit only: ratio r; the low level is H · (2r + 1) / 32 |
+//! | k | signs, in the order of positions; 1 is negative |
+//! | k | topk-2bit only: 1 where the magnitude is H, 0 where it is the low level |
+//! | b · k | the lowest b bits of each gap, as b planes: first bit 0 of all gaps, then bit 1 … |
 //!
-//! Bits are numbered from the least significant bit of the first byte on, and an integer's least significant bit
-//! comes first. The value sent for a position is +scale or −scale. A scale is 0 or a normal number, positive and at
-//! most `codec.max_abs`. A chunk with scale 0 sends nothing; its positions are then 0, 1, …, k − 1 and its signs 0.
+//! then, for each of its chunks, k times ⌊gap / 2^b⌋ zeros and a one; then zeros up to a whole byte. A *gap* is the
+//! number of positions passed over since the last one sent, or since the start of the chunk; b is the largest integer
+//! with 13 · k · 2^b ≤ 9 · L, or 0. (These are Rice codes with their two halves kept apart; at 64 of 4096, b is 5 and a
+//! value takes 7.5 bits of position, where 7.36 is the bound.)
+//!
+//! *One form.* H is at most `codec.max_abs`. A chunk with s = 0 sends nothing: then r, signs, levels and gaps are 0. In
+//! topk-2bit some value has the high level, and where all have, r is 0.
 //!
 //! # dense-f32
-//! A chunk is its L values as f32, each +0 or a normal number of magnitude at most `codec.max_abs`.
+//! A segment is its values as f32, each +0 or a normal number of magnitude at most `codec.max_abs`.
 //!
 //! # Why so
-//! Every rule serves one of two ends. *Total*: nothing in the bytes is a length, so the reader knows all sizes before it
-//! starts. *Canonical*: where two byte strings could mean the same (−0, filler of an empty chunk, order, padding), one
-//! is chosen and the others are errors. Subnormal numbers are excluded because some processors flush them to zero.
+//! *Total*: a length that the bytes name is checked against bounds that follow from the run before anything is read by
+//! it. *Canonical*: positions cannot repeat or run backwards, and where two byte strings could mean the same (filler of
+//! an empty chunk, levels that are not used, padding, −0), one is chosen and the others are errors. Subnormal numbers
+//! are excluded because some processors flush them to zero.
 
 use templar_protocol::run::CodecKind;
 
-use crate::{
-    bits::{BitReader, BitWriter},
-    plan::Segment,
-    select::magnitude_bits,
-};
+use crate::{plan::Plan, select::magnitude_bits};
 
-/// Bytes before the first chunk.
+/// Bytes before the lengths of the segments.
 pub const HEAD_BYTES: usize = 4;
 /// The version of the format that this module specifies.
 pub const VERSION: u8 = 1;
+/// Bytes of a segment's length.
+pub(crate) const LENGTH_BYTES: usize = 2;
 const MAGIC: [u8; 2] = *b"TC";
 /// Bits of the smallest normal f32.
 const MIN_NORMAL: u32 = 0x0080_0000;
+/// A scale is bits 20 … 27 of an f32, counted from here: 2^-28.
+const SCALE_ORIGIN: u32 = (127 - 28) << 3;
 
 /// Why a payload is not a contribution. All of them are its miner's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    #[error("the payload has {found} bytes, but every contribution to this run has {expected}; reject it")]
-    WrongLength { found: u64, expected: u64 },
+    #[error("the payload has {found} bytes, but contributions to this run have {least} to {most}; reject it")]
+    WrongLength { found: u64, least: u64, most: u64 },
     #[error("the payload starts with {found:02x?} instead of \"TC\", so it is no contribution; reject it")]
     WrongMagic { found: [u8; 2] },
     #[error(
@@ -65,67 +72,88 @@ pub enum DecodeError {
     UnknownVersion { found: u8 },
     #[error("the payload has codec kind {found}, but this run's is {expected}; its miner must use the run's codec")]
     WrongKind { found: u8, expected: u8 },
+    #[error("segment {segment} claims {found} bytes, but it has {least} to {most}; reject the payload")]
+    SegmentLength { segment: u64, found: u64, least: u64, most: u64 },
+    #[error("the payload has {found} bytes, but its segments add up to {declared}; reject it")]
+    WrongTotal { found: u64, declared: u64 },
     #[error("chunk {chunk} of `{tensor}` is invalid, reject the payload: {source}")]
     Chunk { tensor: String, chunk: u64, source: ChunkError },
 }
 
-/// What is wrong with a single chunk.
+/// What is wrong with a single chunk, or, for the last two, with its segment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChunkError {
-    #[error("its scale {bits:#06x} is negative, not finite or subnormal")]
-    ScaleInvalid { bits: u16 },
-    #[error("its scale {bits:#06x} is above the run's codec.max_abs")]
-    ScaleTooLarge { bits: u16 },
-    #[error("position {found} is outside of its {len} values")]
-    PositionOutOfRange { found: u32, len: u64 },
-    #[error("position {found} follows {previous}, but positions must increase")]
-    PositionsNotIncreasing { previous: u32, found: u32 },
-    #[error("its scale is 0, but its positions are not the first ones or its signs are not 0")]
+    #[error("its scale {code} is above the run's codec.max_abs")]
+    ScaleTooLarge { code: u8 },
+    #[error("its last position is {found}, outside of its {len} values")]
+    PositionOutOfRange { found: u64, len: u64 },
+    #[error("its scale is 0, but its other bits are not")]
     EmptyNotCanonical,
-    #[error("its padding is not 0")]
-    PaddingNotZero,
+    #[error("no value has the high level, or all have and the ratio is not 0")]
+    LevelsNotCanonical,
     #[error("value {position} has the bits {bits:#010x}: not finite, subnormal or −0")]
     ValueInvalid { position: u64, bits: u32 },
     #[error("value {position} has the bits {bits:#010x}: above the run's codec.max_abs")]
     ValueTooLarge { position: u64, bits: u32 },
+    #[error("the segment ends before all of its positions are read")]
+    Truncated,
+    #[error("bits follow its last position that are not padding")]
+    TrailingBits,
 }
 
-/// The largest magnitudes that `codec.max_abs` allows, as bits: magnitudes order as their bits do.
+/// The largest magnitudes that `codec.max_abs` allows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     f32_bits: u32,
-    scale_bits: u16,
+    scale: u8,
 }
 
 impl Limits {
     pub(crate) fn new(max_abs: f64) -> Self {
         let nearest = max_abs as f32;
         let below = if f64::from(nearest) > max_abs { nearest.next_down() } else { nearest };
-        // Cutting off the lower half rounds towards zero.
-        Self { f32_bits: below.to_bits(), scale_bits: (below.to_bits() >> 16) as u16 }
+        // Cutting off the lower bits rounds towards zero.
+        let scale = (below.to_bits() >> 20).saturating_sub(SCALE_ORIGIN).min(255) as u8;
+        Self { f32_bits: below.to_bits(), scale }
     }
 
     /// Magnitude of `value` in f64, capped.
+    #[inline(always)]
     pub(crate) fn capped(self, value: f32) -> f64 {
         f64::from(f32::from_bits(magnitude_bits(value).min(self.f32_bits)))
     }
-}
 
-/// A mean magnitude, already capped, as the scale of a chunk: to the nearest f32, then to the nearest bfloat16, ties to
-/// even both times; down where that would pass the limit; 0 where it would be subnormal.
-pub(crate) fn round_scale(mean: f64, limits: Limits) -> u16 {
-    let bits = (mean as f32).to_bits();
-    if bits < MIN_NORMAL {
-        return 0;
+    /// A magnitude as a scale: to the nearest f32, then to the nearest scale, ties to even both times; the run's largest
+    /// above it, and 0 below the smallest.
+    #[inline(always)]
+    pub(crate) fn round_scale(self, magnitude: f64) -> u8 {
+        let bits = (magnitude as f32).to_bits();
+        let to_even = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
+        to_even.saturating_sub(SCALE_ORIGIN).min(u32::from(self.scale)) as u8
     }
-    let to_even = 0x7fff + ((bits >> 16) & 1);
-    (((bits + to_even) >> 16) as u16).min(limits.scale_bits)
+
+    pub(crate) fn check_scale(self, code: u8) -> Result<(), ChunkError> {
+        if code > self.scale { Err(ChunkError::ScaleTooLarge { code }) } else { Ok(()) }
+    }
 }
 
-/// The magnitude that a valid scale stands for.
-pub(crate) fn scale_value(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
+/// The magnitude that a scale stands for.
+#[inline(always)]
+pub(crate) fn scale_value(code: u8) -> f32 {
+    if code == 0 { 0.0 } else { f32::from_bits((u32::from(code) + SCALE_ORIGIN) << 20) }
+}
+
+/// The low level of a chunk; exact, as it has nine significant bits.
+#[inline(always)]
+pub(crate) fn low_level(high: f32, ratio: u8) -> f32 {
+    high * (f32::from(2 * ratio + 1) / 32.0)
+}
+
+/// The ratio whose low level is nearest to `low`.
+#[inline(always)]
+pub(crate) fn round_ratio(low: f64, high: f64) -> u8 {
+    ((low / high * 16.0) as u8).min(15)
 }
 
 /// A value of error feedback as dense-f32 sends it: capped, and +0 where it is ±0 or subnormal.
@@ -140,10 +168,11 @@ pub(crate) fn write_head(payload: &mut [u8], kind: CodecKind) {
     payload[3] = kind as u8;
 }
 
-/// Checks length and head.
-pub(crate) fn read_head(payload: &[u8], expected_bytes: usize, kind: CodecKind) -> Result<(), DecodeError> {
-    if payload.len() != expected_bytes {
-        return Err(DecodeError::WrongLength { found: payload.len() as u64, expected: expected_bytes as u64 });
+/// Checks head and lengths; returns where each segment starts, and where the last one ends.
+pub(crate) fn read_frame(payload: &[u8], plan: &Plan) -> Result<Vec<usize>, DecodeError> {
+    if !plan.payload_bytes.contains(&payload.len()) {
+        let (least, most) = (*plan.payload_bytes.start() as u64, *plan.payload_bytes.end() as u64);
+        return Err(DecodeError::WrongLength { found: payload.len() as u64, least, most });
     }
     if payload[..2] != MAGIC {
         return Err(DecodeError::WrongMagic { found: [payload[0], payload[1]] });
@@ -151,74 +180,31 @@ pub(crate) fn read_head(payload: &[u8], expected_bytes: usize, kind: CodecKind) 
     if payload[2] != VERSION {
         return Err(DecodeError::UnknownVersion { found: payload[2] });
     }
-    if payload[3] != kind as u8 {
-        return Err(DecodeError::WrongKind { found: payload[3], expected: kind as u8 });
+    if payload[3] != plan.kind as u8 {
+        return Err(DecodeError::WrongKind { found: payload[3], expected: plan.kind as u8 });
     }
-    Ok(())
-}
-
-/// Writes a topk-sign chunk. `signs` has one bit a position, least significant first, the unused ones 0.
-pub(crate) fn write_signs(out: &mut [u8], position_bits: u32, scale_bits: u16, positions: &[u16], signs: &[u64]) {
-    let (scale, packed) = out.split_at_mut(2);
-    scale.copy_from_slice(&scale_bits.to_le_bytes());
-    let mut writer = BitWriter::new(packed);
-    for &position in positions {
-        writer.put(u32::from(position), position_bits);
-    }
-    for (bits, shift, word) in sign_halves(positions.len()) {
-        writer.put((signs[word] >> shift) as u32, bits);
-    }
-    writer.finish();
-}
-
-/// Reads and checks a topk-sign chunk into `positions` and `signs`, and returns the bits of its scale.
-pub(crate) fn read_signs(
-    bytes: &[u8],
-    segment: &Segment,
-    limits: Limits,
-    positions: &mut [u16],
-    signs: &mut [u64],
-) -> Result<u16, ChunkError> {
-    let (scale, packed) = bytes.split_at(2);
-    let scale_bits = u16::from_le_bytes([scale[0], scale[1]]);
-    // Sign bit, ∞ and NaN are all at or above the bits of ∞; what lies between 0 and 0x0080 is subnormal.
-    if scale_bits >= 0x7f80 || (1..0x0080).contains(&scale_bits) {
-        return Err(ChunkError::ScaleInvalid { bits: scale_bits });
-    }
-    if scale_bits > limits.scale_bits {
-        return Err(ChunkError::ScaleTooLarge { bits: scale_bits });
-    }
-    let mut reader = BitReader::new(packed);
-    let (len, position_bits) = (segment.chunk_len as u32, segment.position_bits());
-    let mut least = 0;
-    for position in positions.iter_mut() {
-        let found = reader.take(position_bits);
-        if found >= len {
-            return Err(ChunkError::PositionOutOfRange { found, len: u64::from(len) });
+    let mut starts = Vec::with_capacity(plan.segments.len() + 1);
+    let mut at = plan.bodies_at();
+    let mut lengths = payload[HEAD_BYTES..at].as_chunks::<LENGTH_BYTES>().0.iter();
+    for (index, segment) in plan.segments.iter().enumerate() {
+        let range = segment.byte_range();
+        let length = lengths.next().map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
+        if !range.contains(&length) {
+            return Err(DecodeError::SegmentLength {
+                segment: index as u64,
+                found: length as u64,
+                least: *range.start() as u64,
+                most: *range.end() as u64,
+            });
         }
-        if found < least {
-            return Err(ChunkError::PositionsNotIncreasing { previous: least - 1, found });
-        }
-        *position = found as u16;
-        least = found + 1;
+        starts.push(at);
+        at += length;
     }
-    signs.fill(0);
-    for (bits, shift, word) in sign_halves(positions.len()) {
-        signs[word] |= u64::from(reader.take(bits)) << shift;
+    starts.push(at);
+    if at != payload.len() {
+        return Err(DecodeError::WrongTotal { found: payload.len() as u64, declared: at as u64 });
     }
-    // Strictly increasing positions are the first ones exactly if their last is k − 1.
-    if scale_bits == 0 && (least as usize != positions.len() || signs.iter().any(|&word| word != 0)) {
-        return Err(ChunkError::EmptyNotCanonical);
-    }
-    if !reader.rest_is_zero() {
-        return Err(ChunkError::PaddingNotZero);
-    }
-    Ok(scale_bits)
-}
-
-/// `count` sign bits in pieces of up to 32: (bits, shift within the word, word).
-fn sign_halves(count: usize) -> impl Iterator<Item = (u32, usize, usize)> {
-    (0..count).step_by(32).map(move |first| ((count - first).min(32) as u32, first % 64, first / 64))
+    Ok(starts)
 }
 
 /// Writes a dense-f32 chunk. The values must be canonical.
@@ -228,9 +214,9 @@ pub(crate) fn write_dense(out: &mut [u8], values: impl Iterator<Item = f32>) {
     }
 }
 
-/// Reads and checks a dense-f32 chunk.
-pub(crate) fn read_dense(bytes: &[u8], limits: Limits, values: &mut [f32]) -> Result<(), ChunkError> {
-    for (position, (value, bytes)) in values.iter_mut().zip(bytes.as_chunks::<4>().0).enumerate() {
+/// Checks a dense-f32 chunk.
+pub(crate) fn check_dense(bytes: &[u8], limits: Limits) -> Result<(), ChunkError> {
+    for (position, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
         let bits = u32::from_le_bytes(*bytes);
         let magnitude = bits & 0x7fff_ffff;
         let position = position as u64;
@@ -240,7 +226,6 @@ pub(crate) fn read_dense(bytes: &[u8], limits: Limits, values: &mut [f32]) -> Re
         if magnitude > limits.f32_bits {
             return Err(ChunkError::ValueTooLarge { position, bits });
         }
-        *value = f32::from_bits(bits);
     }
     Ok(())
 }
@@ -252,30 +237,24 @@ mod tests {
     #[test]
     fn scales_round_to_nearest_even_and_stay_within_the_limit() {
         let wide = Limits::new(1024.0);
-        let round = |mean: f64| f64::from(scale_value(round_scale(mean, wide)));
-        assert_eq!(round(1.0), 1.0);
-        // bfloat16 has eight significant bits: 2^-7 apart above 1.
-        assert_eq!(round(1.0 + 1.0 / 256.0), 1.0);
-        assert_eq!(round(1.0 + 3.0 / 256.0), 1.0 + 4.0 / 256.0);
-        assert_eq!(round(1.0 + 1.01 / 256.0), 1.0 + 2.0 / 256.0);
-        assert_eq!(round(2.0 - 1.0 / 1024.0), 2.0);
-        assert_eq!(round(f64::from(f32::MIN_POSITIVE)), f64::from(f32::MIN_POSITIVE));
-        assert_eq!(round(f64::from(f32::MIN_POSITIVE) * 0.999), 0.0);
-        assert_eq!(round(0.0), 0.0);
-        // 0.1 lies between two bfloat16; the nearer one is above it, which the limit forbids.
+        let round = |magnitude: f64| f64::from(scale_value(wide.round_scale(magnitude)));
+        // Three bits after the leading one: an eighth apart above 1.
+        assert_eq!((round(1.0), round(1.0625), round(1.1875), round(1.07), round(1.95)), (1.0, 1.0, 1.25, 1.125, 2.0));
+        assert_eq!((round(15.0), round(1e9), round(0.0)), (15.0, 15.0, 0.0));
+        let least = 2f64.powi(-28) * 1.125;
+        assert_eq!((round(least), round(least * 0.9)), (least, 0.0));
+        // 0.1 lies between two scales; the nearer one is above it, which the limit forbids.
         let tenth = Limits::new(0.1);
-        assert!(round(0.1) > 0.1);
-        let capped = f64::from(scale_value(round_scale(0.1, tenth)));
-        assert!(capped <= 0.1 && capped > 0.099, "{capped}");
-        assert!(tenth.capped(7.0) <= 0.1);
-        assert_eq!(wide.capped(-2000.0), 1024.0);
-    }
-
-    #[test]
-    fn dense_values_have_one_form() {
-        let limits = Limits::new(2.0);
-        for (value, sent) in [(-0.0f32, 0.0f32), (1e-40, 0.0), (-1e-40, 0.0), (-3.0, -2.0), (1.5, 1.5)] {
-            assert_eq!(canonical_value(value, limits).to_bits(), sent.to_bits(), "{value}");
+        assert_eq!(scale_value(tenth.round_scale(0.1)), 0.09375);
+        for code in 0..=255u8 {
+            let value = scale_value(code);
+            assert_eq!(wide.round_scale(f64::from(value)), code);
+            assert_eq!(tenth.check_scale(code).is_ok(), f64::from(value) <= 0.1, "{code}");
+            for ratio in 0..16 {
+                let low = low_level(value, ratio);
+                assert!(code == 0 || (low < value && low.is_normal()), "{code} {ratio}");
+                assert!(code == 0 || round_ratio(f64::from(low), f64::from(value)) == ratio);
+            }
         }
     }
 }

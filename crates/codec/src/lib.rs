@@ -8,8 +8,7 @@
 //!
 //! | step | who | item |
 //! |---|---|---|
-//! | e ← β·e + Δ | miner | [`accumulate`] |
-//! | payload = encode(e) | miner | [`Codec::encode`] |
+//! | e ← β·e + Δ, payload = encode(e) | miner | [`Codec::encode`] |
 //! | contribution = decode(payload), or why not | everybody | [`Codec::decode`] |
 //! | e ← e − contribution, once it is certified | miner | [`Contribution::subtract_from`] |
 //! | how much each peer is clipped, tensor by tensor | everybody | [`clip_factors`] |
@@ -22,7 +21,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use templar_codec::{Codec, accumulate, outer_step};
+//! use templar_codec::{Codec, outer_step};
 //! use templar_protocol::layout::Layout;
 //! use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 //!
@@ -34,14 +33,14 @@
 //! let mut e = vec![0.0; 16];
 //! let mut delta = vec![0.01; 16];
 //! (delta[3], delta[9]) = (0.5, -0.25);
-//! accumulate(&mut e, &delta, spec.error_decay);
-//! let payload = codec.encode(&e).unwrap();
-//! assert_eq!(payload.len() as u64, codec.max_payload_bytes());
+//! let payload = codec.encode(&mut e, &delta).unwrap();
+//! assert!(payload.len() as u64 <= codec.max_payload_bytes());
 //!
 //! // Everybody decodes it and takes the same step.
-//! let contribution = codec.decode(&payload).unwrap();
+//! let contribution = codec.decode(payload).unwrap();
 //! let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 };
-//! let theta = outer_step(&layout, &[0.0; 16], &[&contribution], &outer);
+//! let mut theta = [0.0; 16];
+//! outer_step(&layout, &mut theta, &[&contribution], &outer);
 //! assert_eq!((theta[3], theta[9], theta[0]), (-0.375, 0.375, 0.0));
 //!
 //! // It counted, so what was sent leaves the error feedback.
@@ -55,13 +54,12 @@ mod aggregate;
 mod bits;
 mod codec;
 mod contribution;
-mod feedback;
 pub mod format;
 mod plan;
+mod segment;
 mod select;
 
 pub use aggregate::{clip_factors, outer_step};
 pub use codec::{Codec, EncodeError};
 pub use contribution::Contribution;
-pub use feedback::accumulate;
 pub use format::{ChunkError, DecodeError};

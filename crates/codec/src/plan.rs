@@ -1,16 +1,26 @@
-//! Where everything lies: chunks, sent values and bytes follow from the layout and the codec's specification alone.
-//!
-//! Nothing in a payload says how long anything is, so a stranger's bytes can never choose the size of an allocation.
+//! Where everything lies: chunks, sent values and the bounds of all lengths follow from the layout and the codec's
+//! specification alone, so a stranger's bytes can never choose the size of an allocation.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use templar_protocol::{
     layout::Layout,
     run::{CodecKind, CodecSpec},
 };
 
-/// Chunks in one unit of parallel work: 256 KiB of parameters at 4096 a chunk, which a core's own cache holds.
-const SEGMENT_CHUNKS: usize = 16;
+use crate::format::{HEAD_BYTES, LENGTH_BYTES};
+
+/// Parameters in one unit of parallel work, at least one chunk: 256 KiB, which a core's own cache holds.
+const SEGMENT_PARAMS: usize = 1 << 16;
+/// Shorter chunks than this do not make a segment of more chunks, so that its length in bytes fits 16 bits.
+const LEAST_CHUNK: usize = 8;
+/// Bits of a chunk's scale.
+pub(crate) const SCALE_BITS: usize = 8;
+/// Bits of the ratio of a chunk's two levels.
+pub(crate) const RATIO_BITS: usize = 4;
 
 /// A few neighbouring chunks of one tensor that all have the same length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +34,8 @@ pub(crate) struct Segment {
     pub(crate) chunk_len: usize,
     /// Values that each chunk sends.
     pub(crate) k: usize,
-    pub(crate) chunk_bytes: usize,
+    pub(crate) kind: CodecKind,
     first_param: usize,
-    first_byte: usize,
 }
 
 impl Segment {
@@ -35,31 +44,41 @@ impl Segment {
         self.first_param..self.first_param + self.param_count()
     }
 
-    /// Its place in the payload.
-    pub(crate) fn bytes(&self) -> Range<usize> {
-        self.first_byte..self.first_byte + self.chunks * self.chunk_bytes
-    }
-
     pub(crate) fn param_count(&self) -> usize {
         self.chunks * self.chunk_len
     }
 
-    pub(crate) fn value_count(&self) -> usize {
-        self.chunks * self.k
+    /// b: how many low bits of a gap are stored as they are; what is above them is unary.
+    pub(crate) fn low_bits(&self) -> usize {
+        low_bits(self.chunk_len, self.k)
     }
 
-    /// Words of 64 signs, each chunk starting a new one.
-    pub(crate) fn word_count(&self) -> usize {
-        self.chunks * self.words_per_chunk()
+    pub(crate) fn has_two_levels(&self) -> bool {
+        self.kind == CodecKind::TopkTwoBit
     }
 
-    pub(crate) fn words_per_chunk(&self) -> usize {
-        self.k.div_ceil(64)
+    /// Bits of a chunk that do not depend on what it sends.
+    pub(crate) fn fixed_bits(&self) -> usize {
+        match self.kind {
+            CodecKind::TopkSign => SCALE_BITS + self.k * (1 + self.low_bits()),
+            CodecKind::TopkTwoBit => SCALE_BITS + RATIO_BITS + self.k * (2 + self.low_bits()),
+            CodecKind::DenseF32 => 32 * self.chunk_len,
+        }
     }
 
-    /// Bits of a position: the least that can name every parameter of the chunk (12 for 4096, 0 for 1).
-    pub(crate) fn position_bits(&self) -> u32 {
-        position_bits(self.chunk_len)
+    /// The largest number of unary bits of a chunk: a 1 for each value, and a 0 for each 2^b positions passed over.
+    pub(crate) fn max_unary_bits(&self) -> usize {
+        match self.kind {
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => self.k + ((self.chunk_len - self.k) >> self.low_bits()),
+            CodecKind::DenseF32 => 0,
+        }
+    }
+
+    /// Lengths that its bytes can have; where there is but one, the payload does not say it.
+    pub(crate) fn byte_range(&self) -> RangeInclusive<usize> {
+        let least = self.chunks * (self.fixed_bits() + self.max_unary_bits().min(self.k));
+        let most = self.chunks * (self.fixed_bits() + self.max_unary_bits());
+        least.div_ceil(8)..=most.div_ceil(8)
     }
 }
 
@@ -71,48 +90,53 @@ pub(crate) struct Plan {
     /// Parameters in a full chunk.
     pub(crate) chunk: usize,
     pub(crate) segments: Vec<Segment>,
-    /// Length of every valid payload.
-    pub(crate) payload_bytes: usize,
+    /// Lengths that a valid payload can have.
+    pub(crate) payload_bytes: RangeInclusive<usize>,
 }
 
 impl Plan {
-    /// `first_byte` is the length of the payload's head.
-    pub(crate) fn new(layout: Arc<Layout>, spec: &CodecSpec, first_byte: usize) -> Self {
+    pub(crate) fn new(layout: Arc<Layout>, spec: &CodecSpec) -> Self {
         let (chunk, k) = (spec.chunk as usize, spec.k as usize);
-        let mut plan = Self { layout, kind: spec.kind, chunk, segments: Vec::new(), payload_bytes: first_byte };
-        let lengths: Vec<usize> = plan.layout.tensors().iter().map(|tensor| tensor.range().len()).collect();
+        let per_segment = (SEGMENT_PARAMS / chunk.max(LEAST_CHUNK)).max(1);
+        let mut segments = Vec::new();
         let mut first_param = 0;
-        for (tensor, len) in lengths.into_iter().enumerate() {
-            let (full, tail) = (len / chunk, len % chunk);
+        for (tensor, spec_of) in layout.tensors().iter().enumerate() {
+            let (full, tail) = (spec_of.range().len() / chunk, spec_of.range().len() % chunk);
             let mut add = |chunk_in_tensor: usize, chunks: usize, chunk_len: usize| {
                 let k = match spec.kind {
                     // Rounded up, so that every tensor is heard; never more than its share, so that none is dense.
-                    CodecKind::TopkSign => (k * chunk_len).div_ceil(chunk),
+                    CodecKind::TopkSign | CodecKind::TopkTwoBit => (k * chunk_len).div_ceil(chunk),
                     CodecKind::DenseF32 => chunk_len,
                 };
-                let chunk_bytes = chunk_bytes(spec.kind, chunk_len, k);
-                let first_byte = plan.payload_bytes;
-                plan.segments.push(Segment {
-                    tensor,
-                    chunk_in_tensor,
-                    chunks,
-                    chunk_len,
-                    k,
-                    chunk_bytes,
-                    first_param,
-                    first_byte,
-                });
+                let kind = spec.kind;
+                segments.push(Segment { tensor, chunk_in_tensor, chunks, chunk_len, k, kind, first_param });
                 first_param += chunks * chunk_len;
-                plan.payload_bytes += chunks * chunk_bytes;
             };
-            for chunk_in_tensor in (0..full).step_by(SEGMENT_CHUNKS) {
-                add(chunk_in_tensor, SEGMENT_CHUNKS.min(full - chunk_in_tensor), chunk);
+            for chunk_in_tensor in (0..full).step_by(per_segment) {
+                add(chunk_in_tensor, per_segment.min(full - chunk_in_tensor), chunk);
             }
             if tail > 0 {
                 add(full, 1, tail);
             }
         }
+        let mut plan = Self { layout, kind: spec.kind, chunk, segments, payload_bytes: 0..=0 };
+        let total = |end: fn(&RangeInclusive<usize>) -> usize| {
+            plan.bodies_at() + plan.segments.iter().map(|segment| end(&segment.byte_range())).sum::<usize>()
+        };
+        plan.payload_bytes = total(|range| *range.start())..=total(|range| *range.end());
         plan
+    }
+
+    /// Bytes before the first segment: the head, and the segments' lengths where they are not all known.
+    pub(crate) fn bodies_at(&self) -> usize {
+        HEAD_BYTES + self.directory_bytes()
+    }
+
+    pub(crate) fn directory_bytes(&self) -> usize {
+        match self.kind {
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => LENGTH_BYTES * self.segments.len(),
+            CodecKind::DenseF32 => 0,
+        }
     }
 
     /// Cuts the flat parameters into the segments' shares.
@@ -134,15 +158,9 @@ impl Plan {
     }
 }
 
-fn position_bits(chunk_len: usize) -> u32 {
-    usize::BITS - (chunk_len - 1).leading_zeros()
-}
-
-fn chunk_bytes(kind: CodecKind, chunk_len: usize, k: usize) -> usize {
-    match kind {
-        CodecKind::TopkSign => 2 + (k * (position_bits(chunk_len) as usize + 1)).div_ceil(8),
-        CodecKind::DenseF32 => 4 * chunk_len,
-    }
+/// The largest b with 13 · k · 2^b ≤ 9 · L, or 0: near ln 2 · L / k, the best for gaps of a random choice (Golomb 1966).
+fn low_bits(chunk_len: usize, k: usize) -> usize {
+    (9 * chunk_len / (13 * k)).checked_ilog2().unwrap_or(0) as usize
 }
 
 #[cfg(test)]
@@ -151,28 +169,41 @@ mod tests {
 
     fn plan(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32) -> Plan {
         let layout = Layout::new(lengths.iter().map(|&len| ("t".to_owned(), vec![len])));
-        Plan::new(Arc::new(layout), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0 }, 4)
+        Plan::new(Arc::new(layout), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0 })
     }
 
     #[test]
-    fn segments_tile_parameters_and_bytes() {
-        for kind in [CodecKind::TopkSign, CodecKind::DenseF32] {
+    fn segments_tile_the_parameters() {
+        for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32] {
             let plan = plan(kind, &[4096 * 37 + 1, 0, 64, 4096, 1], 4096, 64);
-            let (mut param, mut byte) = (0, 4);
+            let mut param = 0;
             for segment in &plan.segments {
-                assert!((1..=SEGMENT_CHUNKS).contains(&segment.chunks));
-                assert_eq!((segment.params().start, segment.bytes().start), (param, byte));
-                (param, byte) = (segment.params().end, segment.bytes().end);
+                assert!((1..=16).contains(&segment.chunks));
+                assert_eq!(segment.params().start, param);
+                param = segment.params().end;
             }
-            assert_eq!((param, byte), (plan.layout.len(), plan.payload_bytes));
+            assert_eq!(param, plan.layout.len());
         }
     }
 
     #[test]
     fn small_tensors_are_never_dense() {
         let plan = plan(CodecKind::TopkSign, &[4096, 1024, 65, 64, 1, 65_536], 4096, 64);
-        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.position_bits(), s.chunk_bytes)).collect();
-        // 64 values of 13 bits and a scale; 16 of 11; 2 of 8; 1 of 7; 1 of 1; and sixteen full chunks again.
-        assert_eq!(sent, [(64, 12, 106), (16, 10, 24), (2, 7, 4), (1, 6, 3), (1, 0, 3), (64, 12, 106)]);
+        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.low_bits(), s.fixed_bits(), s.max_unary_bits())).collect();
+        let full = (64, 5, 8 + 64 * 6, 64 + 126);
+        assert_eq!(sent, [full, (16, 5, 8 + 16 * 6, 16 + 31), (2, 4, 18, 5), (1, 5, 14, 2), (1, 0, 9, 1), full]);
+    }
+
+    #[test]
+    fn every_length_fits_its_field() {
+        for chunk in [1u32, 2, 3, 63, 64, 1000, 4096, 65_536] {
+            for k in [1, 2, 3, chunk / 100, chunk / 3, chunk / 2, chunk - 1, chunk] {
+                for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit] {
+                    let plan = plan(kind, &[u64::from(chunk) * 70_000], chunk, k.clamp(1, chunk));
+                    let most = plan.segments.iter().map(|segment| *segment.byte_range().end()).max();
+                    assert!(most <= Some(usize::from(u16::MAX)), "{chunk} {k}: {most:?}");
+                }
+            }
+        }
     }
 }

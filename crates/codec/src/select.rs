@@ -1,16 +1,19 @@
 //! The k largest magnitudes of a chunk, in linear time.
 
-/// What [`select_largest`] found, and its working memory: reuse it from chunk to chunk.
+/// What [`Selection::select_largest`] found, and its working memory: reuse it from chunk to chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
     maxima: Vec<u32>,
+    ranked: Vec<u32>,
     candidates: Vec<u64>,
-    order: Vec<u64>,
+    /// One bit for each position that is selected; all 0 between chunks.
+    chosen: Vec<u64>,
 }
 
 /// Magnitude of a value as an integer that orders as the magnitude does; above every finite one for ∞ and NaN.
+#[inline(always)]
 pub(crate) fn magnitude_bits(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
@@ -20,34 +23,53 @@ impl Selection {
     /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
     ///
     /// The chunk is dealt into a few times `k` columns. At least `k` values are as large as the k-th largest of the
-    /// columns' maxima, so only what reaches that bound, hardly more than `k` values, is looked at closely. Both passes
-    /// over the chunk are plain loops without unpredictable branches.
+    /// columns' maxima, so only columns whose maximum reaches that bound are looked at: little more than `k` of them.
+    #[inline(always)]
     pub(crate) fn select_largest(&mut self, chunk: &[f32], k: usize) -> u32 {
         let columns = (4 * k).min(chunk.len());
+        let (first, rest) = chunk.split_at(columns);
         self.maxima.clear();
-        self.maxima.resize(columns, 0);
-        for row in chunk.chunks(columns) {
+        self.maxima.extend(first.iter().map(|&value| magnitude_bits(value)));
+        for row in rest.chunks(columns) {
             for (max, &value) in self.maxima.iter_mut().zip(row) {
                 *max = magnitude_bits(value).max(*max);
             }
         }
-        let largest = self.maxima.iter().copied().max().unwrap_or(0);
-        let (_, &mut bound, _) = self.maxima.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        let largest = self.maxima.iter().copied().fold(0, u32::max);
+        self.ranked.clone_from(&self.maxima);
+        let (_, &mut bound, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        self.gather(chunk, columns, bound);
 
-        // One integer a candidate, larger for a larger magnitude, then for a lower position: no two are equal.
-        self.candidates.clear();
-        for (position, &value) in chunk.iter().enumerate() {
-            let magnitude = magnitude_bits(value);
-            if magnitude >= bound {
-                self.candidates.push(u64::from(magnitude) << 16 | (0xffff - position as u64));
+        self.candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        self.chosen.resize(chunk.len().div_ceil(64), 0);
+        for candidate in &self.candidates[..k] {
+            let position = 0xffff - (candidate & 0xffff) as usize;
+            self.chosen[position / 64] |= 1 << (position % 64);
+        }
+        self.positions.clear();
+        for (word, chosen) in self.chosen.iter_mut().enumerate() {
+            let mut left = std::mem::take(chosen);
+            while left != 0 {
+                self.positions.push((64 * word as u32 + left.trailing_zeros()) as u16);
+                left &= left - 1;
             }
         }
-        self.order.clone_from(&self.candidates);
-        let (_, &mut last, _) = self.order.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-        self.positions.clear();
-        let selected = self.candidates.iter().filter(|&&candidate| candidate >= last);
-        self.positions.extend(selected.map(|candidate| 0xffff - (candidate & 0xffff) as u16));
         largest
+    }
+
+    /// Collects what reaches `bound`: one integer a candidate, larger for a larger magnitude, then for a lower position,
+    /// so that no two are equal.
+    #[inline(always)]
+    fn gather(&mut self, chunk: &[f32], columns: usize, bound: u32) {
+        self.candidates.clear();
+        for (column, _) in self.maxima.iter().enumerate().filter(|&(_, &max)| max >= bound) {
+            for position in (column..chunk.len()).step_by(columns) {
+                let magnitude = magnitude_bits(chunk[position]);
+                if magnitude >= bound {
+                    self.candidates.push(u64::from(magnitude) << 16 | (0xffff - position as u64));
+                }
+            }
+        }
     }
 }
 

@@ -100,7 +100,7 @@ pub async fn open(
             OpenError::NotAuthentic => FaultKind::SealBroken,
             _ => FaultKind::KeyMismatch,
         })?;
-        let contribution = codec.decode(&payload).map_err(|_| FaultKind::PayloadMalformed)?;
+        let contribution = codec.decode(payload).map_err(|_| FaultKind::PayloadMalformed)?;
         Ok(Arc::new(Opened { header, ciphertext, key, contribution }))
     };
     core.compute.run(work).await

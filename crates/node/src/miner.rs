@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use templar_codec::accumulate;
 use templar_data::Split;
 use templar_protocol::roster::EntryId;
 use templar_train::{TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
@@ -188,7 +187,7 @@ impl Miner {
         let settled = self.pending.iter().position(|pending| pending.window == window);
         if let Some(pending) = settled.and_then(|nth| self.pending.remove(nth))
             && counted
-            && let Ok(contribution) = self.core.codec.decode(&pending.payload)
+            && let Ok(contribution) = self.core.codec.decode(pending.payload.clone())
         {
             contribution.subtract_from(&mut self.error_feedback);
         }
@@ -203,7 +202,7 @@ impl Miner {
         let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
         self.pending = kept;
         for pending in skipped.iter().filter(|pending| pending.opened) {
-            if let Ok(contribution) = self.core.codec.decode(&pending.payload) {
+            if let Ok(contribution) = self.core.codec.decode(pending.payload.clone()) {
                 contribution.subtract_from(&mut self.error_feedback);
             }
         }
@@ -316,18 +315,19 @@ impl Miner {
             self.trained = Some((window, outcome));
             return Ok(());
         }
-        accumulate(&mut self.error_feedback, &outcome.delta, self.core.spec.codec.error_decay);
         if head >= self.core.schedule.put_deadline(window.number) {
+            self.core.codec.accumulate(&mut self.error_feedback, &outcome.delta);
             // Nothing is lost: it stays in the error feedback, and the next payload carries it.
             self.save()?;
             return self.miss(window.number, "trained past the put deadline").await;
         }
         let Some(base) = self.replica.base(&self.core, window.number).cloned() else { return Ok(()) };
-        let codec = self.core.codec.clone();
-        let error_feedback = std::mem::take(&mut self.error_feedback);
-        let encoded = self.core.compute.run(move || (codec.encode(&error_feedback), error_feedback)).await;
-        self.error_feedback = encoded.1;
-        let pending = Pending::new(&self.core, &self.entry, &window, &base.theta, encoded.0?, outcome.tokens)?;
+        let (codec, delta) = (self.core.codec.clone(), outcome.delta);
+        let mut error_feedback = std::mem::take(&mut self.error_feedback);
+        let encode = move || (codec.encode(&mut error_feedback, &delta), error_feedback);
+        let (payload, error_feedback) = self.core.compute.run(encode).await;
+        self.error_feedback = error_feedback;
+        let pending = Pending::new(&self.core, &self.entry, &window, &base.theta, payload?, outcome.tokens)?;
         self.pending.push_back(pending);
         self.save()?;
         self.publish(head).await

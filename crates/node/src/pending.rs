@@ -53,7 +53,7 @@ impl Pending {
             tokens,
             possession: possession_proof(theta, &entry.hotkey, &window.seed),
         };
-        let values = core.codec.decode(&payload).map_or(0, |contribution| contribution.values_sent());
+        let values = core.codec.decode(payload.clone()).map_or(0, |contribution| contribution.values_sent());
         let header = header.sign(&core.keypair);
         Ok(Self {
             window: window.number,

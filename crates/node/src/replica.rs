@@ -144,11 +144,11 @@ impl Replica {
             let run = newest.run.settle(&core.spec, certificate, cursor, newest.run.theta_root);
             return State { run, theta: newest.theta.clone() };
         }
-        let (theta, contributions) = (newest.theta.clone(), contributions.to_vec());
+        let (mut theta, contributions) = (newest.theta.to_vec(), contributions.to_vec());
         let (codec, outer) = (core.codec.clone(), core.spec.outer.clone());
         let work = move || {
             let parts: Vec<_> = contributions.iter().map(|opened| &opened.contribution).collect();
-            let theta = outer_step(codec.layout(), &theta, &parts, &outer);
+            outer_step(codec.layout(), &mut theta, &parts, &outer);
             let root = codec.layout().state_root(&theta);
             (theta, root)
         };

@@ -93,6 +93,9 @@ pub enum CodecKind {
     TopkSign = 1,
     /// DiLoCo: every value as f32, for comparison.
     DenseF32 = 2,
+    /// The k largest of each chunk as a sign and one of two magnitudes per chunk.
+    #[serde(rename = "topk-2bit")]
+    TopkTwoBit = 3,
 }
 
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]

@@ -2,9 +2,12 @@
 
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, EncodeError};
-use templar_protocol::run::CodecKind;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
-use crate::samples::{codec, codecs, stream, values};
+use crate::{
+    plain,
+    samples::{codec, codecs, encode, layout, stream, values},
+};
 
 /// What the contribution adds to zeros.
 fn dense(codec: &Codec, contribution: &Contribution) -> Vec<f32> {
@@ -13,26 +16,30 @@ fn dense(codec: &Codec, contribution: &Contribution) -> Vec<f32> {
     values
 }
 
+/// The bytes of a contribution, written anew from what it sends.
+fn rewritten(codec: &Codec, spec: &CodecSpec, contribution: &Contribution) -> Vec<u8> {
+    plain::write(codec.layout(), spec, &dense(codec, contribution))
+}
+
 fn round_trip(codec: &Codec, e: &[f32]) -> Contribution {
-    codec.decode(&codec.encode(e).unwrap()).unwrap()
+    codec.decode(encode(codec, e).unwrap()).unwrap()
 }
 
 proptest! {
     #[test]
-    fn round_trip_keeps_signs_and_counts(codec in codecs(), seed: u64) {
+    fn round_trip_keeps_signs_and_counts((_, codec) in codecs(), seed: u64) {
         let e = values(seed, codec.layout().len());
-        let payload = codec.encode(&e).unwrap();
-        prop_assert_eq!(payload.len() as u64, codec.max_payload_bytes());
-        let contribution = codec.decode(&payload).unwrap();
-        prop_assert_eq!(&contribution.to_payload(), &payload);
+        let payload = encode(&codec, &e).unwrap();
+        prop_assert!(payload.len() as u64 <= codec.max_payload_bytes());
+        let contribution = codec.decode(payload.clone()).unwrap();
         let sent = dense(&codec, &contribution);
         for (e, sent) in e.iter().zip(&sent) {
             prop_assert!(*sent == 0.0 || *e == 0.0 || e.signum() == sent.signum(), "{e} became {sent}");
         }
         let nonzero = sent.iter().filter(|&&value| value != 0.0).count() as u64;
         prop_assert!(nonzero <= contribution.values_sent());
-        // What was sent once is sent again without change: k equal magnitudes have an exact mean.
-        prop_assert_eq!(codec.encode(&sent).unwrap(), payload);
+        // What was sent once is sent again without change: equal magnitudes have an exact mean.
+        prop_assert_eq!(encode(&codec, &sent).unwrap(), payload);
         for (tensor, norm) in codec.layout().tensors().iter().zip(contribution.norms()) {
             let expected = sent[tensor.range()].iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             prop_assert!((norm - expected).abs() <= 1e-12 * expected, "{norm} {expected}");
@@ -40,7 +47,16 @@ proptest! {
     }
 
     #[test]
-    fn error_feedback_is_conserved(codec in codecs(), seed: u64) {
+    fn what_is_left_has_less_energy((_, codec) in codecs(), seed: u64) {
+        let e = values(seed, codec.layout().len());
+        let mut left = e.clone();
+        round_trip(&codec, &e).subtract_from(&mut left);
+        let energy = |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        prop_assert!(energy(&left) <= energy(&e));
+    }
+
+    #[test]
+    fn error_feedback_is_conserved((_, codec) in codecs(), seed: u64) {
         let before = values(seed, codec.layout().len());
         let contribution = round_trip(&codec, &before);
         let sent = dense(&codec, &contribution);
@@ -57,12 +73,12 @@ proptest! {
     /// Whatever the bytes are: a contribution that has exactly these bytes, or an error.
     #[test]
     fn decoding_is_total_and_canonical(
-        codec in codecs(),
+        (spec, codec) in codecs(),
         seed: u64,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         random: bool,
     ) {
-        let mut payload = codec.encode(&values(seed, codec.layout().len())).unwrap();
+        let mut payload = encode(&codec, &values(seed, codec.layout().len())).unwrap();
         if random {
             let mut stream = stream(seed);
             for byte in &mut payload[4..] {
@@ -72,15 +88,15 @@ proptest! {
         for (at, byte) in &edits {
             *at.get_mut(&mut payload) = *byte;
         }
-        if let Ok(contribution) = codec.decode(&payload) {
-            prop_assert_eq!(contribution.to_payload(), payload);
+        if let Ok(contribution) = codec.decode(payload.clone()) {
+            prop_assert_eq!(rewritten(&codec, &spec, &contribution), payload);
         }
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(codec in codecs(), bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        if let Ok(contribution) = codec.decode(&bytes) {
-            prop_assert_eq!(contribution.to_payload(), bytes);
+    fn arbitrary_bytes_never_panic((spec, codec) in codecs(), bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        if let Ok(contribution) = codec.decode(bytes.clone()) {
+            prop_assert_eq!(rewritten(&codec, &spec, &contribution), bytes);
         }
     }
 }
@@ -88,47 +104,59 @@ proptest! {
 /// Every single-bit error in a payload is either seen or changes what the payload means.
 #[test]
 fn no_two_payloads_are_one_contribution() {
-    let codec = codec(CodecKind::TopkSign, &[37, 5], 16, 3, 4.0);
-    let payload = codec.encode(&values(1, 42)).unwrap();
-    let contribution = codec.decode(&payload).unwrap();
-    let mut accepted = 0;
-    for bit in 0..8 * payload.len() {
-        let mut changed = payload.clone();
-        changed[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(other) = codec.decode(&changed) {
-            assert_ne!(other, contribution);
-            accepted += 1;
+    for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit] {
+        let codec = codec(kind, &[37, 5], 16, 3, 4.0);
+        let payload = encode(&codec, &values(1, 42)).unwrap();
+        let sent = dense(&codec, &codec.decode(payload.clone()).unwrap());
+        let mut accepted = 0;
+        for bit in 0..8 * payload.len() {
+            let mut changed = payload.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = codec.decode(changed) {
+                assert_ne!(dense(&codec, &other), sent);
+                accepted += 1;
+            }
         }
+        assert!(accepted > 0, "some bits, such as signs, do make another contribution");
     }
-    assert!(accepted > 0, "some bits, such as signs, do make another contribution");
 }
 
 /// Two chunks by hand, as `format` specifies them.
 #[test]
 fn golden_bytes() {
-    let codec = codec(CodecKind::TopkSign, &[16, 3], 16, 3, 4.0);
     let mut e = vec![0.0f32; 19];
     (e[1], e[7], e[12]) = (1.0, -2.0, 3.0);
     e[17] = -0.5;
-    // Mean 2 = 0x4000; positions 1, 7, 12 of 4 bits and signs 0, 1, 0: 0x71, 0b0_1_0_1100.
-    // Mean 0.5 = 0x3f00; one of 3 positions: 1 of 2 bits and sign 1.
-    let payload = [b'T', b'C', 1, 1, 0x00, 0x40, 0x71, 0b0010_1100, 0x00, 0x3f, 0b101];
-    assert_eq!(codec.encode(&e).unwrap(), payload);
-    let contribution = codec.decode(&payload).unwrap();
-    assert_eq!((contribution.values_sent(), contribution.norms()), (4, vec![12f64.sqrt(), 0.5]));
-    contribution.subtract_from(&mut e);
-    assert_eq!((e[1], e[7], e[12], e[17]), (-1.0, 0.0, 1.0, 0.0));
+    // One level. Mean 2: exponent 1 + 28, so 29 · 8 = 232. k = 3 and L = 16, so b = 1. Signs 0, 1, 0; gaps 1, 5, 4: low
+    // bits 1, 1, 0; zeros 0, 2, 2, each run with its one: 1 001 001. Mean 0.5: 27 · 8 = 216; k = 1 and L = 3, so b = 1;
+    // sign 1; gap 1: low bit 1, no zeros.
+    let signs = codec(CodecKind::TopkSign, &[16, 3], 16, 3, 4.0);
+    let payload = [b'T', b'C', 1, 1, 3, 0, 2, 0, 232, 0b0101_1010, 0b1_0010, 216, 0b111];
+    assert_eq!(encode(&signs, &e).unwrap(), payload);
+    let contribution = signs.decode(payload.to_vec()).unwrap();
+    assert_eq!((contribution.values_sent(), contribution.norms()), (4, &[12f64.sqrt(), 0.5][..]));
+    let mut left = e.clone();
+    contribution.subtract_from(&mut left);
+    assert_eq!((left[1], left[7], left[12], left[17]), (-1.0, 0.0, 1.0, 0.0));
+
+    // Two levels: 2.5 for the two larger ones (1.25 · 2: 29 · 8 + 2 = 234), and 1 = 0.4 · 2.5, nearest (2 · 6 + 1) / 32.
+    let levels = codec(CodecKind::TopkTwoBit, &[16, 3], 16, 3, 4.0);
+    // 234; ratio 6, signs 0 1 0, first bit of the levels 0 | levels 1 1, low bits 1 1 0, unary 1 001 001.
+    let payload = [b'T', b'C', 1, 3, 4, 0, 2, 0, 234, 0b0010_0110, 0b0010_1111, 0b1001, 216, 0b1111_0000];
+    assert_eq!(encode(&levels, &e).unwrap(), payload);
+    let sent = dense(&levels, &round_trip(&levels, &e));
+    assert_eq!((sent[1], sent[7], sent[12], sent[17]), (2.5 * 13.0 / 32.0, -2.5, 2.5, -0.5));
 }
 
 #[test]
 fn an_empty_chunk_has_one_encoding_and_sends_nothing() {
     let codec = codec(CodecKind::TopkSign, &[16], 16, 3, 4.0);
-    let payload = [b'T', b'C', 1, 1, 0, 0, 0x10, 0x02];
-    for tiny in [0.0, -0.0, 1e-40, -1e-40] {
-        assert_eq!(codec.encode(&[tiny; 16]).unwrap(), payload, "{tiny}");
+    let payload = [b'T', b'C', 1, 1, 3, 0, 0, 0b1100_0000, 1];
+    for tiny in [0.0, -0.0, 1e-40, -1e-40, 3e-9] {
+        assert_eq!(encode(&codec, &[tiny; 16]).unwrap(), payload, "{tiny}");
     }
-    let contribution = codec.decode(&payload).unwrap();
-    assert_eq!((contribution.values_sent(), contribution.norms()), (0, vec![0.0]));
+    let contribution = codec.decode(payload.to_vec()).unwrap();
+    assert_eq!((contribution.values_sent(), contribution.norms()), (0, &[0.0][..]));
     let mut e = vec![-0.0f32; 16];
     contribution.subtract_from(&mut e);
     assert!(e.iter().all(|value| value.to_bits() == (-0.0f32).to_bits()));
@@ -141,58 +169,93 @@ fn magnitudes_are_capped() {
     (e[2], e[9], e[10]) = (f32::MAX, -f32::MAX, 1.0);
     let signs = codec(CodecKind::TopkSign, &[16], 16, 2, 0.1);
     let sent = dense(&signs, &round_trip(&signs, &e));
-    assert!(sent[2] <= 0.1 && sent[2] > 0.099 && sent[9] == -sent[2] && sent[10] == 0.0, "{sent:?}");
+    assert!(sent[2] <= 0.1 && sent[2] > 0.09 && sent[9] == -sent[2] && sent[10] == 0.0, "{sent:?}");
     let all = codec(CodecKind::DenseF32, &[16], 16, 2, 0.5);
     assert_eq!(dense(&all, &round_trip(&all, &e))[..11], [0., 0., 0.5, 0., 0., 0., 0., 0., 0., -0.5, 0.5]);
 }
 
 #[test]
 fn what_is_not_finite_is_named() {
-    for kind in [CodecKind::TopkSign, CodecKind::DenseF32] {
+    for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32] {
         let codec = codec(kind, &[40, 33], 16, 3, 4.0);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut e = values(5, 73);
             (e[45], e[72]) = (bad, bad);
-            let error = codec.encode(&e).unwrap_err();
+            let error = encode(&codec, &e).unwrap_err();
             assert_eq!(error, EncodeError::NotFinite { tensor: "tensor1".to_owned(), index: 5 });
         }
-        assert_eq!(codec.encode(&[0.0; 9]), Err(EncodeError::WrongLength { found: 9, expected: 73 }));
     }
 }
 
-/// The error that a topk-sign payload of one chunk of 16 (k = 3, max_abs = 4) gives.
-fn chunk_error(scale: u16, positions: [u16; 3], signs: u16, padding: u16) -> ChunkError {
-    let codec = codec(CodecKind::TopkSign, &[11], 16, 4, 4.0);
-    let bits = positions[0] | positions[1] << 4 | positions[2] << 8 | signs << 12 | padding << 15;
-    let payload = [&b"TC\x01\x01"[..], &scale.to_le_bytes(), &bits.to_le_bytes()].concat();
-    match codec.decode(&payload).unwrap_err() {
+#[test]
+fn error_feedback_decays_and_rounds_once() {
+    let codec = Codec::new(
+        layout(&[4]),
+        &CodecSpec { kind: CodecKind::TopkSign, chunk: 4, k: 1, error_decay: 0.1, max_abs: 1.0 },
+    );
+    let start = [3.0f32, 1.0, f32::MAX, 0.0];
+    let delta = [-0.3, 0.5, f32::MAX, -0.0];
+    let (mut alone, mut encoded) = (start, start);
+    codec.accumulate(&mut alone, &delta);
+    // In f32, 0.1 · 3 would be rounded before the sum.
+    assert_eq!(alone[0], (0.1 * 3.0 - f64::from(0.3f32)) as f32);
+    assert_ne!(alone[0], 0.1f32 * 3.0 - 0.3f32);
+    assert_eq!((alone[1], alone[2], alone[3].to_bits()), (0.6, f32::INFINITY, 0));
+    assert!(codec.encode(&mut encoded, &delta).is_err());
+    assert_eq!(alone.map(f32::to_bits), encoded.map(f32::to_bits));
+}
+
+/// The error that a payload of one chunk of 11 gives, of which 3 are sent (so that b is 1), with `max_abs` 4: the fields
+/// as (value, bits), in the order of the format.
+fn chunk_error(kind: CodecKind, fields: &[(u64, u32)]) -> ChunkError {
+    let codec = codec(kind, &[11], 16, 4, 4.0);
+    let (mut bits, mut at) = (0u64, 0);
+    for &(value, count) in fields {
+        bits |= value << at;
+        at += count;
+    }
+    let bytes = at.div_ceil(8) as u16;
+    let body = &bits.to_le_bytes()[..usize::from(bytes)];
+    let payload = [&b"TC\x01"[..], &[kind as u8], &bytes.to_le_bytes(), body].concat();
+    match codec.decode(payload).unwrap_err() {
         DecodeError::Chunk { tensor, chunk: 0, source } if tensor == "tensor0" => source,
         other => panic!("{other}"),
     }
 }
 
 #[test]
-fn every_fault_in_a_chunk_of_signs_has_its_error() {
-    for bits in [0x8000, 0x8001, 0xbf80, 0x7f80, 0x7fc0, 0xff80, 0xffff, 0x0001, 0x007f] {
-        assert_eq!(chunk_error(bits, [0, 1, 2], 0, 0), ChunkError::ScaleInvalid { bits });
-    }
-    assert_eq!(chunk_error(0x4081, [0, 1, 2], 0, 0), ChunkError::ScaleTooLarge { bits: 0x4081 });
-    assert_eq!(chunk_error(0x4080, [0, 1, 11], 0, 0), ChunkError::PositionOutOfRange { found: 11, len: 11 });
-    let (twice, back) = (chunk_error(0x4080, [2, 5, 5], 0, 0), chunk_error(0x4080, [2, 1, 5], 0, 0));
-    assert_eq!(twice, ChunkError::PositionsNotIncreasing { previous: 5, found: 5 });
-    assert_eq!(back, ChunkError::PositionsNotIncreasing { previous: 2, found: 1 });
-    assert_eq!(chunk_error(0, [0, 1, 3], 0, 0), ChunkError::EmptyNotCanonical);
-    assert_eq!(chunk_error(0, [0, 1, 2], 4, 0), ChunkError::EmptyNotCanonical);
-    assert_eq!(chunk_error(0x4080, [0, 1, 2], 7, 1), ChunkError::PaddingNotZero);
+fn every_fault_in_a_chunk_has_its_error() {
+    // 4.0 is scale 240. Signs 0, low bits of the gaps 0; unary.
+    let error = |scale, signs, lows, unary| {
+        chunk_error(CodecKind::TopkSign, &[(scale, 8), (signs, 3), (lows, 3), unary])
+    };
+    assert_eq!(error(241, 0, 0, (0b111, 3)), ChunkError::ScaleTooLarge { code: 241 });
+    // Gaps 8, 0, 0 make the positions 8, 9, 10; one more is too far.
+    let out = |found| ChunkError::PositionOutOfRange { found, len: 11 };
+    assert_eq!(error(240, 0, 0b100, (0b111_0000, 7)), out(11));
+    assert_eq!(error(240, 0, 0b111, (0b111_0000, 7)), out(13));
+    assert_eq!(error(240, 0, 0, (0b11, 10)), ChunkError::Truncated);
+    assert_eq!(error(240, 0, 0, (0b1111, 4)), ChunkError::TrailingBits);
+    assert_eq!(error(0, 1, 0, (0b111, 3)), ChunkError::EmptyNotCanonical);
+    assert_eq!(error(0, 0, 1, (0b111, 3)), ChunkError::EmptyNotCanonical);
+    assert_eq!(error(0, 0, 0, (0b1110, 4)), ChunkError::EmptyNotCanonical);
+    let two = |scale, ratio, levels| {
+        let fields = [(scale, 8), (ratio, 4), (0, 3), (levels, 3), (0, 3), (0b111, 3)];
+        chunk_error(CodecKind::TopkTwoBit, &fields)
+    };
+    assert_eq!(two(240, 3, 0), ChunkError::LevelsNotCanonical);
+    assert_eq!(two(240, 1, 0b111), ChunkError::LevelsNotCanonical);
+    assert_eq!(two(0, 1, 0), ChunkError::EmptyNotCanonical);
+    assert_eq!(two(0, 0, 0b100), ChunkError::EmptyNotCanonical);
 }
 
 #[test]
 fn every_fault_in_a_dense_chunk_has_its_error() {
     let codec = codec(CodecKind::DenseF32, &[4, 2], 4, 1, 4.0);
     let error = |bits: u32| {
-        let mut payload = codec.encode(&[1.0; 6]).unwrap();
+        let mut payload = encode(&codec, &[1.0; 6]).unwrap();
         payload[4 + 20..].copy_from_slice(&bits.to_le_bytes());
-        codec.decode(&payload).unwrap_err()
+        codec.decode(payload).unwrap_err()
     };
     let chunk = |source| DecodeError::Chunk { tensor: "tensor1".to_owned(), chunk: 0, source };
     for bits in [0x8000_0000, 1, 0x807f_ffff, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000] {
@@ -203,43 +266,50 @@ fn every_fault_in_a_dense_chunk_has_its_error() {
 }
 
 #[test]
-fn every_fault_in_the_head_has_its_error() {
-    let codec = codec(CodecKind::TopkSign, &[16], 16, 3, 4.0);
-    let payload = codec.encode(&[1.0; 16]).unwrap();
+fn every_fault_in_the_frame_has_its_error() {
+    let codec = codec(CodecKind::TopkSign, &[64, 64], 64, 3, 4.0);
+    let payload = encode(&codec, &[1.0; 128]).unwrap();
+    assert_eq!(payload.len(), 4 + 2 * 2 + 2 * 3);
     let error = |at: usize, byte: u8| {
         let mut payload = payload.clone();
         payload[at] = byte;
-        codec.decode(&payload).unwrap_err()
+        codec.decode(payload).unwrap_err()
     };
-    for found in [0, 3, 7, 9, 100_000] {
-        let expected = DecodeError::WrongLength { found: found as u64, expected: 8 };
-        assert_eq!(codec.decode(&vec![0; found]), Err(expected));
+    for found in [0, 3, 7, 13, 17, 100_000] {
+        let expected = DecodeError::WrongLength { found: found as u64, least: 14, most: 16 };
+        assert_eq!(codec.decode(vec![0; found]), Err(expected));
     }
     assert_eq!(error(1, b'X'), DecodeError::WrongMagic { found: *b"TX" });
     assert_eq!(error(2, 2), DecodeError::UnknownVersion { found: 2 });
     assert_eq!(error(3, 2), DecodeError::WrongKind { found: 2, expected: 1 });
+    for found in [0, 2, 5, 255] {
+        let expected = DecodeError::SegmentLength { segment: 1, found: u64::from(found), least: 3, most: 4 };
+        assert_eq!(error(6, found), expected);
+    }
+    assert_eq!(error(4, 4), DecodeError::WrongTotal { found: 14, declared: 15 });
 }
 
 #[test]
 fn the_first_error_is_reported_and_bytes_are_the_same_for_any_number_of_threads() {
-    let codec = codec(CodecKind::TopkSign, &[20_000, 64, 7000, 30_000], 256, 8, 4.0);
+    let codec = codec(CodecKind::TopkSign, &[200_000, 64, 7000, 300_000], 256, 8, 4.0);
     let e = values(9, codec.layout().len());
     let mut results = Vec::new();
     for threads in [1, 2, 4] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         results.push(pool.install(|| {
-            let payload = codec.encode(&e).unwrap();
+            let payload = encode(&codec, &e).unwrap();
             let mut broken = payload.clone();
-            // The scales of chunk 40 of the first tensor, and of everything after it.
-            broken[4 + 40 * 11..].fill(0xff);
+            // Everything from somewhere within the second segment of the first tensor on.
+            let second = 4 + 2 * 14 + usize::from(u16::from_le_bytes([payload[4], payload[5]]));
+            broken[second + 40 * 6..].fill(0xff);
             let mut bad = e.clone();
-            (bad[12_345], bad[40_000]) = (f32::NAN, f32::NAN);
-            (payload, codec.decode(&broken).unwrap_err(), codec.encode(&bad).unwrap_err())
+            (bad[123_456], bad[400_000]) = (f32::NAN, f32::NAN);
+            (payload, codec.decode(broken).unwrap_err(), encode(&codec, &bad).unwrap_err())
         }));
     }
-    let source = ChunkError::ScaleInvalid { bits: 0xffff };
-    assert_eq!(results[0].1, DecodeError::Chunk { tensor: "tensor0".to_owned(), chunk: 40, source });
-    assert_eq!(results[0].2, EncodeError::NotFinite { tensor: "tensor0".to_owned(), index: 12_345 });
+    let source = ChunkError::ScaleTooLarge { code: 255 };
+    assert_eq!(results[0].1, DecodeError::Chunk { tensor: "tensor0".to_owned(), chunk: 256 + 40, source });
+    assert_eq!(results[0].2, EncodeError::NotFinite { tensor: "tensor0".to_owned(), index: 123_456 });
     assert!(results.iter().all(|result| *result == results[0]));
 }
 

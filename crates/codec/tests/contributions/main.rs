@@ -5,4 +5,5 @@
 
 mod codec;
 mod outer_step;
+mod plain;
 mod samples;

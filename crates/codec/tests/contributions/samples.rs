@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use templar_codec::Codec;
+use templar_codec::{Codec, EncodeError};
 use templar_protocol::{
     hash::{Hasher, Stream},
     layout::Layout,
@@ -18,11 +18,14 @@ pub(crate) fn codec(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32, max_ab
     Codec::new(layout(lengths), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs })
 }
 
-/// Codecs of both kinds over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
-pub(crate) fn codecs() -> impl Strategy<Value = Codec> {
-    let kind = prop_oneof![3 => Just(CodecKind::TopkSign), 1 => Just(CodecKind::DenseF32)];
+/// Codecs of all kinds over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
+pub(crate) fn codecs() -> impl Strategy<Value = (CodecSpec, Codec)> {
+    let kinds = [(3, CodecKind::TopkSign), (3, CodecKind::TopkTwoBit), (1, CodecKind::DenseF32)];
+    let kind = prop::strategy::Union::new_weighted(kinds.map(|(weight, kind)| (weight, Just(kind))).to_vec());
     (kind, prop::collection::vec(0u64..200, 1..5), 1u32..=70, 0.0..1.0f64).prop_map(|(kind, lengths, chunk, share)| {
-        codec(kind, &lengths, chunk, 1 + (share * f64::from(chunk - 1)) as u32, 4.0)
+        let k = 1 + (share * f64::from(chunk - 1)) as u32;
+        let spec = CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0 };
+        (spec.clone(), Codec::new(layout(&lengths), &spec))
     })
 }
 
@@ -47,4 +50,9 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
         }
     }
     values
+}
+
+/// The payload of error feedback alone.
+pub(crate) fn encode(codec: &Codec, e: &[f32]) -> Result<Vec<u8>, EncodeError> {
+    codec.encode(&mut vec![0.0; e.len()], e)
 }

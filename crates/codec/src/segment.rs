@@ -1,0 +1,339 @@
+//! Segments of top-k chunks to bytes and back: the kernels, which run on one thread and know no errors but their own.
+//!
+//! They are plain Rust, compiled for several instruction sets (see [`crate::codec`]), and no floating-point operation in
+//! them may be fused or reordered: so every path gives the same bits.
+
+use crate::{
+    bits::{BitWriter, Bits},
+    format::{ChunkError, Limits, low_level, round_ratio, scale_value},
+    plan::{RATIO_BITS, SCALE_BITS, Segment},
+    select::{Selection, magnitude_bits},
+};
+
+/// A value in the segment is not finite.
+#[derive(Debug, PartialEq)]
+pub(crate) struct NotFinite;
+
+/// One thread's working memory for encoding: a few chunks.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    selection: Selection,
+    /// Signs, levels and bits of gaps of one chunk, a plane after the other, each starting a new word.
+    planes: Vec<u64>,
+    magnitudes: Vec<f64>,
+    unary: Vec<u64>,
+}
+
+/// e ← β·e + Δ (SparseLoCo, eq. 2): product and sum in f64, rounded to f32 once.
+#[inline(always)]
+pub(crate) fn accumulate(e: &mut [f32], delta: &[f32], error_decay: f64) {
+    for (e, &delta) in e.iter_mut().zip(delta) {
+        *e = (error_decay * f64::from(*e) + f64::from(delta)) as f32;
+    }
+}
+
+/// Accumulates Δ and writes what is sent of it into `out`, which is as long as the segment can get; returns the length.
+#[inline(always)]
+pub(crate) fn encode(
+    segment: &Segment,
+    limits: Limits,
+    e: &mut [f32],
+    delta: &[f32],
+    error_decay: f64,
+    out: &mut [u8],
+    scratch: &mut Scratch,
+) -> Result<usize, NotFinite> {
+    let mut writer = BitWriter::new(out);
+    scratch.unary.clear();
+    scratch.unary.resize((segment.chunks * segment.max_unary_bits()).div_ceil(64), 0);
+    let mut unary_bits = 0;
+    for (e, delta) in e.chunks_mut(segment.chunk_len).zip(delta.chunks(segment.chunk_len)) {
+        accumulate(e, delta, error_decay);
+        encode_chunk(segment, limits, e, &mut writer, scratch, &mut unary_bits)?;
+    }
+    writer.put_words(&scratch.unary, unary_bits);
+    Ok(writer.finish())
+}
+
+#[inline(always)]
+fn encode_chunk(
+    segment: &Segment,
+    limits: Limits,
+    chunk: &[f32],
+    writer: &mut BitWriter<'_>,
+    scratch: &mut Scratch,
+    unary_bits: &mut usize,
+) -> Result<(), NotFinite> {
+    let Scratch { selection, planes, magnitudes, unary } = scratch;
+    let (k, low_bits, words) = (segment.k, segment.low_bits(), segment.k.div_ceil(64));
+    if selection.select_largest(chunk, k) > magnitude_bits(f32::MAX) {
+        return Err(NotFinite);
+    }
+    planes.clear();
+    planes.resize((2 + low_bits) * words, 0);
+    let (signs, rest) = planes.split_at_mut(words);
+    let (levels, lows) = rest.split_at_mut(words);
+    magnitudes.clear();
+    magnitudes.extend(selection.positions.iter().map(|&position| limits.capped(chunk[usize::from(position)])));
+    let (scale, ratio) =
+        if segment.has_two_levels() { two_levels(magnitudes, levels, limits) } else { (one_level(magnitudes, limits), 0) };
+    let mut next = 0;
+    for (index, position) in selection.positions.iter_mut().enumerate() {
+        let (word, bit) = (index / 64, index % 64);
+        if scale == 0 {
+            // Filler of a chunk that sends nothing.
+            *position = index as u16;
+        } else {
+            signs[word] |= u64::from(chunk[usize::from(*position)] < 0.0) << bit;
+        }
+        let gap = usize::from(*position) - next;
+        next += gap + 1;
+        for (plane, lows) in lows.chunks_exact_mut(words).enumerate() {
+            lows[word] |= (gap as u64 >> plane & 1) << bit;
+        }
+        *unary_bits += gap >> low_bits;
+        unary[*unary_bits / 64] |= 1 << (*unary_bits % 64);
+        *unary_bits += 1;
+    }
+    writer.put(u64::from(scale), SCALE_BITS);
+    if segment.has_two_levels() {
+        writer.put(u64::from(ratio), RATIO_BITS);
+    }
+    writer.put_words(signs, k);
+    if segment.has_two_levels() {
+        writer.put_words(levels, k);
+    }
+    for lows in lows.chunks_exact(words) {
+        writer.put_words(lows, k);
+    }
+    Ok(())
+}
+
+/// The scale that loses least (in squares) if all values are sent with one magnitude: their mean.
+#[inline(always)]
+fn one_level(magnitudes: &[f64], limits: Limits) -> u8 {
+    limits.round_scale(magnitudes.iter().sum::<f64>() / magnitudes.len() as f64)
+}
+
+/// Scale and ratio of two levels, and which values have the high one: Lloyd's algorithm from the mean, a few steps of
+/// it, after which hardly anything moves.
+#[inline(always)]
+fn two_levels(magnitudes: &[f64], levels: &mut [u64], limits: Limits) -> (u8, u8) {
+    let total: f64 = magnitudes.iter().sum();
+    let mut threshold = total / magnitudes.len() as f64;
+    let (mut high, mut low) = (threshold, threshold);
+    for _ in 0..4 {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for &magnitude in magnitudes {
+            let above = if magnitude >= threshold { 1.0 } else { 0.0 };
+            sum += above * magnitude;
+            count += above;
+        }
+        // The mean may round to above all of several equal values.
+        if count == 0.0 || count == magnitudes.len() as f64 {
+            threshold = 0.0;
+            break;
+        }
+        (high, low) = (sum / count, (total - sum) / (magnitudes.len() as f64 - count));
+        threshold = f64::midpoint(high, low);
+    }
+    let scale = limits.round_scale(high);
+    if scale == 0 {
+        return (0, 0);
+    }
+    let mut highs = 0;
+    for (index, &magnitude) in magnitudes.iter().enumerate() {
+        let above = magnitude >= threshold;
+        levels[index / 64] |= u64::from(above) << (index % 64);
+        highs += usize::from(above);
+    }
+    let ratio = if highs == magnitudes.len() { 0 } else { round_ratio(low, f64::from(scale_value(scale))) };
+    (scale, ratio)
+}
+
+/// What one chunk sends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ChunkHead {
+    scale: u8,
+    ratio: u8,
+}
+
+impl ChunkHead {
+    pub(crate) fn is_empty(self) -> bool {
+        self.scale == 0
+    }
+
+    /// The value of each code: bit 0 is the sign, bit 1 the level (always 0 where there is but one).
+    #[inline(always)]
+    pub(crate) fn values(self, two_levels: bool) -> [f32; 4] {
+        let high = scale_value(self.scale);
+        let low = if two_levels { low_level(high, self.ratio) } else { high };
+        [low, -low, high, -high]
+    }
+}
+
+/// Reads a segment chunk by chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'a> {
+    segment: &'a Segment,
+    bytes: &'a [u8],
+    /// Where the next chunk's fixed part starts.
+    fixed_at: usize,
+    /// Where the next chunk's unary part starts.
+    unary_at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(segment: &'a Segment, bytes: &'a [u8]) -> Self {
+        Self { segment, bytes, fixed_at: 0, unary_at: segment.chunks * segment.fixed_bits() }
+    }
+
+    #[inline(always)]
+    fn head(&self) -> (ChunkHead, usize) {
+        let bits = Bits(self.bytes);
+        let scale = bits.get(self.fixed_at, SCALE_BITS) as u8;
+        if !self.segment.has_two_levels() {
+            return (ChunkHead { scale, ratio: 0 }, self.fixed_at + SCALE_BITS);
+        }
+        let ratio = bits.get(self.fixed_at + SCALE_BITS, RATIO_BITS) as u8;
+        (ChunkHead { scale, ratio }, self.fixed_at + SCALE_BITS + RATIO_BITS)
+    }
+
+    /// Number of ones among `count` bits from `at` on.
+    #[inline(always)]
+    fn ones(&self, at: usize, count: usize) -> usize {
+        let pieces = (0..count).step_by(64);
+        pieces.map(|first| Bits(self.bytes).get(at + first, (count - first).min(64)).count_ones() as usize).sum()
+    }
+
+    /// Checks the next chunk and returns the sum of the squares of what it sends. Nothing is unpacked: positions
+    /// increase by construction, so the last one, which is the sum of all gaps, decides whether all are in range.
+    #[inline(always)]
+    pub(crate) fn check_chunk(&mut self, limits: Limits) -> Result<f64, ChunkError> {
+        let (segment, (head, signs_at)) = (self.segment, self.head());
+        let (k, low_bits) = (segment.k, segment.low_bits());
+        limits.check_scale(head.scale)?;
+        let lows_at = self.fixed_at + segment.fixed_bits() - k * low_bits;
+        let lows: usize = (0..low_bits).map(|plane| self.ones(lows_at + plane * k, k) << plane).sum();
+        let unary_at = self.unary_at;
+        let end = self.after_ones(k).ok_or(ChunkError::Truncated)?;
+        let last = ((end - unary_at - k) << low_bits) + lows + k - 1;
+        if last >= segment.chunk_len {
+            return Err(ChunkError::PositionOutOfRange { found: last as u64, len: segment.chunk_len as u64 });
+        }
+        let highs = if segment.has_two_levels() { self.ones(signs_at + k, k) } else { k };
+        if head.is_empty() {
+            let filled = head.ratio != 0 || self.ones(signs_at, lows_at - signs_at) != 0 || last != k - 1;
+            if filled {
+                return Err(ChunkError::EmptyNotCanonical);
+            }
+        } else if highs == 0 || (highs == k && head.ratio != 0) {
+            return Err(ChunkError::LevelsNotCanonical);
+        }
+        self.fixed_at += segment.fixed_bits();
+        self.unary_at = end;
+        // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, hence without an order.
+        let [low, _, high, _] = head.values(segment.has_two_levels());
+        let square = |value: f32, count: usize| f64::from(value) * f64::from(value) * count as f64;
+        Ok(square(high, highs) + square(low, k - highs))
+    }
+
+    /// Where the next chunk's unary part ends: after its k-th one.
+    #[inline(always)]
+    fn after_ones(&self, k: usize) -> Option<usize> {
+        let (mut at, mut missing) = (self.unary_at, k);
+        while at < 8 * self.bytes.len() {
+            let mut word = Bits(self.bytes).get(at, 64);
+            let ones = word.count_ones() as usize;
+            if ones >= missing {
+                for _ in 1..missing {
+                    word &= word - 1;
+                }
+                return Some(at + word.trailing_zeros() as usize + 1);
+            }
+            missing -= ones;
+            at += 64;
+        }
+        None
+    }
+
+    /// Checks that nothing but padding follows the last chunk.
+    pub(crate) fn check_end(&self) -> Result<(), ChunkError> {
+        let exact = self.unary_at.div_ceil(8) == self.bytes.len();
+        if exact && Bits(self.bytes).get(self.unary_at, 8) == 0 { Ok(()) } else { Err(ChunkError::TrailingBits) }
+    }
+
+    /// Unpacks the next chunk of a segment that has been checked: k positions and k codes, for
+    /// [`ChunkHead::values`].
+    #[inline(always)]
+    pub(crate) fn unpack_chunk(&mut self, positions: &mut [u16], codes: &mut [u8]) -> ChunkHead {
+        let (segment, bits, (head, signs_at)) = (self.segment, Bits(self.bytes), self.head());
+        let (k, low_bits) = (segment.k, segment.low_bits());
+        let lows_at = self.fixed_at + segment.fixed_bits() - k * low_bits;
+        let mut next = 0;
+        let mut unary = Unary { bits, at: self.unary_at, word: 0, next_at: self.unary_at };
+        for (group, (positions, codes)) in positions.chunks_mut(64).zip(codes.chunks_mut(64)).enumerate() {
+            let (count, at) = (positions.len(), 64 * group);
+            let signs = bits.get(signs_at + at, count);
+            let levels = if segment.has_two_levels() { bits.get(signs_at + k + at, count) } else { 0 };
+            let mut lows = [[0u8; 8]; 16];
+            let mut marks = [[0u8; 8]; 8];
+            spread(signs, 0, &mut marks);
+            spread(levels, 1, &mut marks);
+            for plane in 0..low_bits.min(8) {
+                spread(bits.get(lows_at + plane * k + at, count), plane, lows.first_chunk_mut().expect("16 > 8"));
+            }
+            for plane in 8..low_bits {
+                spread(bits.get(lows_at + plane * k + at, count), plane - 8, lows.last_chunk_mut().expect("16 > 8"));
+            }
+            codes.copy_from_slice(&marks.as_flattened()[..count]);
+            let (low, high) = lows.as_flattened().split_at(64);
+            for ((position, &low), &high) in positions.iter_mut().zip(low).zip(high) {
+                let zeros = unary.zeros();
+                let gap = (zeros << low_bits) + usize::from(low) + (usize::from(high) << 8);
+                *position = (next + gap) as u16;
+                next += gap + 1;
+            }
+        }
+        self.fixed_at += segment.fixed_bits();
+        self.unary_at = unary.at;
+        head
+    }
+}
+
+/// Runs of zeros, each ended by a one.
+struct Unary<'a> {
+    bits: Bits<'a>,
+    /// Where the next run starts.
+    at: usize,
+    /// What is left of the 64 bits before `next_at`.
+    word: u64,
+    next_at: usize,
+}
+
+impl Unary<'_> {
+    /// Length of the next run. The segment has been checked, so there is one.
+    #[inline(always)]
+    fn zeros(&mut self) -> usize {
+        while self.word == 0 && self.next_at < 8 * self.bits.0.len() {
+            self.word = self.bits.get(self.next_at, 64);
+            self.next_at += 64;
+        }
+        let one_at = self.next_at - 64 + self.word.trailing_zeros() as usize;
+        self.word &= self.word.wrapping_sub(1);
+        let zeros = one_at - self.at;
+        self.at = one_at + 1;
+        zeros
+    }
+}
+
+/// Adds bit i of `plane`, shifted left by `shift`, to byte i.
+#[inline(always)]
+fn spread(plane: u64, shift: usize, bytes: &mut [[u8; 8]; 8]) {
+    for (bytes, plane) in bytes.iter_mut().zip(plane.to_le_bytes()) {
+        // Each byte of the product keeps the one bit that is its own.
+        let own = u64::from(plane) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+        let ones = (own + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101;
+        *bytes = (u64::from_le_bytes(*bytes) | ones << shift).to_le_bytes();
+    }
+}
