@@ -17,7 +17,7 @@
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
@@ -78,7 +78,7 @@ pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribu
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
         || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk], table: Vec::new() },
         |scratch, ((index, segment), theta)| {
-            Arch::new().dispatch(|| step.apply(index, segment, theta, scratch));
+            Arch::new().dispatch(StepSegment { step: &step, index, segment, theta, scratch });
         },
     );
 }
@@ -90,6 +90,24 @@ struct Step<'a> {
     rate: f64,
     /// R is the number of senders, but at least this.
     min_divisor: u16,
+}
+
+/// One segment of θ, and the working memory of the thread that moves it.
+struct StepSegment<'a> {
+    step: &'a Step<'a>,
+    index: usize,
+    segment: &'a Segment,
+    theta: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for StepSegment<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.step.apply(self.index, self.segment, self.theta, self.scratch);
+    }
 }
 
 struct Scratch {
@@ -129,7 +147,7 @@ impl<'a> Step<'a> {
             for &(sent, clip) in &sent {
                 match sent {
                     Sent::Sparse { positions, codes, values } => {
-                        self.fill_table(values.map(f64::from), clip, most, &mut scratch.table);
+                        self.fill_table(values, clip, most, &mut scratch.table);
                         self.add_sparse(positions, codes, &scratch.table, sums, senders);
                     }
                     Sent::Dense(values) => self.add_dense(values, clip, most, sums),
@@ -151,25 +169,25 @@ impl<'a> Step<'a> {
         if self.min_divisor >= count || matches!(sent.first(), Some((Sent::Dense(_), _))) {
             return self.min_divisor.max(count);
         }
-        let mut most = self.min_divisor;
         for (sent, _) in sent {
             if let Sent::Sparse { positions, .. } = *sent {
                 for &position in positions {
-                    let senders = &mut senders[usize::from(position)];
-                    *senders += 1;
-                    most = most.max(*senders);
+                    senders[usize::from(position)] += 1;
                 }
             }
         }
-        most
+        senders.iter().copied().fold(self.min_divisor, u16::max)
     }
 
     /// q of each code of one contribution's chunk, for every R that occurs.
     #[inline(always)]
-    fn fill_table(&self, values: [f64; 4], clip: f64, most: u16, table: &mut Vec<[i64; 4]>) {
+    fn fill_table(&self, values: [f32; 4], clip: f64, most: u16, table: &mut Vec<[i64; 4]>) {
+        let [low, _, high, _] = values.map(f64::from);
         table.clear();
         for divisor in self.min_divisor..=most {
-            table.push(values.map(|value| self.quantise(value, clip, divisor)));
+            let high_q = self.quantise(high, clip, divisor);
+            let low_q = if low == high { high_q } else { self.quantise(low, clip, divisor) };
+            table.push([low_q, -low_q, high_q, -high_q]);
         }
     }
 

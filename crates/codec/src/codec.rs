@@ -1,12 +1,12 @@
 //! Error feedback to payload and payload to contribution, for one run.
 //!
-//! Work is cut into segments, one after the other on each thread. [`pulp`] picks the widest instructions that the
-//! processor has, once a segment: its closures are compiled for each of them.
+//! Work is cut into segments, one after the other on each thread. [`pulp`] compiles each `with_simd` for several sets of
+//! instructions and picks the widest that the processor has; what must profit is marked to be inlined into it.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
@@ -85,7 +85,7 @@ impl Codec {
         assert_eq!(delta.len(), self.plan.layout.len(), "Δ does not fit the layout");
         let shares = self.plan.split_params(e);
         shares.into_par_iter().zip(&self.plan.segments).for_each(|(e, segment)| {
-            Arch::new().dispatch(|| segment::accumulate(e, &delta[segment.params()], self.error_decay));
+            Arch::new().dispatch(Accumulate { e, delta: &delta[segment.params()], error_decay: self.error_decay });
         });
     }
 
@@ -110,7 +110,7 @@ impl Codec {
         let lengths: Vec<Result<usize, NotFinite>> = (plan.segments.par_iter().zip(shares).zip(outs))
             .map_init(Scratch::default, |scratch, ((segment, e), out)| {
                 let delta = &delta[segment.params()];
-                Arch::new().dispatch(|| self.encode_segment(segment, e, delta, out, scratch))
+                Arch::new().dispatch(EncodeSegment { codec: self, segment, e, delta, out, scratch })
             })
             .collect();
         if let Some(failed) = lengths.iter().position(Result::is_err) {
@@ -129,30 +129,6 @@ impl Codec {
             *field = (length as u16).to_le_bytes();
         }
         Ok(payload)
-    }
-
-    #[inline(always)]
-    fn encode_segment(
-        &self,
-        segment: &Segment,
-        e: &mut [f32],
-        delta: &[f32],
-        out: &mut [u8],
-        scratch: &mut Scratch,
-    ) -> Result<usize, NotFinite> {
-        match self.plan.kind {
-            CodecKind::TopkSign | CodecKind::TopkTwoBit => {
-                segment::encode(segment, self.limits, e, delta, self.error_decay, out, scratch)
-            }
-            CodecKind::DenseF32 => {
-                segment::accumulate(e, delta, self.error_decay);
-                if !e.iter().all(|value| value.is_finite()) {
-                    return Err(NotFinite);
-                }
-                format::write_dense(out, e.iter().map(|&value| format::canonical_value(value, self.limits)));
-                Ok(out.len())
-            }
-        }
     }
 
     /// Names the first value of `segment` that is not finite.
@@ -174,7 +150,7 @@ impl Codec {
         let checked: Vec<Result<f64, (usize, ChunkError)>> = (plan.segments.par_iter().zip(starts.par_windows(2)))
             .map(|(segment, ends)| {
                 let bytes = &payload[ends[0]..ends[1]];
-                Arch::new().dispatch(|| self.check_segment(segment, bytes))
+                Arch::new().dispatch(CheckSegment { limits: self.limits, segment, bytes })
             })
             .collect();
         let mut square_sums = vec![0.0; plan.layout.tensors().len()];
@@ -189,22 +165,84 @@ impl Codec {
         let norms = square_sums.into_iter().map(f64::sqrt).collect();
         Ok(Contribution { plan: Arc::clone(&self.plan), payload, starts, norms })
     }
+}
 
-    /// The sum of the squares of what the segment sends, chunk by chunk in order; or the number of the first bad chunk.
+/// See [`Codec::accumulate`].
+struct Accumulate<'a> {
+    e: &'a mut [f32],
+    delta: &'a [f32],
+    error_decay: f64,
+}
+
+impl WithSimd for Accumulate<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn check_segment(&self, segment: &Segment, bytes: &[u8]) -> Result<f64, (usize, ChunkError)> {
+    fn with_simd<S: Simd>(self, _: S) {
+        segment::accumulate(self.e, self.delta, self.error_decay);
+    }
+}
+
+/// See [`Codec::encode`]; returns the length of the segment.
+struct EncodeSegment<'a> {
+    codec: &'a Codec,
+    segment: &'a Segment,
+    e: &'a mut [f32],
+    delta: &'a [f32],
+    out: &'a mut [u8],
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for EncodeSegment<'_> {
+    type Output = Result<usize, NotFinite>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let Self { codec: &Codec { limits, error_decay, .. }, segment, e, delta, out, scratch } = self;
+        match segment.kind {
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => {
+                segment::encode(segment, limits, e, delta, error_decay, out, scratch)
+            }
+            CodecKind::DenseF32 => {
+                segment::accumulate(e, delta, error_decay);
+                if !e.iter().all(|value| value.is_finite()) {
+                    return Err(NotFinite);
+                }
+                format::write_dense(out, e.iter().map(|&value| format::canonical_value(value, limits)));
+                Ok(out.len())
+            }
+        }
+    }
+}
+
+/// The sum of the squares of what the segment sends, chunk by chunk in order; or the number of the first bad chunk.
+struct CheckSegment<'a> {
+    limits: Limits,
+    segment: &'a Segment,
+    bytes: &'a [u8],
+}
+
+impl WithSimd for CheckSegment<'_> {
+    type Output = Result<f64, (usize, ChunkError)>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let Self { limits, segment, bytes } = self;
         let mut sum = 0.0;
-        match self.plan.kind {
+        match segment.kind {
             CodecKind::TopkSign | CodecKind::TopkTwoBit => {
                 let mut reader = Reader::new(segment, bytes);
                 for chunk in 0..segment.chunks {
-                    sum += reader.check_chunk(self.limits).map_err(|error| (chunk, error))?;
+                    match reader.check_chunk(limits) {
+                        Ok(squares) => sum += squares,
+                        Err(error) => return Err((chunk, error)),
+                    }
                 }
                 reader.check_end().map_err(|error| (segment.chunks - 1, error))?;
             }
             CodecKind::DenseF32 => {
                 for (chunk, bytes) in bytes.chunks(4 * segment.chunk_len).enumerate() {
-                    format::check_dense(bytes, self.limits).map_err(|error| (chunk, error))?;
+                    format::check_dense(bytes, limits).map_err(|error| (chunk, error))?;
                     let values = bytes.as_chunks().0.iter().map(|&value| f64::from(f32::from_le_bytes(value)));
                     sum += values.fold(0.0, |sum, value| sum + value * value);
                 }

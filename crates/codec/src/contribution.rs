@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::run::CodecKind;
 
@@ -33,7 +33,11 @@ impl PartialEq for Contribution {
 /// What one chunk sends, unpacked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sent<'a> {
-    Sparse { positions: &'a [u16], codes: &'a [u8], values: [f32; 4] },
+    Sparse {
+        positions: &'a [u16],
+        codes: &'a [u8],
+        values: [f32; 4],
+    },
     /// Little-endian f32.
     Dense(&'a [[u8; 4]]),
 }
@@ -151,11 +155,11 @@ impl Contribution {
     fn update(&self, params: &mut [f32], new: impl Fn(f32, f32) -> f32 + Sync) {
         let shares = self.plan.split_params(params);
         shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
-            Arch::new().dispatch(|| {
-                let mut chunks = self.chunks(index);
-                for params in params.chunks_mut(segment.chunk_len) {
-                    chunks.next().for_each(|position, value| params[position] = new(params[position], value));
-                }
+            Arch::new().dispatch(Update {
+                chunks: self.chunks(index),
+                params,
+                chunk_len: segment.chunk_len,
+                new: &new,
             });
         });
     }
@@ -215,6 +219,25 @@ impl Contribution {
             Arc::ptr_eq(&self.plan, &other.plan) || self.plan == other.plan,
             "contributions must come from one run's codec"
         );
+    }
+}
+
+/// Replaces what was sent by `new(old, sent)`.
+struct Update<'a, F> {
+    chunks: Chunks<'a>,
+    params: &'a mut [f32],
+    chunk_len: usize,
+    new: &'a F,
+}
+
+impl<F: Fn(f32, f32) -> f32> WithSimd for Update<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) {
+        for params in self.params.chunks_mut(self.chunk_len) {
+            self.chunks.next().for_each(|position, value| params[position] = (self.new)(params[position], value));
+        }
     }
 }
 

@@ -35,6 +35,10 @@ pub(crate) struct Segment {
     /// Values that each chunk sends.
     pub(crate) k: usize,
     pub(crate) kind: CodecKind,
+    /// b: how many low bits of a gap are stored as they are; what is above them is unary.
+    pub(crate) low_bits: usize,
+    /// Bits of a chunk that do not depend on what it sends.
+    pub(crate) fixed_bits: usize,
     first_param: usize,
 }
 
@@ -48,36 +52,22 @@ impl Segment {
         self.chunks * self.chunk_len
     }
 
-    /// b: how many low bits of a gap are stored as they are; what is above them is unary.
-    pub(crate) fn low_bits(&self) -> usize {
-        low_bits(self.chunk_len, self.k)
-    }
-
     pub(crate) fn has_two_levels(&self) -> bool {
         self.kind == CodecKind::TopkTwoBit
-    }
-
-    /// Bits of a chunk that do not depend on what it sends.
-    pub(crate) fn fixed_bits(&self) -> usize {
-        match self.kind {
-            CodecKind::TopkSign => SCALE_BITS + self.k * (1 + self.low_bits()),
-            CodecKind::TopkTwoBit => SCALE_BITS + RATIO_BITS + self.k * (2 + self.low_bits()),
-            CodecKind::DenseF32 => 32 * self.chunk_len,
-        }
     }
 
     /// The largest number of unary bits of a chunk: a 1 for each value, and a 0 for each 2^b positions passed over.
     pub(crate) fn max_unary_bits(&self) -> usize {
         match self.kind {
-            CodecKind::TopkSign | CodecKind::TopkTwoBit => self.k + ((self.chunk_len - self.k) >> self.low_bits()),
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => self.k + ((self.chunk_len - self.k) >> self.low_bits),
             CodecKind::DenseF32 => 0,
         }
     }
 
     /// Lengths that its bytes can have; where there is but one, the payload does not say it.
     pub(crate) fn byte_range(&self) -> RangeInclusive<usize> {
-        let least = self.chunks * (self.fixed_bits() + self.max_unary_bits().min(self.k));
-        let most = self.chunks * (self.fixed_bits() + self.max_unary_bits());
+        let least = self.chunks * (self.fixed_bits + self.max_unary_bits().min(self.k));
+        let most = self.chunks * (self.fixed_bits + self.max_unary_bits());
         least.div_ceil(8)..=most.div_ceil(8)
     }
 }
@@ -108,8 +98,23 @@ impl Plan {
                     CodecKind::TopkSign | CodecKind::TopkTwoBit => (k * chunk_len).div_ceil(chunk),
                     CodecKind::DenseF32 => chunk_len,
                 };
-                let kind = spec.kind;
-                segments.push(Segment { tensor, chunk_in_tensor, chunks, chunk_len, k, kind, first_param });
+                let (kind, low_bits) = (spec.kind, low_bits(chunk_len, k));
+                let fixed_bits = match kind {
+                    CodecKind::TopkSign => SCALE_BITS + k * (1 + low_bits),
+                    CodecKind::TopkTwoBit => SCALE_BITS + RATIO_BITS + k * (2 + low_bits),
+                    CodecKind::DenseF32 => 32 * chunk_len,
+                };
+                segments.push(Segment {
+                    tensor,
+                    chunk_in_tensor,
+                    chunks,
+                    chunk_len,
+                    k,
+                    kind,
+                    low_bits,
+                    fixed_bits,
+                    first_param,
+                });
                 first_param += chunks * chunk_len;
             };
             for chunk_in_tensor in (0..full).step_by(per_segment) {
@@ -189,7 +194,7 @@ mod tests {
     #[test]
     fn small_tensors_are_never_dense() {
         let plan = plan(CodecKind::TopkSign, &[4096, 1024, 65, 64, 1, 65_536], 4096, 64);
-        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.low_bits(), s.fixed_bits(), s.max_unary_bits())).collect();
+        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.low_bits, s.fixed_bits, s.max_unary_bits())).collect();
         let full = (64, 5, 8 + 64 * 6, 64 + 126);
         assert_eq!(sent, [full, (16, 5, 8 + 16 * 6, 16 + 31), (2, 4, 18, 5), (1, 5, 14, 2), (1, 0, 9, 1), full]);
     }

@@ -18,9 +18,11 @@ pub(crate) struct NotFinite;
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     selection: Selection,
-    /// Signs, levels and bits of gaps of one chunk, a plane after the other, each starting a new word.
-    planes: Vec<u64>,
+    /// Which values have the high level: a bit each.
+    levels: Vec<u64>,
     magnitudes: Vec<f64>,
+    gaps: Vec<u16>,
+    signs: Vec<u16>,
     unary: Vec<u64>,
 }
 
@@ -64,49 +66,67 @@ fn encode_chunk(
     scratch: &mut Scratch,
     unary_bits: &mut usize,
 ) -> Result<(), NotFinite> {
-    let Scratch { selection, planes, magnitudes, unary } = scratch;
-    let (k, low_bits, words) = (segment.k, segment.low_bits(), segment.k.div_ceil(64));
+    let Scratch { selection, levels, magnitudes, gaps, signs, unary } = scratch;
+    let (k, low_bits) = (segment.k, segment.low_bits);
     if selection.select_largest(chunk, k) > magnitude_bits(f32::MAX) {
         return Err(NotFinite);
     }
-    planes.clear();
-    planes.resize((2 + low_bits) * words, 0);
-    let (signs, rest) = planes.split_at_mut(words);
-    let (levels, lows) = rest.split_at_mut(words);
+    levels.clear();
+    levels.resize(k.div_ceil(64), 0);
     magnitudes.clear();
-    magnitudes.extend(selection.positions.iter().map(|&position| limits.capped(chunk[usize::from(position)])));
-    let (scale, ratio) =
-        if segment.has_two_levels() { two_levels(magnitudes, levels, limits) } else { (one_level(magnitudes, limits), 0) };
-    let mut next = 0;
-    for (index, position) in selection.positions.iter_mut().enumerate() {
-        let (word, bit) = (index / 64, index % 64);
-        if scale == 0 {
-            // Filler of a chunk that sends nothing.
-            *position = index as u16;
-        } else {
-            signs[word] |= u64::from(chunk[usize::from(*position)] < 0.0) << bit;
+    signs.clear();
+    for &position in &selection.positions {
+        let value = chunk[usize::from(position)];
+        magnitudes.push(limits.capped(value));
+        signs.push(u16::from(value < 0.0));
+    }
+    let (scale, ratio) = if segment.has_two_levels() {
+        two_levels(magnitudes, levels, limits)
+    } else {
+        (one_level(magnitudes, limits), 0)
+    };
+    gaps.clear();
+    if scale == 0 {
+        // Filler of a chunk that sends nothing.
+        gaps.resize(k, 0);
+        signs.fill(0);
+    } else {
+        let mut next = 0;
+        for &position in &selection.positions {
+            gaps.push(position - next);
+            // Beyond the last position of the longest chunk there is none.
+            next = position.wrapping_add(1);
         }
-        let gap = usize::from(*position) - next;
-        next += gap + 1;
-        for (plane, lows) in lows.chunks_exact_mut(words).enumerate() {
-            lows[word] |= (gap as u64 >> plane & 1) << bit;
-        }
-        *unary_bits += gap >> low_bits;
-        unary[*unary_bits / 64] |= 1 << (*unary_bits % 64);
-        *unary_bits += 1;
     }
     writer.put(u64::from(scale), SCALE_BITS);
     if segment.has_two_levels() {
         writer.put(u64::from(ratio), RATIO_BITS);
     }
-    writer.put_words(signs, k);
+    put_plane(writer, signs, 0);
     if segment.has_two_levels() {
         writer.put_words(levels, k);
     }
-    for lows in lows.chunks_exact(words) {
-        writer.put_words(lows, k);
+    for plane in 0..low_bits {
+        put_plane(writer, gaps, plane);
+    }
+    for &gap in gaps.iter() {
+        *unary_bits += usize::from(gap) >> low_bits;
+        unary[*unary_bits / 64] |= 1 << (*unary_bits % 64);
+        *unary_bits += 1;
     }
     Ok(())
+}
+
+/// Writes one bit of each value.
+#[inline(always)]
+fn put_plane(writer: &mut BitWriter<'_>, values: &[u16], plane: usize) {
+    for values in values.chunks(64) {
+        let mut word = 0;
+        for (bit, &value) in values.iter().enumerate() {
+            word |= u64::from(value >> plane & 1) << bit;
+        }
+        writer.put(word, values.len());
+    }
 }
 
 /// The scale that loses least (in squares) if all values are sent with one magnitude: their mean.
@@ -185,7 +205,7 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(segment: &'a Segment, bytes: &'a [u8]) -> Self {
-        Self { segment, bytes, fixed_at: 0, unary_at: segment.chunks * segment.fixed_bits() }
+        Self { segment, bytes, fixed_at: 0, unary_at: segment.chunks * segment.fixed_bits }
     }
 
     #[inline(always)]
@@ -211,9 +231,9 @@ impl<'a> Reader<'a> {
     #[inline(always)]
     pub(crate) fn check_chunk(&mut self, limits: Limits) -> Result<f64, ChunkError> {
         let (segment, (head, signs_at)) = (self.segment, self.head());
-        let (k, low_bits) = (segment.k, segment.low_bits());
+        let (k, low_bits) = (segment.k, segment.low_bits);
         limits.check_scale(head.scale)?;
-        let lows_at = self.fixed_at + segment.fixed_bits() - k * low_bits;
+        let lows_at = self.fixed_at + segment.fixed_bits - k * low_bits;
         let lows: usize = (0..low_bits).map(|plane| self.ones(lows_at + plane * k, k) << plane).sum();
         let unary_at = self.unary_at;
         let end = self.after_ones(k).ok_or(ChunkError::Truncated)?;
@@ -230,7 +250,7 @@ impl<'a> Reader<'a> {
         } else if highs == 0 || (highs == k && head.ratio != 0) {
             return Err(ChunkError::LevelsNotCanonical);
         }
-        self.fixed_at += segment.fixed_bits();
+        self.fixed_at += segment.fixed_bits;
         self.unary_at = end;
         // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, hence without an order.
         let [low, _, high, _] = head.values(segment.has_two_levels());
@@ -268,34 +288,34 @@ impl<'a> Reader<'a> {
     #[inline(always)]
     pub(crate) fn unpack_chunk(&mut self, positions: &mut [u16], codes: &mut [u8]) -> ChunkHead {
         let (segment, bits, (head, signs_at)) = (self.segment, Bits(self.bytes), self.head());
-        let (k, low_bits) = (segment.k, segment.low_bits());
-        let lows_at = self.fixed_at + segment.fixed_bits() - k * low_bits;
+        let (k, low_bits) = (segment.k, segment.low_bits);
+        let lows_at = self.fixed_at + segment.fixed_bits - k * low_bits;
         let mut next = 0;
         let mut unary = Unary { bits, at: self.unary_at, word: 0, next_at: self.unary_at };
         for (group, (positions, codes)) in positions.chunks_mut(64).zip(codes.chunks_mut(64)).enumerate() {
             let (count, at) = (positions.len(), 64 * group);
             let signs = bits.get(signs_at + at, count);
             let levels = if segment.has_two_levels() { bits.get(signs_at + k + at, count) } else { 0 };
-            let mut lows = [[0u8; 8]; 16];
             let mut marks = [[0u8; 8]; 8];
             spread(signs, 0, &mut marks);
             spread(levels, 1, &mut marks);
-            for plane in 0..low_bits.min(8) {
-                spread(bits.get(lows_at + plane * k + at, count), plane, lows.first_chunk_mut().expect("16 > 8"));
-            }
-            for plane in 8..low_bits {
-                spread(bits.get(lows_at + plane * k + at, count), plane - 8, lows.last_chunk_mut().expect("16 > 8"));
-            }
             codes.copy_from_slice(&marks.as_flattened()[..count]);
-            let (low, high) = lows.as_flattened().split_at(64);
-            for ((position, &low), &high) in positions.iter_mut().zip(low).zip(high) {
-                let zeros = unary.zeros();
-                let gap = (zeros << low_bits) + usize::from(low) + (usize::from(high) << 8);
-                *position = (next + gap) as u16;
-                next += gap + 1;
+            let (mut low, mut high) = ([[0u8; 8]; 8], [[0u8; 8]; 8]);
+            for plane in 0..low_bits {
+                let bits = bits.get(lows_at + plane * k + at, count);
+                if plane < 8 { spread(bits, plane, &mut low) } else { spread(bits, plane - 8, &mut high) }
+            }
+            let mut gaps = [0u16; 64];
+            for ((gap, &low), &high) in gaps.iter_mut().zip(low.as_flattened()).zip(high.as_flattened()) {
+                *gap = u16::from_le_bytes([low, high]);
+            }
+            for (position, gap) in positions.iter_mut().zip(gaps) {
+                next += (unary.zeros() << low_bits) + usize::from(gap);
+                *position = next as u16;
+                next += 1;
             }
         }
-        self.fixed_at += segment.fixed_bits();
+        self.fixed_at += segment.fixed_bits;
         self.unary_at = unary.at;
         head
     }

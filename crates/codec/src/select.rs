@@ -1,11 +1,18 @@
 //! The k largest magnitudes of a chunk, in linear time.
 
+/// Values whose maxima are found together: as many as the widest registers hold.
+const LANES: usize = 16;
+/// Values of a cell.
+const CELL: usize = 4;
+const GROUP: usize = LANES * CELL;
+
 /// What [`Selection::select_largest`] found, and its working memory: reuse it from chunk to chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
-    maxima: Vec<u32>,
+    /// The largest magnitude of each cell. Cell l of a group has the group's values l, l + 16, l + 32 and l + 48.
+    cells: Vec<[u32; LANES]>,
     ranked: Vec<u32>,
     candidates: Vec<u64>,
     /// One bit for each position that is selected; all 0 between chunks.
@@ -18,29 +25,27 @@ pub(crate) fn magnitude_bits(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
+/// One integer a value, larger for a larger magnitude, then for a lower position, so that no two are equal.
+#[inline(always)]
+fn candidate(magnitude: u32, position: usize) -> u64 {
+    u64::from(magnitude) << 16 | (0xffff - position as u64)
+}
+
 impl Selection {
     /// Selects the `k` values of the largest magnitude, of equal ones those at lower positions, and returns the bits
     /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
     ///
-    /// The chunk is dealt into a few times `k` columns. At least `k` values are as large as the k-th largest of the
-    /// columns' maxima, so only columns whose maximum reaches that bound are looked at: little more than `k` of them.
+    /// At least `k` values are as large as the k-th largest maximum of disjoint sets of values, so only cells that reach
+    /// that bound are looked at: little more than `k` of them.
     #[inline(always)]
     pub(crate) fn select_largest(&mut self, chunk: &[f32], k: usize) -> u32 {
-        let columns = (4 * k).min(chunk.len());
-        let (first, rest) = chunk.split_at(columns);
-        self.maxima.clear();
-        self.maxima.extend(first.iter().map(|&value| magnitude_bits(value)));
-        for row in rest.chunks(columns) {
-            for (max, &value) in self.maxima.iter_mut().zip(row) {
-                *max = magnitude_bits(value).max(*max);
-            }
+        let largest = match chunk.as_chunks::<GROUP>() {
+            (groups, []) if CELL * k <= chunk.len() => self.gather(groups, k),
+            _ => self.gather_all(chunk),
+        };
+        if self.candidates.len() > k {
+            self.candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         }
-        let largest = self.maxima.iter().copied().fold(0, u32::max);
-        self.ranked.clone_from(&self.maxima);
-        let (_, &mut bound, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-        self.gather(chunk, columns, bound);
-
-        self.candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         self.chosen.resize(chunk.len().div_ceil(64), 0);
         for candidate in &self.candidates[..k] {
             let position = 0xffff - (candidate & 0xffff) as usize;
@@ -57,19 +62,60 @@ impl Selection {
         largest
     }
 
-    /// Collects what reaches `bound`: one integer a candidate, larger for a larger magnitude, then for a lower position,
-    /// so that no two are equal.
-    #[inline(always)]
-    fn gather(&mut self, chunk: &[f32], columns: usize, bound: u32) {
+    /// Makes all values candidates.
+    fn gather_all(&mut self, chunk: &[f32]) -> u32 {
         self.candidates.clear();
-        for (column, _) in self.maxima.iter().enumerate().filter(|&(_, &max)| max >= bound) {
-            for position in (column..chunk.len()).step_by(columns) {
-                let magnitude = magnitude_bits(chunk[position]);
-                if magnitude >= bound {
-                    self.candidates.push(u64::from(magnitude) << 16 | (0xffff - position as u64));
+        let values = chunk.iter().enumerate();
+        self.candidates.extend(values.map(|(position, &value)| candidate(magnitude_bits(value), position)));
+        chunk.iter().map(|&value| magnitude_bits(value)).fold(0, u32::max)
+    }
+
+    /// Makes the values candidates that may be among the `k` largest.
+    #[inline(always)]
+    fn gather(&mut self, groups: &[[f32; GROUP]], k: usize) -> u32 {
+        self.cells.clear();
+        for group in groups {
+            let mut cells = [0; LANES];
+            for row in group.as_chunks::<LANES>().0 {
+                for (cell, &value) in cells.iter_mut().zip(row) {
+                    *cell = magnitude_bits(value).max(*cell);
+                }
+            }
+            self.cells.push(cells);
+        }
+        // Cells are joined to about four sets for each value sought: fewer to rank, and the bound is nearly as high.
+        let joined = (groups.len() * LANES / (4 * k)).max(1);
+        self.ranked.clear();
+        for cells in self.cells.chunks(joined) {
+            let mut set = [0; LANES];
+            for cells in cells {
+                for (set, &cell) in set.iter_mut().zip(cells) {
+                    *set = cell.max(*set);
+                }
+            }
+            self.ranked.extend(set);
+        }
+        let largest = self.ranked.iter().copied().fold(0, u32::max);
+        let (_, &mut bound, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+
+        self.candidates.clear();
+        for (number, (cells, group)) in self.cells.iter().zip(groups).enumerate() {
+            let mut reached = 0u32;
+            for (lane, &cell) in cells.iter().enumerate() {
+                reached |= u32::from(cell >= bound) << lane;
+            }
+            while reached != 0 {
+                let lane = reached.trailing_zeros() as usize;
+                reached &= reached - 1;
+                for at in (lane..GROUP).step_by(LANES) {
+                    let magnitude = magnitude_bits(group[at]);
+                    if magnitude >= bound {
+                        self.candidates.push(candidate(magnitude, GROUP * number + at));
+                    }
                 }
             }
         }
+        largest
     }
 }
 
@@ -94,8 +140,13 @@ mod tests {
             chunk in prop::collection::vec(prop_oneof![-3i8..=3, any::<i8>()], 1..600),
             scale in prop_oneof![Just(1.0f32), Just(1e-40), Just(1e36)],
             share in 0.0..1.0f64,
+            whole: bool,
         ) {
             let chunk: Vec<f32> = chunk.into_iter().map(|value| f32::from(value) * scale).collect();
+            let mut chunk = chunk;
+            if whole && chunk.len() >= GROUP {
+                chunk.truncate(chunk.len() / GROUP * GROUP);
+            }
             let k = 1 + (share * (chunk.len() - 1) as f64) as usize;
             let mut selection = Selection::default();
             let largest = selection.select_largest(&chunk, k);

@@ -226,9 +226,8 @@ fn chunk_error(kind: CodecKind, fields: &[(u64, u32)]) -> ChunkError {
 #[test]
 fn every_fault_in_a_chunk_has_its_error() {
     // 4.0 is scale 240. Signs 0, low bits of the gaps 0; unary.
-    let error = |scale, signs, lows, unary| {
-        chunk_error(CodecKind::TopkSign, &[(scale, 8), (signs, 3), (lows, 3), unary])
-    };
+    let error =
+        |scale, signs, lows, unary| chunk_error(CodecKind::TopkSign, &[(scale, 8), (signs, 3), (lows, 3), unary]);
     assert_eq!(error(241, 0, 0, (0b111, 3)), ChunkError::ScaleTooLarge { code: 241 });
     // Gaps 8, 0, 0 make the positions 8, 9, 10; one more is too far.
     let out = |found| ChunkError::PositionOutOfRange { found, len: 11 };
