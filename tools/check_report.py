@@ -8,9 +8,11 @@ import sys
 NUMBER = (int, float)
 OPTIONAL = (int, float, type(None))
 WINDOW = {
-    "window": int, "certified": bool, "state_root": str, "one_root": bool, "accepted": list, "faults": list,
+    "window": int, "certified": bool, "state_root": str, "one_root": bool, "settled_by": int, "agreed_by": int,
+    "accepted": list, "faults": list, "misvotes": list,
     "tokens": int, "train_loss": OPTIONAL, "val_loss": OPTIONAL, "val_bits_per_byte": OPTIONAL,
     "payload_bytes": int, "bits_per_value": NUMBER, "compute_s": NUMBER, "comm_s": NUMBER,
+    "mfu": OPTIONAL, "engines": dict,
 }
 NODE = {
     "uid": int, "name": str, "role": str, "behaviour": str, "final_state_root": str, "score": NUMBER,
@@ -19,6 +21,7 @@ NODE = {
 FINAL = {"val_bits_per_byte": OPTIONAL, "floor_bits_per_byte": OPTIONAL, "tokens": int, "wall_s": NUMBER}
 TOP = {
     "schema": int, "run_id": str, "seed": int, "config": dict, "windows": list, "nodes": list, "late": list,
+    "late_total": int,
     "final": dict,
 }
 

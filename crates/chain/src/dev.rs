@@ -91,6 +91,8 @@ struct Ledger {
     pool: BTreeMap<(Hotkey, CallKind), SignedCall>,
     pace: BTreeMap<Hotkey, u64>,
     late: VecDeque<(u64, Hotkey)>,
+    /// How many there ever were.
+    late_total: u64,
 }
 
 /// A hotkey has at most one call of each kind in the pool.
@@ -115,6 +117,7 @@ impl DevChain {
             pool: BTreeMap::new(),
             pace: BTreeMap::new(),
             late: VecDeque::new(),
+            late_total: 0,
         };
         let (newest, heads, paced) = (watch::Sender::new(head), broadcast::Sender::new(1), watch::Sender::new(()));
         Ok(Self { inner: Arc::new(Inner { config, newest, heads, paced, ledger: Mutex::new(ledger) }) })
@@ -206,6 +209,11 @@ impl DevChain {
         self.ledger().late.iter().copied().collect()
     }
 
+    /// How many there were in all since the chain was opened, those forgotten too.
+    pub fn late_total(&self) -> u64 {
+        self.ledger().late_total
+    }
+
     /// The lowest nonce that the next call of this hotkey may carry.
     pub fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, ChainError> {
         self.ledger().next_nonce(hotkey)
@@ -268,7 +276,9 @@ impl DevChain {
     }
 
     pub(crate) fn record_late(&self, number: u64, hotkeys: Vec<Hotkey>) {
-        let late = &mut self.ledger().late;
+        let ledger = &mut *self.ledger();
+        ledger.late_total += hotkeys.len() as u64;
+        let late = &mut ledger.late;
         late.extend(hotkeys.into_iter().map(|hotkey| (number, hotkey)));
         let excess = late.len().saturating_sub(MAX_LATE);
         late.drain(..excess);

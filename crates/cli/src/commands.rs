@@ -1,7 +1,9 @@
 //! One module a verb.
 
+pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod demo;
+pub(crate) mod engine;
 pub(crate) mod generate;
 pub(crate) mod localnet;
 pub(crate) mod network;

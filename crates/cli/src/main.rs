@@ -49,6 +49,9 @@ enum Verb {
     Sim(commands::sim::Sim),
     /// Continue a text with a model that `--out` has written.
     Generate(commands::generate::Generate),
+    /// Measure parts of the system on this machine.
+    #[command(subcommand)]
+    Bench(commands::bench::Bench),
 }
 
 /// How a verb ended, when it did not fail.
@@ -85,5 +88,6 @@ fn run(verb: Verb) -> Result<End> {
         Verb::Data(data) => data.run(),
         Verb::Sim(sim) => sim.run(),
         Verb::Generate(generate) => generate.run(),
+        Verb::Bench(bench) => bench.run(),
     }
 }

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use templar_data::Progress;
 use templar_node::events::{Event, NodeEvent, Role, Verdict};
 use templar_sim::report::{Recorder, Report, WindowReport};
+use templar_train::EngineStats;
 
 /// Shows a network at work.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl Watcher {
 
     fn show_until(&self, end: u64, recorder: &Recorder) {
         for nth in self.shown.get()..end {
-            self.print(&window(&recorder.window(nth), recorder.settled(nth)));
+            self.print(&window(&recorder.window(nth)));
             self.shown.set(nth + 1);
             self.bar.set_position(nth + 1);
         }
@@ -72,15 +73,15 @@ impl Watcher {
 }
 
 /// A window in one line.
-pub(crate) fn window(report: &WindowReport, settled: usize) -> String {
+pub(crate) fn window(report: &WindowReport) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "     -".to_owned(), |value| format!("{value:6.3}"));
     let verdict = if report.certified { "certified" } else { "null     " };
     let roots = if report.one_root { "one root" } else { "ROOTS DIFFER" };
     let mut line = format!(
         "window {:>3}  {verdict}  {} of {} nodes' root {} ({roots})  train loss {}  held-out {} bits/byte  {} contributions of {}",
         report.window,
-        settled,
-        settled,
+        report.agreed_by,
+        report.settled_by,
         report.state_root.short(),
         number(report.train_loss),
         number(report.val_bits_per_byte),
@@ -122,7 +123,7 @@ pub(crate) fn summary(report: &Report) -> String {
     if !report.late.is_empty() {
         let uids: Vec<String> =
             report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
-        let _ = writeln!(text, "late: {}", uids.join(", "));
+        let _ = writeln!(text, "late {} times: {}", report.late_total, uids.join(", "));
     }
     if let Some(bits) = report.last.val_bits_per_byte {
         let _ = write!(text, "held-out text: {bits:.3} bits per byte");
@@ -139,8 +140,9 @@ pub(crate) fn summary(report: &Report) -> String {
 pub(crate) fn event(event: &NodeEvent) -> String {
     let what = match &event.event {
         Event::Started { uid, settled, .. } => format!("started as uid {uid}, {settled} windows settled"),
-        Event::Trained { window, steps, train_loss, compute_s, .. } => {
-            format!("window {window}: {steps} inner steps, loss {train_loss:.3}, {compute_s:.1} s")
+        Event::Trained { window, steps, train_loss, compute_s, engine, .. } => {
+            let engine = engine.as_ref().map_or(String::new(), self::engine);
+            format!("window {window}: {steps} inner steps, loss {train_loss:.3}, {compute_s:.1} s{engine}")
         }
         Event::Sealed { window, payload_bytes, .. } => format!("window {window}: sealed {}", bytes(*payload_bytes)),
         Event::Opened { window } => format!("window {window}: key published"),
@@ -173,6 +175,13 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         other => format!("{other:?}"),
     };
     format!("{}: {what}", event.node)
+}
+
+fn engine(stats: &EngineStats) -> String {
+    let of_matmul = 100.0 * stats.model_flops_per_s / stats.matmul_flops_per_s.max(1.0);
+    let mfu = stats.mfu().map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
+    let EngineStats { device, tokens_per_s, .. } = stats;
+    format!(", {tokens_per_s:.0} tokens/s on {device}{mfu}, {of_matmul:.1} % of a matrix product")
 }
 
 fn bytes(bytes: u64) -> String {

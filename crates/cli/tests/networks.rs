@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -64,6 +65,36 @@ fn one_seed_gives_the_same_roots_and_every_miner_trains() {
     }
     let continued = templar(&["generate", "--tokens", "20", "--json"]).arg(&out).output().unwrap();
     assert!(continued.status.success(), "{}", text(&continued));
+}
+
+#[test]
+fn noise_earns_next_to_nothing_with_the_real_engine() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--windows", "3", "--miners", "3", "--validators", "1", "--seed", "6", "--adversary", "noise"];
+    let report = demo(folder.path(), "noise.json", &arguments);
+    let weight = |uid: usize| report["nodes"][uid]["weight"].as_f64().unwrap();
+    assert_eq!(report["nodes"][2]["behaviour"], "noise");
+    for honest in [0, 1] {
+        assert!(weight(2) < 0.1 * weight(honest), "noise {} honest {}", weight(2), weight(honest));
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_demo_with_130_and_its_report() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let arguments = ["demo", "--windows", "500", "--miners", "1", "--validators", "1", "--json", "--report"];
+    let mut demo = templar(&arguments).arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"event\":\"settled\"")), "it ended by itself");
+    assert!(Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap().success());
+    // Whoever stops reading stops it in another way.
+    lines.for_each(drop);
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    let report = report(&path);
+    assert!(report["windows"][0]["certified"].as_bool().unwrap());
 }
 
 /// The processes that `parent` has started.

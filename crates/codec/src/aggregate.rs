@@ -17,7 +17,7 @@
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
@@ -78,7 +78,7 @@ pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribu
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
         || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk], table: Vec::new() },
         |scratch, ((index, segment), theta)| {
-            Arch::new().dispatch(StepSegment { step: &step, index, segment, theta, scratch });
+            first.arch.dispatch(StepSegment { step: &step, index, segment, theta, scratch });
         },
     );
 }

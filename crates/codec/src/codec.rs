@@ -39,6 +39,8 @@ pub struct Codec {
     plan: Arc<Plan>,
     limits: Limits,
     error_decay: f64,
+    /// The instructions that this processor has; only a test takes others.
+    pub(crate) arch: Arch,
 }
 
 /// Why error feedback has no payload.
@@ -62,6 +64,7 @@ impl Codec {
             plan: Arc::new(Plan::new(layout, spec)),
             limits: Limits::new(spec.max_abs),
             error_decay: spec.error_decay,
+            arch: Arch::new(),
         }
     }
 
@@ -85,7 +88,7 @@ impl Codec {
         assert_eq!(delta.len(), self.plan.layout.len(), "Δ does not fit the layout");
         let shares = self.plan.split_params(e);
         shares.into_par_iter().zip(&self.plan.segments).for_each(|(e, segment)| {
-            Arch::new().dispatch(Accumulate { e, delta: &delta[segment.params()], error_decay: self.error_decay });
+            self.arch.dispatch(Accumulate { e, delta: &delta[segment.params()], error_decay: self.error_decay });
         });
     }
 
@@ -110,7 +113,7 @@ impl Codec {
         let lengths: Vec<Result<usize, NotFinite>> = (plan.segments.par_iter().zip(shares).zip(outs))
             .map_init(Scratch::default, |scratch, ((segment, e), out)| {
                 let delta = &delta[segment.params()];
-                Arch::new().dispatch(EncodeSegment { codec: self, segment, e, delta, out, scratch })
+                self.arch.dispatch(EncodeSegment { codec: self, segment, e, delta, out, scratch })
             })
             .collect();
         if let Some(failed) = lengths.iter().position(Result::is_err) {
@@ -125,7 +128,8 @@ impl Codec {
         }
         payload.truncate(to);
         let directory = &mut payload[HEAD_BYTES..plan.bodies_at()];
-        for (field, length) in directory.as_chunks_mut::<LENGTH_BYTES>().0.iter_mut().zip(lengths) {
+        let said = plan.segments.iter().zip(lengths).filter(|(segment, _)| segment.says_length());
+        for (field, (_, length)) in directory.as_chunks_mut::<LENGTH_BYTES>().0.iter_mut().zip(said) {
             *field = (length as u16).to_le_bytes();
         }
         Ok(payload)
@@ -150,7 +154,7 @@ impl Codec {
         let checked: Vec<Result<f64, (usize, ChunkError)>> = (plan.segments.par_iter().zip(starts.par_windows(2)))
             .map(|(segment, ends)| {
                 let bytes = &payload[ends[0]..ends[1]];
-                Arch::new().dispatch(CheckSegment { limits: self.limits, segment, bytes })
+                self.arch.dispatch(CheckSegment { limits: self.limits, segment, bytes })
             })
             .collect();
         let mut square_sums = vec![0.0; plan.layout.tensors().len()];
@@ -163,7 +167,7 @@ impl Codec {
             square_sums[segment.tensor] += sum;
         }
         let norms = square_sums.into_iter().map(f64::sqrt).collect();
-        Ok(Contribution { plan: Arc::clone(&self.plan), payload, starts, norms })
+        Ok(Contribution { plan: Arc::clone(&self.plan), payload, starts, norms, arch: self.arch })
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Contribution {
     /// Where each segment starts in the payload, and where the last one ends.
     pub(crate) starts: Vec<usize>,
     pub(crate) norms: Vec<f64>,
+    pub(crate) arch: Arch,
 }
 
 /// One payload stands for one contribution.
@@ -155,7 +156,7 @@ impl Contribution {
     fn update(&self, params: &mut [f32], new: impl Fn(f32, f32) -> f32 + Sync) {
         let shares = self.plan.split_params(params);
         shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
-            Arch::new().dispatch(Update {
+            self.arch.dispatch(Update {
                 chunks: self.chunks(index),
                 params,
                 chunk_len: segment.chunk_len,
@@ -191,6 +192,21 @@ impl Contribution {
             })
             .reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         if sent == 0 { 0.0 } else { common as f64 / sent as f64 }
+    }
+
+    /// Share of the payload's bytes that one-dimensional tensors (the norms) take.
+    pub fn one_dimensional_share(&self) -> f64 {
+        let is_flat = |segment: &Segment| self.plan.layout.tensors()[segment.tensor].shape.len() == 1;
+        let lengths = self.starts.windows(2).map(|ends| ends[1] - ends[0]);
+        let flat: usize = self
+            .plan
+            .segments
+            .iter()
+            .zip(lengths)
+            .filter(|(segment, _)| is_flat(segment))
+            .map(|(_, length)| length)
+            .sum();
+        flat as f64 / self.payload.len() as f64
     }
 
     /// The one payload that decodes to this contribution.

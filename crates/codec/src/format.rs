@@ -11,8 +11,11 @@
 //! | 2 | `"TC"` |
 //! | 1 | format version: 1 |
 //! | 1 | codec kind, as in the run: 1 = topk-sign, 2 = dense-f32, 3 = topk-2bit |
-//! | 2 each | length of each segment in bytes (not for dense-f32, whose lengths are known) |
+//! | 2 each | length in bytes of each segment that can have more than one (see below) |
 //! | … | the segments in canonical order, and nothing else |
+//!
+//! A segment of n chunks has n · (fixed bits + k) to n · (fixed bits + k + ⌊(L − k) / 2^b⌋) bits (see below), rounded up to
+//! bytes. Where both ends give one number of bytes, as in small tensors and in dense-f32, that is its length.
 //!
 //! # topk-sign and topk-2bit
 //! A chunk of L values sends k = ⌈`codec.k` · L / C⌉ of them. A segment is first a fixed part for each of its chunks:
@@ -188,7 +191,8 @@ pub(crate) fn read_frame(payload: &[u8], plan: &Plan) -> Result<Vec<usize>, Deco
     let mut lengths = payload[HEAD_BYTES..at].as_chunks::<LENGTH_BYTES>().0.iter();
     for (index, segment) in plan.segments.iter().enumerate() {
         let range = segment.byte_range();
-        let length = lengths.next().map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
+        let said = if segment.says_length() { lengths.next() } else { None };
+        let length = said.map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
         if !range.contains(&length) {
             return Err(DecodeError::SegmentLength {
                 segment: index as u64,

@@ -58,6 +58,8 @@ pub mod format;
 mod plan;
 mod segment;
 mod select;
+#[cfg(test)]
+mod paths;
 
 pub use aggregate::{clip_factors, outer_step};
 pub use codec::{Codec, EncodeError};

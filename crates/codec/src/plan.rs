@@ -64,11 +64,17 @@ impl Segment {
         }
     }
 
-    /// Lengths that its bytes can have; where there is but one, the payload does not say it.
+    /// Lengths that its bytes can have.
     pub(crate) fn byte_range(&self) -> RangeInclusive<usize> {
         let least = self.chunks * (self.fixed_bits + self.max_unary_bits().min(self.k));
         let most = self.chunks * (self.fixed_bits + self.max_unary_bits());
         least.div_ceil(8)..=most.div_ceil(8)
+    }
+
+    /// Whether the payload says its length: where there is but one, it does not.
+    pub(crate) fn says_length(&self) -> bool {
+        let range = self.byte_range();
+        range.start() < range.end()
     }
 }
 
@@ -138,10 +144,7 @@ impl Plan {
     }
 
     pub(crate) fn directory_bytes(&self) -> usize {
-        match self.kind {
-            CodecKind::TopkSign | CodecKind::TopkTwoBit => LENGTH_BYTES * self.segments.len(),
-            CodecKind::DenseF32 => 0,
-        }
+        LENGTH_BYTES * self.segments.iter().filter(|segment| segment.says_length()).count()
     }
 
     /// Cuts the flat parameters into the segments' shares.

@@ -46,7 +46,7 @@ pub mod tokenizer;
 pub use dataset::{Dataset, OpenError, ReadError, VerifyError};
 pub use grammar::Grammar;
 pub use manifest::{Manifest, ManifestError, ShardEntry, Split, SplitManifest, TokenizerId, shard_files};
-pub use object::{StoreError, store_object};
+pub use object::{StoreError, file_has_hash, store_object};
 pub use prepare::{PrepareError, PrepareOptions, Progress, prepare, prepare_text};
 pub use source::SourceError;
 pub use tokenizer::{Tokenizer, TokenizerError};

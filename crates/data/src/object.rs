@@ -50,6 +50,13 @@ pub fn store_object(dir: &Path, expected: &Hash32, name: &str, bytes: &[u8]) -> 
     stored.map_err(|source| StoreError::Io { path: dir.join(name), source })
 }
 
+/// Whether the file at `path` has this BLAKE3, read piece by piece.
+pub fn file_has_hash(path: &Path, expected: &Hash32) -> io::Result<bool> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().as_bytes() == expected.as_bytes())
+}
+
 /// Writes a file so that it is there with all its bytes or not at all.
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary(dir)?;

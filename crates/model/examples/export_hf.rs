@@ -3,7 +3,7 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-use templar_model::{Device, Llama, hf, presets};
+use templar_model::{hf, presets};
 use templar_protocol::layout::{Layout, ModelSpec};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -17,6 +17,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     theta.iter_mut().filter(|value| **value < 1.0).for_each(|value| *value *= 5.0);
     hf::export(&folder, &spec, &theta, Some(256))?;
     let tokens: Vec<u32> = (0..2 * spec.seq_len).map(|at| at * at % 257).collect();
-    hf::export_logits(&folder, &Llama::new(&spec, &theta, &Device::Cpu), &tokens, 2)?;
+    hf::export_logits(&folder, &spec, &theta, &tokens, 2)?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Sampling of tokens, for people who want to see what a model has learned.
 
+use templar_engine::Engine;
 use templar_protocol::hash::{Hasher, Stream};
-
-use crate::llama::Llama;
+use templar_protocol::layout::ModelSpec;
 
 /// Most tokens that one call makes: without a cache of keys the work grows with their square.
 pub const MAX_NEW_TOKENS: usize = 4096;
@@ -34,14 +34,18 @@ pub enum GenerateError {
 /// Continues `prompt` by up to `new_tokens` tokens, which are returned without the prompt; stops before `end_of_text`.
 ///
 /// The model sees the last `seq_len` tokens. The same model, prompt and sampling give the same tokens on one machine.
+///
+/// # Panics
+/// If `theta` does not have as many elements as the model has parameters.
 pub fn generate(
-    model: &Llama,
+    model: &ModelSpec,
+    theta: &[f32],
     prompt: &[u32],
     new_tokens: usize,
     end_of_text: Option<u32>,
     sampling: Sampling,
 ) -> Result<Vec<u32>, GenerateError> {
-    let vocabulary = model.spec().vocab_size;
+    let vocabulary = model.vocab_size;
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
@@ -54,13 +58,13 @@ pub fn generate(
     if !(0.0..=100.0).contains(&sampling.temperature) {
         return Err(GenerateError::Temperature { found: sampling.temperature });
     }
-    let context = model.spec().seq_len as usize;
+    let context = model.seq_len as usize;
+    let mut engine = Engine::new(model);
     let mut stream = Hasher::new("templar generate").update_value(&sampling.seed).clone().into_stream();
     let mut text = prompt.to_vec();
     for made in 0..new_tokens {
-        let logits = model.logits(&text[text.len().saturating_sub(context)..], 1);
-        let last = &logits[logits.len() - vocabulary as usize..];
-        let next = choose(last, sampling.temperature, &mut stream).ok_or(GenerateError::NotFinite { made })?;
+        let logits = engine.next_logits(theta, &text[text.len().saturating_sub(context)..]);
+        let next = choose(&logits, sampling.temperature, &mut stream).ok_or(GenerateError::NotFinite { made })?;
         if Some(next) == end_of_text {
             break;
         }

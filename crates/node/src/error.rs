@@ -33,10 +33,10 @@ pub enum NodeError {
     Store(#[from] StoreError),
     #[error("training: {0}")]
     Train(#[from] TrainError),
-    #[error("own error feedback: {0}")]
-    Encode(#[from] templar_codec::EncodeError),
     #[error("dataset: {0}")]
     Data(#[from] templar_data::ReadError),
+    #[error("the local state in {path} is in use by another process: stop that, or name another --state-folder")]
+    InUse { path: String },
     #[error("local state in {path}: {reason}; repair the disk, or remove the folder to start from the network")]
     Local { path: String, reason: String },
     #[error("window {window} is certified, but nobody serves the contribution of uid {uid} any more")]
@@ -64,6 +64,7 @@ impl NodeError {
                 | Self::DatasetDoesNotFitModel { .. }
                 | Self::WrongTheta0 { .. }
                 | Self::Bucket(_)
+                | Self::InUse { .. }
                 | Self::Local { .. }
         )
     }

@@ -15,6 +15,7 @@ use crate::error::NodeError;
 use crate::fetch::Opened;
 use crate::intake::Intake;
 use crate::miner::batch;
+use crate::window::Window;
 
 /// One window's evaluation, ready to run.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Task {
         base: Arc<Vec<f32>>,
         validation: Option<(Arc<Vec<f32>>, u64)>,
     ) -> Self {
-        let (drawn, mut stream) = drawn_miners(core, own, intake, put_hash);
+        let (drawn, mut stream) = drawn_miners(core, own, &intake.window, put_hash);
         let stream = &mut stream;
         let count = core.spec.scoring.sequences as usize;
         let assignment = &intake.window.assignment;
@@ -95,7 +96,8 @@ impl Task {
             let observation = match verdict {
                 Err(fault) => Observation::Faulted(*fault),
                 Ok(opened) => {
-                    let own = batch(core, Split::Train, samples)?;
+                    // A damaged sample is this validator's own misfortune: the intake has said so.
+                    let Ok(own) = batch(core, Split::Train, samples) else { continue };
                     let mut theta = self.base.as_ref().clone();
                     opened.contribution.add_scaled(&mut theta, step);
                     Observation::Evaluated(Evaluation {
@@ -149,8 +151,8 @@ fn mean(losses: &[f64]) -> f64 {
 }
 
 /// The miners that this validator evaluates in a window, from its whole roster, and the stream for further draws.
-pub fn drawn_miners(core: &Core, own: &EntryId, intake: &Intake, put_hash: &Hash32) -> (Vec<EntryId>, Stream) {
-    let miners: Vec<EntryId> = intake.window.roster.miners.iter().map(|miner| miner.entry).collect();
+pub fn drawn_miners(core: &Core, own: &EntryId, window: &Window, put_hash: &Hash32) -> (Vec<EntryId>, Stream) {
+    let miners: Vec<EntryId> = window.roster.miners.iter().map(|miner| miner.entry).collect();
     let mut stream = draws(put_hash, own);
     (draw(&mut stream, &miners, core.spec.scoring.draws as usize), stream)
 }

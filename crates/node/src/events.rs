@@ -6,6 +6,7 @@ use templar_protocol::fault::Fault;
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::Uid;
 use templar_protocol::score::Observation;
+use templar_train::EngineStats;
 use tokio::sync::mpsc;
 
 /// One thing that happened to a node.
@@ -19,6 +20,10 @@ pub enum Event {
         settled: u64,
         state_root: Hash32,
     },
+    /// The hotkey was registered again, as another entry: the node goes on as that.
+    Registered {
+        uid: Uid,
+    },
     /// A miner took inner steps.
     Trained {
         window: u64,
@@ -26,12 +31,14 @@ pub enum Event {
         tokens: u64,
         train_loss: f64,
         compute_s: f64,
+        /// How much of its device the engine used, if it says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        engine: Option<EngineStats>,
     },
     /// A miner uploaded its sealed payload and handed its header's hash to the chain.
     Sealed {
         window: u64,
         payload_bytes: u64,
-        values: u64,
         comm_s: f64,
     },
     /// A miner published the key of its payload.
@@ -49,6 +56,12 @@ pub enum Event {
         accept: Vec<Uid>,
         faults: Vec<Fault>,
         comm_s: f64,
+    },
+    /// A validator's vote on a window does not count: it is malformed, or speaks of another window.
+    Misvoted {
+        window: u64,
+        uid: Uid,
+        cause: String,
     },
     /// A window is decided and in this node's state.
     Settled {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use templar_codec::Contribution;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::FaultKind;
@@ -106,28 +108,48 @@ pub async fn open(
     core.compute.run(work).await
 }
 
-/// Most time that one place may take to serve a certified contribution.
+/// Most time that one place may take to serve a small object of a certified contribution, and its ciphertext.
+const SMALL_PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_mins(2);
+/// How long the places asked so far are left alone before the next one is asked, too.
+const STAGGER: Duration = Duration::from_secs(2);
 
-/// All of a contribution that is certified, from wherever it is still served.
+/// All of a contribution that is certified, from whichever of `places` serves it first. The first is asked first, the
+/// next one as soon as that fails or is slow, so a bucket that drips holds nobody up.
 pub async fn certified(core: &Core, places: &[Place], committed: &Hash32) -> Option<Arc<Opened>> {
-    for place in places {
-        let attempt = async {
-            let header = header(core, place, committed, None).await?;
-            if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(core) {
-                return Err(FaultKind::PayloadTooLarge);
+    let mut waiting = places.iter();
+    let mut asked = FuturesUnordered::new();
+    loop {
+        if asked.is_empty() {
+            asked.push(certified_from(core, waiting.next()?, committed));
+        }
+        tokio::select! {
+            biased;
+            Some(answer) = asked.next() => if answer.is_some() { return answer },
+            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
+                asked.extend(waiting.next().map(|place| certified_from(core, place, committed)));
             }
-            let ciphertext = ciphertext(core, place, &header).await?;
-            let key = key(core, place).await?;
-            open(core, header, ciphertext, key).await
-        };
-        match tokio::time::timeout(PATIENCE, attempt).await {
-            Ok(Ok(opened)) => return Some(opened),
-            Ok(Err(fault)) => tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here"),
-            Err(_) => tracing::debug!(bucket = place.bucket.bucket, "too slow"),
         }
     }
-    None
+}
+
+/// A certified contribution from one place. What is small comes first: it shows whether the rest is worth the while.
+async fn certified_from(core: &Core, place: &Place, committed: &Hash32) -> Option<Arc<Opened>> {
+    let attempt = async {
+        let header = in_time(SMALL_PATIENCE, header(core, place, committed, None)).await?;
+        if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(core) {
+            return Err(FaultKind::PayloadTooLarge);
+        }
+        let key = in_time(SMALL_PATIENCE, key(core, place)).await?;
+        let ciphertext = in_time(PATIENCE, ciphertext(core, place, &header)).await?;
+        open(core, header, ciphertext, key).await
+    };
+    let opened = attempt.await;
+    opened.inspect_err(|fault| tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here")).ok()
+}
+
+async fn in_time<T>(patience: Duration, answer: impl Future<Output = Result<T, FaultKind>>) -> Result<T, FaultKind> {
+    tokio::time::timeout(patience, answer).await.unwrap_or(Err(FaultKind::PayloadUnavailable))
 }
 
 /// An oversized object is the miner's lie; one that cannot be had is storage's fault or not there yet.

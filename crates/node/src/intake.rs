@@ -1,42 +1,55 @@
 //! A validator's intake for one window: from words on chain to contributions that passed every check.
 //!
-//! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline. Polling is idempotent;
-//! what is final about a slot never changes again, and what only could not be fetched is tried until the intake closes.
+//! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline, each contribution in a
+//! task of its own: a bucket that drips delays nobody else's contribution, and never the vote. What is final about a
+//! slot never changes again; what only could not be fetched is tried again at every block until the intake closes.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
-use templar_protocol::header::{HeaderContext, SignedHeader, possession_proof, sample_digest};
+use templar_protocol::header::{HeaderContext, SignedHeader};
 use templar_protocol::roster::{EntryId, Snapshot};
-use templar_protocol::run::{CodecKind, RunSpec};
+use templar_protocol::run::CodecKind;
 use templar_protocol::word::{HeaderWord, WordError};
+use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::error::NodeError;
+use crate::events::Event;
 use crate::fetch::{self, Opened, Place};
 use crate::window::{Window, commitment_of};
 
-/// Contributions fetched at a time.
+/// Contributions fetched at a time, of those that come quickly.
 const PARALLEL_FETCHES: usize = 8;
-/// Most time that one look after a contribution may take, before the put deadline and after it. A bucket that drips
-/// must not keep a validator from its vote; what did not come is asked for again at the next block.
-const PATIENCE_EARLY: Duration = Duration::from_mins(1);
-const PATIENCE_FINAL: Duration = Duration::from_secs(10);
+/// How long a fetch may keep others waiting: after that it goes on beside them, so that slow buckets block no place.
+const TURN: Duration = Duration::from_secs(5);
+/// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
+const MISREADS_MAX: u32 = 2;
 
 /// One miner's contribution on its way in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Slot {
     pub entry: EntryId,
     place: Place,
-    context: HeaderContext,
+    /// None if this validator cannot know what the header has to say.
+    context: Option<HeaderContext>,
     committed: Option<Hash32>,
     committed_at_block: u64,
     header: Option<SignedHeader>,
     ciphertext: Option<Bytes>,
+    fetching: Option<AbortHandle>,
+    /// The block at which it was last looked for.
+    looked_at: Option<u64>,
+    /// Nothing more can be learned before the put deadline.
+    rests: bool,
+    /// So often, after the put deadline, what was read was not what the chain names.
+    misreads: u32,
     /// What stands in the way at the moment.
     obstacle: FaultKind,
     verdict: Option<Result<Arc<Opened>, FaultKind>>,
@@ -49,75 +62,133 @@ pub struct Intake {
     slots: Vec<Slot>,
     /// The chain at the put deadline: what was committed then is what counts.
     at_put: Option<Snapshot>,
+    /// The block whose words were read last.
+    read_at: Option<u64>,
+    opened_at: Option<Instant>,
+    fetches: JoinSet<Fetched>,
+    places: Arc<Semaphore>,
+    is_closed: bool,
 }
 
 impl Intake {
-    pub fn new(core: &Core, window: Window, theta: &[f32]) -> Result<Self, NodeError> {
-        let mut intake = Self { window, slots: Vec::new(), at_put: None };
-        let candidates: Vec<EntryId> = intake.window.candidates.iter().map(|candidate| candidate.entry).collect();
-        for entry in candidates {
-            intake.add(core, entry, theta)?;
-        }
-        Ok(intake)
+    /// Slots for the candidates of `window`, whose base has the parameters `theta`.
+    pub async fn new(core: &Arc<Core>, window: Window, theta: &Arc<Vec<f32>>) -> Self {
+        let entries = window.candidates.iter().map(|candidate| candidate.entry).collect();
+        let mut intake = Self {
+            window,
+            slots: Vec::new(),
+            at_put: None,
+            read_at: None,
+            opened_at: None,
+            fetches: JoinSet::new(),
+            places: Arc::new(Semaphore::new(PARALLEL_FETCHES)),
+            is_closed: false,
+        };
+        intake.add(core, entries, theta).await;
+        intake
     }
 
-    /// Adds a miner of the roster that is not a candidate.
-    pub fn add(&mut self, core: &Core, entry: EntryId, theta: &[f32]) -> Result<(), NodeError> {
-        let Some(miner) = self.window.roster.miner(&entry) else { return Ok(()) };
-        if self.slots.iter().any(|slot| slot.entry == entry) {
+    /// Adds those miners of the roster that have no slot yet.
+    pub async fn add(&mut self, core: &Arc<Core>, entries: Vec<EntryId>, theta: &Arc<Vec<f32>>) {
+        let is_new = |entry: &EntryId| !self.slots.iter().any(|slot| slot.entry == *entry);
+        let entries: Vec<EntryId> = entries.into_iter().filter(is_new).collect();
+        if entries.is_empty() {
+            return;
+        }
+        let (shared, window, theta, of) = (core.clone(), self.window.clone(), theta.clone(), entries.clone());
+        // Reads and hashes slices, and chunks of θ.
+        let contexts = move || of.iter().map(|entry| window.context(&shared, entry, &theta)).collect::<Vec<_>>();
+        let contexts = core.compute.run(contexts).await;
+        for (entry, context) in entries.into_iter().zip(contexts) {
+            let Some(miner) = self.window.roster.miner(&entry) else { continue };
+            let place = Place::of_miner(core, &miner.bucket, self.window.number);
+            if let Err(error) = &context {
+                let what = format!("uid {} cannot be judged: {error}; run `templar data verify`", entry.uid);
+                core.emit(Event::Trouble { what }).await;
+            }
+            self.slots.push(Slot::new(entry, place, context.ok()));
+        }
+    }
+
+    /// Reads what stands on the chain by `head`, as of the put deadline once that is past.
+    pub async fn read(&mut self, core: &Core, head: u64) -> Result<(), NodeError> {
+        let deadline = core.schedule.put_deadline(self.window.number);
+        if self.at_put.is_some() || self.read_at == Some(head) {
             return Ok(());
         }
-        let place = Place::of_miner(core, &miner.bucket, self.window.number);
-        let samples = self.window.assignment.slice(&entry).len() as u64;
-        // The last window of an epoch deals short slices, which miners go through again.
-        let tokens_max = if samples == 0 { 0 } else { core.spec.slice_samples() * u64::from(core.spec.model.seq_len) };
-        let context = HeaderContext {
-            run: core.run,
-            window: self.window.number,
-            entry,
-            base: self.window.base_digest,
-            sample_digest: sample_digest(&self.window.sample_hashes(core, &entry)?),
-            possession: possession_proof(theta, &entry.hotkey, &self.window.seed),
-            ciphertext_bytes_max: Window::ciphertext_bytes_max(core),
-            tokens_max,
-        };
-        self.slots.push(Slot {
-            entry,
-            place,
-            context,
-            committed: None,
-            committed_at_block: 0,
-            header: None,
-            ciphertext: None,
-            obstacle: FaultKind::NotCommitted,
-            verdict: None,
-        });
+        let is_final = head >= deadline;
+        let snapshot = core.snapshot(head.min(deadline)).await?;
+        for slot in &mut self.slots {
+            slot.read_word(&snapshot, self.window.number, is_final);
+        }
+        self.read_at = Some(head);
+        if is_final {
+            self.opened_at = Some(Instant::now());
+            self.at_put = Some(snapshot);
+        }
         Ok(())
     }
 
-    /// Does what can be done by `head`: prefetches before the put deadline, opens after it.
-    pub async fn poll(&mut self, core: &Core, head: u64) -> Result<(), NodeError> {
-        let deadline = core.schedule.put_deadline(self.window.number);
-        let is_final = head >= deadline;
-        if is_final && self.at_put.is_none() {
-            self.at_put = Some(core.snapshot(deadline).await?);
-        }
-        let early = if is_final { None } else { Some(core.snapshot(head).await?) };
-        let Some(snapshot) = early.as_ref().or(self.at_put.as_ref()) else { return Ok(()) };
-        for slot in &mut self.slots {
-            slot.read_word(snapshot, self.window.number, is_final);
-        }
-        let open: Vec<Slot> = self.slots.iter().filter(|slot| slot.verdict.is_none()).cloned().collect();
-        let patience = if is_final { PATIENCE_FINAL } else { PATIENCE_EARLY };
-        let advance = |slot: Slot| tokio::time::timeout(patience, slot.advance(core, is_final));
-        let mut advanced = futures::stream::iter(open.into_iter().map(advance)).buffered(PARALLEL_FETCHES);
-        while let Some(done) = advanced.next().await {
-            let Ok(done) = done else { continue };
-            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.entry == done.entry) {
-                *slot = done;
+    /// The hash of the block at the put deadline, once it is past.
+    pub fn put_hash(&self) -> Option<Hash32> {
+        self.at_put.as_ref().map(|snapshot| snapshot.block_hash)
+    }
+
+    /// Time since the put deadline was seen.
+    pub fn open_s(&self) -> f64 {
+        self.opened_at.map_or(0.0, |at| at.elapsed().as_secs_f64())
+    }
+
+    /// Starts to fetch whatever may have come by `head`: ciphertexts before the put deadline, keys too after it.
+    pub fn fetch(&mut self, core: &Arc<Core>, head: u64) {
+        let is_final = self.at_put.is_some();
+        for (nth, slot) in self.slots.iter_mut().enumerate() {
+            // Slots added after the put deadline have not read their word.
+            if let Some(at_put) = &self.at_put {
+                slot.read_word(at_put, self.window.number, true);
             }
+            let (Some(committed), Some(context)) = (slot.committed, &slot.context) else { continue };
+            let has_come = !is_final && (slot.rests || slot.ciphertext.is_some());
+            if slot.verdict.is_some() || slot.fetching.is_some() || has_come || slot.looked_at == Some(head) {
+                continue;
+            }
+            slot.looked_at = Some(head);
+            let (place, context) = (slot.place.clone(), context.clone());
+            let (header, ciphertext) = (slot.header.clone(), slot.ciphertext.clone());
+            let fetch = Fetch { core: core.clone(), nth, place, context, committed, header, ciphertext, is_final };
+            slot.fetching = Some(self.fetches.spawn(fetch.run(self.places.clone())));
         }
-        Ok(())
+    }
+
+    /// Waits for the next fetch that ends, and takes in what it brought. Waits for ever if there is none.
+    pub async fn arrival(&mut self) {
+        match self.fetches.join_next().await {
+            Some(done) => self.take(done),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether something is on its way.
+    pub fn is_fetching(&self) -> bool {
+        !self.fetches.is_empty()
+    }
+
+    fn take(&mut self, done: Result<Fetched, JoinError>) {
+        let done = match done {
+            Ok(done) => done,
+            Err(error) if error.is_cancelled() => return,
+            // Its slot stays as it is: no stranger's bytes may end this process.
+            Err(error) => return tracing::error!(window = self.window.number, %error, "a contribution broke its task"),
+        };
+        let slot = &mut self.slots[done.nth];
+        if slot.committed != Some(done.committed) || slot.verdict.is_some() {
+            return;
+        }
+        (slot.fetching, slot.header, slot.ciphertext) = (None, done.header, done.ciphertext);
+        match done.result {
+            Ok(opened) => slot.verdict = opened.map(Ok),
+            Err(fault) => slot.stumble(fault, done.is_final),
+        }
     }
 
     pub fn is_resolved(&self) -> bool {
@@ -125,38 +196,27 @@ impl Intake {
     }
 
     /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that repeat a candidate's.
-    pub fn close(&mut self, spec: &RunSpec) {
+    pub async fn close(&mut self, core: &Core) {
+        if std::mem::replace(&mut self.is_closed, true) {
+            return;
+        }
+        self.fetches = JoinSet::new();
         for slot in &mut self.slots {
             slot.verdict.get_or_insert(Err(slot.obstacle));
         }
-        if spec.codec.kind == CodecKind::DenseF32 {
+        if core.spec.codec.kind == CodecKind::DenseF32 {
             // Everybody sends every value: positions tell nothing.
             return;
         }
-        let overlap_max = spec.roster.overlap_max;
-        let duplicates: Vec<EntryId> = self
-            .slots
-            .iter()
-            .filter(|slot| self.repeats_an_earlier(slot, overlap_max))
-            .map(|slot| slot.entry)
-            .collect();
-        for slot in self.slots.iter_mut().filter(|slot| duplicates.contains(&slot.entry)) {
-            slot.verdict = Some(Err(FaultKind::Duplicate));
+        let passed = self.slots.iter().enumerate().filter_map(|(nth, slot)| {
+            let opened = slot.verdict.as_ref()?.as_ref().ok()?;
+            Some((slot.committed_at_block, nth, opened.clone()))
+        });
+        let (passed, candidates) = (passed.collect(), self.window.candidates.len());
+        let overlap_max = core.spec.roster.overlap_max;
+        for nth in core.compute.run(move || duplicates(passed, candidates, overlap_max)).await {
+            self.slots[nth].verdict = Some(Err(FaultKind::Duplicate));
         }
-    }
-
-    /// Commitment blocks cannot be forged, so the earlier of two is the original; within one block both are suspect,
-    /// and the one that stands later in the list yields.
-    fn repeats_an_earlier(&self, slot: &Slot, overlap_max: f64) -> bool {
-        let Some(Ok(own)) = &slot.verdict else { return false };
-        let place = |entry: &EntryId| self.slots.iter().position(|slot| slot.entry == *entry);
-        let rank = |slot: &Slot| (slot.committed_at_block, place(&slot.entry));
-        // Candidates only: who else is here depends on this validator's draws, and votes should not.
-        let candidates = &self.slots[..self.window.candidates.len()];
-        candidates.iter().filter(|other| rank(other) < rank(slot)).any(|other| match &other.verdict {
-            Some(Ok(earlier)) => own.contribution.overlap(&earlier.contribution) >= overlap_max,
-            _ => false,
-        })
     }
 
     /// Verdicts, candidates first.
@@ -175,7 +235,41 @@ impl Intake {
     }
 }
 
+/// Which of `passed` (block of the commitment, slot, contribution) repeat an earlier candidate's. Commitment blocks
+/// cannot be forged, so the earlier of two is the original; within one block both are suspect, and the one that stands
+/// later in the list yields.
+fn duplicates(passed: Vec<(u64, usize, Arc<Opened>)>, candidates: usize, overlap_max: f64) -> Vec<usize> {
+    let repeats = |(block, nth, own): &(u64, usize, Arc<Opened>)| {
+        // Candidates only: who else is here depends on this validator's draws, and votes should not.
+        passed.iter().any(|(other_block, other, earlier)| {
+            *other < candidates
+                && (other_block, other) < (block, nth)
+                && own.contribution.overlap(&earlier.contribution) >= overlap_max
+        })
+    };
+    passed.iter().filter(|slot| repeats(slot)).map(|(_, nth, _)| *nth).collect()
+}
+
 impl Slot {
+    fn new(entry: EntryId, place: Place, context: Option<HeaderContext>) -> Self {
+        let verdict = context.is_none().then_some(Err(FaultKind::NotJudged));
+        Self {
+            entry,
+            place,
+            context,
+            committed: None,
+            committed_at_block: 0,
+            header: None,
+            ciphertext: None,
+            fetching: None,
+            looked_at: None,
+            rests: false,
+            misreads: 0,
+            obstacle: FaultKind::NotCommitted,
+            verdict,
+        }
+    }
+
     fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
         if self.verdict.is_some() {
             return;
@@ -185,6 +279,10 @@ impl Slot {
         let committed = word.as_ref().ok().map(|word| word.header_hash);
         if committed != self.committed {
             (self.committed, self.header, self.ciphertext) = (committed, None, None);
+            (self.rests, self.looked_at) = (false, None);
+            if let Some(fetching) = self.fetching.take() {
+                fetching.abort();
+            }
         }
         self.committed_at_block = commitment.map_or(0, |commitment| commitment.block);
         if is_final {
@@ -196,34 +294,90 @@ impl Slot {
         }
     }
 
-    /// As far as it gets now.
-    async fn advance(mut self, core: &Core, is_final: bool) -> Self {
-        let Err(fault) = self.try_advance(core, is_final).await else { return self };
+    /// Something was in the way of a fetch.
+    fn stumble(&mut self, fault: FaultKind, is_final: bool) {
         self.obstacle = fault;
         let may_still_come =
             matches!(fault, FaultKind::HeaderUnavailable | FaultKind::PayloadUnavailable | FaultKind::NotOpened);
-        if is_final && !may_still_come {
+        if may_still_come {
+            return;
+        }
+        if !is_final {
+            self.rests = true;
+            return;
+        }
+        // Bytes that are not the committed ones may have been damaged on their way; all other faults are in bytes that
+        // the chain names.
+        let may_be_misread = matches!(
+            fault,
+            FaultKind::HeaderMalformed
+                | FaultKind::HeaderMismatch
+                | FaultKind::BadSignature
+                | FaultKind::PayloadMismatch
+                | FaultKind::KeyMismatch
+        );
+        self.misreads += 1;
+        if !may_be_misread || self.misreads >= MISREADS_MAX {
             self.verdict = Some(Err(fault));
         }
-        self
+    }
+}
+
+/// A look after one contribution, from what is known of it.
+struct Fetch {
+    core: Arc<Core>,
+    nth: usize,
+    place: Place,
+    context: HeaderContext,
+    committed: Hash32,
+    header: Option<SignedHeader>,
+    ciphertext: Option<Bytes>,
+    is_final: bool,
+}
+
+/// What it brought.
+struct Fetched {
+    nth: usize,
+    committed: Hash32,
+    header: Option<SignedHeader>,
+    ciphertext: Option<Bytes>,
+    is_final: bool,
+    /// The whole contribution, if it is final; why not, if something is in the way.
+    result: Result<Option<Arc<Opened>>, FaultKind>,
+}
+
+impl Fetch {
+    async fn run(mut self, places: Arc<Semaphore>) -> Fetched {
+        let place = places.acquire_owned().await.ok();
+        let result = {
+            let mut advance = pin!(self.advance());
+            if let Ok(result) = tokio::time::timeout(TURN, &mut advance).await {
+                result
+            } else {
+                drop(place);
+                advance.await
+            }
+        };
+        let Self { nth, committed, header, ciphertext, is_final, .. } = self;
+        Fetched { nth, committed, header, ciphertext, is_final, result }
     }
 
-    async fn try_advance(&mut self, core: &Core, is_final: bool) -> Result<(), FaultKind> {
-        let Some(committed) = self.committed else { return Err(FaultKind::NotCommitted) };
+    /// As far as it gets now.
+    async fn advance(&mut self) -> Result<Option<Arc<Opened>>, FaultKind> {
         let header = match self.header.take() {
             Some(header) => header,
-            None => fetch::header(core, &self.place, &committed, Some(&self.context)).await?,
+            None => fetch::header(&self.core, &self.place, &self.committed, Some(&self.context)).await?,
         };
         let header = self.header.insert(header).clone();
         let ciphertext = match self.ciphertext.take() {
             Some(ciphertext) => ciphertext,
-            None => fetch::ciphertext(core, &self.place, &header).await?,
+            None => fetch::ciphertext(&self.core, &self.place, &header).await?,
         };
         let ciphertext = self.ciphertext.insert(ciphertext).clone();
-        if is_final {
-            let key = fetch::key(core, &self.place).await?;
-            self.verdict = Some(Ok(fetch::open(core, header, ciphertext, key).await?));
+        if !self.is_final {
+            return Ok(None);
         }
-        Ok(())
+        let key = fetch::key(&self.core, &self.place).await?;
+        fetch::open(&self.core, header, ciphertext, key).await.map(Some)
     }
 }

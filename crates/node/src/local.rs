@@ -2,14 +2,18 @@
 //!
 //! Files are written under a temporary name, synced and renamed before the database speaks of them, and one database
 //! transaction moves from one consistent state to the next. So a process killed at any moment finds, at its next
-//! start, the state after some window, complete.
+//! start, the state after some window, complete. The database is locked while a node has it open, so that no two
+//! processes sign for one hotkey from one folder.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use rusqlite::{Connection, OptionalExtension, params};
 use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Hotkey;
 use templar_protocol::layout::Layout;
 use templar_protocol::run::{PROTOCOL_VERSION, RunId};
 use templar_protocol::state::RunState;
@@ -18,30 +22,39 @@ use crate::error::NodeError;
 
 /// States kept, so that a diverged node can go back without a download.
 const STATES_KEPT: u64 = 3;
+/// How long to wait for a process that is about to end to give the database free.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The local state of one node in one run.
 #[derive(Debug)]
 pub struct Local {
     folder: PathBuf,
     database: Connection,
+    /// Windows settled and root of θ that [`Local::save`] wrote last: what need not be written again.
+    saved: Option<(u64, Hash32)>,
 }
 
 impl Local {
-    /// Opens or creates the state of `run` below `root`. Runs do not share anything.
-    pub fn open(root: &Path, run: RunId) -> Result<Self, NodeError> {
-        let folder = root.join(format!("v{PROTOCOL_VERSION}-{}", run.0.short()));
+    /// Opens or creates the state of `hotkey` in `run` below `root`. Neither runs nor hotkeys share anything.
+    ///
+    /// Fails with [`NodeError::InUse`] while another process has it open.
+    pub fn open(root: &Path, run: RunId, hotkey: &Hotkey) -> Result<Self, NodeError> {
+        let folder = root.join(format!("v{PROTOCOL_VERSION}-{}-{}", run.0.short(), hotkey.short()));
         let open = || -> Result<Connection, Failure> {
             fs::create_dir_all(&folder)?;
             let database = Connection::open(folder.join("node.sqlite"))?;
+            database.busy_timeout(LOCK_PATIENCE)?;
+            // The empty transaction takes the lock, which an exclusive database keeps until it is closed.
             database.execute_batch(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
                  CREATE TABLE IF NOT EXISTS state (settled INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
-                 CREATE TABLE IF NOT EXISTS value (name TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT;",
+                 CREATE TABLE IF NOT EXISTS value (name TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
+                 BEGIN EXCLUSIVE; COMMIT;",
             )?;
             Ok(database)
         };
         let database = open().map_err(|failure| failure.at(&folder))?;
-        Ok(Self { folder, database })
+        Ok(Self { folder, database, saved: None })
     }
 
     /// All stored states of `run`, newest first.
@@ -60,11 +73,16 @@ impl Local {
         (theta.len() == layout.len() && layout.state_root(&theta) == state.theta_root).then_some(theta)
     }
 
-    /// Stores a state together with named values, as one step; forgets states too old to go back to.
+    /// Stores a state together with named values, as one step; forgets states too old to go back to, and those of a
+    /// future that did not come to be.
     pub fn save(&mut self, state: &RunState, theta: &[f32], values: &[(&str, Vec<u8>)]) -> Result<(), NodeError> {
         let folder = self.folder.clone();
-        let mut write = || -> Result<(), Failure> {
-            write_file(&self.folder.join(theta_name(state.settled)), &to_bytes(theta))?;
+        let saved = (state.settled, state.theta_root);
+        let is_new = self.saved != Some(saved);
+        let mut write = || -> Result<Vec<String>, Failure> {
+            if is_new {
+                write_file(&self.folder.join(theta_name(state.settled)), &to_bytes(theta))?;
+            }
             let transaction = self.database.transaction()?;
             transaction.execute(
                 "INSERT OR REPLACE INTO state VALUES (?1, ?2)",
@@ -74,43 +92,58 @@ impl Local {
                 transaction.execute("INSERT OR REPLACE INTO value VALUES (?1, ?2)", params![name, bytes])?;
             }
             let oldest = state.settled.saturating_sub(STATES_KEPT - 1);
-            let outdated: Vec<i64> = transaction
-                .prepare("SELECT settled FROM state WHERE settled < ?1 OR settled > ?2")?
-                .query_map(params![oldest as i64, state.settled as i64], |row| row.get(0))?
+            transaction.execute(
+                "DELETE FROM state WHERE settled < ?1 OR settled > ?2",
+                params![oldest as i64, state.settled as i64],
+            )?;
+            let kept = transaction
+                .prepare("SELECT settled FROM state")?
+                .query_map([], |row| Ok(theta_name(row.get::<_, i64>(0)? as u64)))?
                 .collect::<Result<_, _>>()?;
-            for settled in &outdated {
-                transaction.execute("DELETE FROM state WHERE settled = ?1", [settled])?;
-            }
             transaction.commit()?;
-            for settled in outdated {
-                remove_if_there(&self.folder.join(theta_name(settled as u64)))?;
-            }
-            Ok(())
+            Ok(kept)
         };
-        write().map_err(|failure| failure.at(&folder))
+        let kept = write().map_err(|failure| failure.at(&folder))?;
+        self.saved = Some(saved);
+        // By what is there rather than by what was just dropped: a crash may have left files that no state names.
+        if is_new { self.retain_files("theta", &kept.iter().map(String::as_str).collect::<Vec<_>>()) } else { Ok(()) }
     }
 
-    pub fn value(&self, name: &str) -> Result<Option<Vec<u8>>, NodeError> {
+    /// A stored value; none if there is none, or not one of this type.
+    pub fn get<T: BorshDeserialize>(&self, name: &str) -> Result<Option<T>, NodeError> {
+        Ok(self.value(name)?.and_then(|bytes| borsh::from_slice(&bytes).ok()))
+    }
+
+    pub fn set<T: BorshSerialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), NodeError> {
+        self.set_value(name, &borsh::to_vec(value).expect("memory accepts every byte"))
+    }
+
+    fn value(&self, name: &str) -> Result<Option<Vec<u8>>, NodeError> {
         let read = || self.database.query_row("SELECT bytes FROM value WHERE name = ?1", [name], |row| row.get(0));
         read().optional().map_err(|error| Failure::from(error).at(&self.folder))
     }
 
-    pub fn set_value(&self, name: &str, bytes: &[u8]) -> Result<(), NodeError> {
+    fn set_value(&self, name: &str, bytes: &[u8]) -> Result<(), NodeError> {
         let write = || self.database.execute("INSERT OR REPLACE INTO value VALUES (?1, ?2)", params![name, bytes]);
         write().map(|_| ()).map_err(|error| Failure::from(error).at(&self.folder))
     }
 
     /// Stores a large value under a name that its content gives, and returns the name.
     pub fn put_file(&self, kind: &str, bytes: &[u8]) -> Result<String, NodeError> {
-        let name = format!("{kind}-{}.bin", Hash32::of(bytes).short());
+        let name = file_name(kind, bytes);
         let path = self.folder.join(&name);
+        if path.exists() {
+            return Ok(name);
+        }
         write_file(&path, bytes).map_err(|error| Failure::from(error).at(&path))?;
         Ok(name)
     }
 
-    /// A large value; none if the file is missing or unreadable.
+    /// A large value; none if the file is missing, unreadable, or not what its name says.
     pub fn file(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.folder.join(name)).ok()
+        let bytes = fs::read(self.folder.join(name)).ok()?;
+        let (kind, _) = name.split_once('-')?;
+        (file_name(kind, &bytes) == name).then_some(bytes)
     }
 
     /// Removes the files of a kind other than `keep`.
@@ -137,6 +170,10 @@ fn theta_name(settled: u64) -> String {
     format!("theta-{settled:08}.bin")
 }
 
+fn file_name(kind: &str, bytes: &[u8]) -> String {
+    format!("{kind}-{}.bin", Hash32::of(bytes))
+}
+
 /// Little-endian bytes of f32 values.
 pub fn to_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -152,7 +189,13 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    // The new name has to be on disk too before the database speaks of it.
+    #[cfg(unix)]
+    if let Some(folder) = path.parent() {
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -181,6 +224,11 @@ impl From<rusqlite::Error> for Failure {
 
 impl Failure {
     fn at(self, path: &Path) -> NodeError {
+        if let Self::Database(error) = &self
+            && error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+        {
+            return NodeError::InUse { path: path.display().to_string() };
+        }
         let reason = match self {
             Self::Io(error) => error.to_string(),
             Self::Database(error) => error.to_string(),
@@ -191,6 +239,8 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
+    use templar_protocol::keys::Keypair;
+
     use super::*;
 
     fn state(settled: u64, layout: &Layout, theta: &[f32]) -> RunState {
@@ -205,24 +255,60 @@ mod tests {
         }
     }
 
+    fn hotkey(name: &str) -> Hotkey {
+        Keypair::insecure_dev(0, name).hotkey()
+    }
+
     #[test]
     fn reopened_state_is_the_last_complete_one() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::new([("w".to_owned(), vec![3])]);
         let run = RunId(Hash32::of(b"run"));
+        let open = || Local::open(folder.path(), run, &hotkey("a")).unwrap();
         for settled in 0..5u64 {
             let theta = [settled as f32, 1.0, 2.0];
-            let mut local = Local::open(folder.path(), run).unwrap();
-            local.save(&state(settled, &layout, &theta), &theta, &[("scores", vec![settled as u8])]).unwrap();
+            open().save(&state(settled, &layout, &theta), &theta, &[("scores", vec![settled as u8])]).unwrap();
         }
-        let local = Local::open(folder.path(), run).unwrap();
+        let mut local = open();
         let states = local.states(run).unwrap();
         assert_eq!(states.iter().map(|state| state.settled).collect::<Vec<_>>(), [4, 3, 2]);
         assert_eq!(local.theta(&states[0], &layout).unwrap(), [4.0, 1.0, 2.0]);
-        assert_eq!(local.value("scores").unwrap(), Some(vec![4]));
-        assert!(Local::open(folder.path(), RunId(Hash32::of(b"other"))).unwrap().states(run).unwrap().is_empty());
+        assert_eq!(local.get::<u8>("scores").unwrap(), Some(4));
+        let other = Local::open(folder.path(), RunId(Hash32::of(b"other")), &hotkey("a")).unwrap();
+        assert!(other.states(run).unwrap().is_empty());
 
         fs::write(local.folder.join(theta_name(4)), to_bytes(&[4.0, 1.0, 9.0])).unwrap();
         assert!(local.theta(&states[0], &layout).is_none(), "a flipped bit is not θ");
+
+        // Left behind by a crash between the commit and the removal.
+        let orphan = local.folder.join(theta_name(1));
+        fs::write(&orphan, b"old").unwrap();
+        let theta = [5.0, 1.0, 2.0];
+        local.save(&state(5, &layout, &theta), &theta, &[]).unwrap();
+        assert!(!orphan.exists() && local.theta(&local.states(run).unwrap()[0], &layout).is_some());
+    }
+
+    #[test]
+    fn a_folder_is_one_node_s_at_a_time_and_hotkeys_share_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunId(Hash32::of(b"run"));
+        let first = Local::open(folder.path(), run, &hotkey("a")).unwrap();
+        first.set("scores", &7u8).unwrap();
+        let again = Local::open(folder.path(), run, &hotkey("a"));
+        assert!(matches!(again, Err(NodeError::InUse { .. })), "{again:?}");
+        let other = Local::open(folder.path(), run, &hotkey("b")).unwrap();
+        assert_eq!(other.get::<u8>("scores").unwrap(), None);
+        drop(first);
+        assert_eq!(Local::open(folder.path(), run, &hotkey("a")).unwrap().get::<u8>("scores").unwrap(), Some(7));
+    }
+
+    #[test]
+    fn a_file_is_what_its_name_says_or_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = Local::open(folder.path(), RunId(Hash32::of(b"run")), &hotkey("a")).unwrap();
+        let name = local.put_file("error", b"bytes").unwrap();
+        assert_eq!(local.file(&name).unwrap(), b"bytes");
+        fs::write(local.folder.join(&name), b"bites").unwrap();
+        assert_eq!(local.file(&name), None);
     }
 }

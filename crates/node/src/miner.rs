@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use templar_codec::EncodeError;
 use templar_data::Split;
 use templar_protocol::roster::EntryId;
 use templar_train::{TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
@@ -15,9 +16,10 @@ use crate::error::NodeError;
 use crate::events::{Event, Role};
 use crate::local::{Local, from_bytes, to_bytes};
 use crate::pending::Pending;
-use crate::publish::Board;
-use crate::replica::{Replica, committed_header};
+use crate::replica::committed_header;
+use crate::seat::{Progress, Seat, Steps};
 use crate::signals::Signals;
+use crate::sweep;
 use crate::window::Window;
 
 /// Windows for which a miner keeps its objects in its bucket.
@@ -26,11 +28,8 @@ const WINDOWS_KEPT: u64 = 4;
 /// A miner of one run.
 pub struct Miner {
     core: Arc<Core>,
+    seat: Seat,
     signals: Signals,
-    entry: EntryId,
-    local: Local,
-    replica: Replica,
-    board: Board,
     /// Absent while it trains.
     trainer: Option<Box<dyn Trainer>>,
     /// e: what was learned and not yet certified.
@@ -58,7 +57,7 @@ pub type Job = BoxFuture<'static, Finished>;
 impl std::fmt::Debug for Miner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Miner")
-            .field("entry", &self.entry)
+            .field("entry", &self.seat.entry)
             .field("next_window", &self.next_window)
             .finish_non_exhaustive()
     }
@@ -69,30 +68,22 @@ impl Miner {
     pub async fn open(
         core: Arc<Core>,
         signals: Signals,
-        mut local: Local,
+        local: Local,
         mut trainer: Box<dyn Trainer>,
     ) -> Result<Self, NodeError> {
-        let entry = core.own_entry().await?;
-        let board = Board::new(&core)?;
-        let replica = Replica::open(&core, &mut local).await?;
-        let newest = &replica.newest().run;
-        let (settled, state_root) = (newest.settled, newest.theta_root);
-        core.emit(Event::Started { uid: entry.uid, role: Role::Miner, settled, state_root }).await;
-        let error_feedback = load_error_feedback(&core, &local)?;
-        if let Some(state) = load_file(&local, "optimiser")?
+        let seat = Seat::open(core.clone(), local, Role::Miner).await?;
+        let error_feedback = load_error_feedback(&core, &seat.local)?;
+        if let Some(state) = load_file(&seat.local, "optimiser")?
             && let Err(error) = trainer.import_state(&state)
         {
             core.emit(Event::Trouble { what: format!("optimiser state is not usable, starting afresh: {error}") })
                 .await;
         }
-        let pending = Pending::load(&local)?.into_iter().collect();
+        let pending = Pending::load(&seat.local)?.into_iter().collect();
         let mut miner = Self {
             core,
+            seat,
             signals,
-            entry,
-            local,
-            replica,
-            board,
             trainer: Some(trainer),
             error_feedback,
             next_window: 0,
@@ -102,22 +93,35 @@ impl Miner {
         };
         miner.next_window = miner.pending.back().map_or(0, |pending| pending.window + 1);
         miner.drop_skipped();
+        miner.sweep().await;
         Ok(miner)
     }
 
-    /// Everything that is due at `head`. Returns a training to run, if one is.
-    pub async fn on_head(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
-        self.settle(head).await?;
-        self.publish(head).await?;
-        self.board.keep_listed(&self.core, &self.entry, head).await?;
-        if let Some((window, outcome)) = self.trained.take() {
-            self.seal_when_settled(window, outcome, head).await?;
+    /// Removes old contributions from the own bucket, those to windows that were jumped over too.
+    async fn sweep(&mut self) {
+        let keep_from = self.seat.replica.newest().run.settled.saturating_sub(WINDOWS_KEPT);
+        if let Err(error) = sweep::windows(&self.core, keep_from).await {
+            self.core.emit(Event::Trouble { what: format!("sweeping the own bucket: {error}") }).await;
         }
-        self.start_training(head).await
+    }
+
+    /// Everything that is due at `head`: a training to run, if one is, and whether something should be tried again.
+    pub async fn on_head(&mut self, head: u64) -> Result<(Option<Job>, Steps), NodeError> {
+        let (core, mut steps) = (self.core.clone(), Steps::default());
+        steps.take(&core, self.seat.renew_entry(head).await).await?;
+        steps.take(&core, self.settle(head).await).await?;
+        steps.take(&core, self.publish(head).await).await?;
+        steps.take(&core, self.seat.keep_listed(head).await).await?;
+        if let Some((window, outcome)) = self.trained.take() {
+            steps.take(&core, self.seal_when_settled(window, outcome, head).await).await?;
+        }
+        let job = steps.take(&core, self.start_training(head).await).await?;
+        Ok((job.flatten(), steps))
     }
 
     /// The trainer is back.
     pub async fn on_job(&mut self, finished: Finished) -> Result<(), NodeError> {
+        let engine = finished.trainer.stats();
         self.trainer = Some(finished.trainer);
         let Some(window) = self.training.take() else { return Ok(()) };
         let outcome = match finished.outcome {
@@ -132,6 +136,7 @@ impl Miner {
             tokens: outcome.tokens,
             train_loss: mean,
             compute_s: finished.compute_s,
+            engine,
         };
         self.core.emit(trained).await;
         let head = self.signals.head();
@@ -140,8 +145,8 @@ impl Miner {
 
     /// The last block before which this miner has nothing outstanding.
     pub fn paced_through(&self) -> u64 {
-        let unopened = self.pending.iter().filter(|pending| !pending.opened);
-        let keys = unopened.map(|pending| self.core.schedule.put_deadline(pending.window));
+        let unpublished = self.pending.iter().filter(|pending| !pending.published);
+        let keys = unpublished.map(|pending| self.core.schedule.put_deadline(pending.window));
         let unsealed = self.training.iter().chain(self.trained.iter().map(|(window, _)| window));
         let trainings = unsealed.map(|window| window.number).chain([self.next_window]);
         keys.chain(trainings.map(|window| self.stop_block(window) - 1)).min().expect("there is always a next window")
@@ -159,37 +164,30 @@ impl Miner {
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
-        let mut resynchronised = false;
         loop {
-            match self.replica.advance(&self.core, head, &[]).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(settled)) => {
+            match self.seat.advance(head, &[]).await? {
+                Progress::Nothing => return Ok(()),
+                Progress::Settled(settled) => {
                     let window = settled.certificate.window;
-                    let counted = settled.certificate.accepted().contains(&self.entry);
-                    self.settle_pending(window, counted)?;
-                    self.board.sweep(&self.core, window, WINDOWS_KEPT).await;
+                    self.settle_pending(window, settled.certificate.accepted())?;
+                    self.seat.board.sweep(&self.core, window, WINDOWS_KEPT).await;
                 }
-                // Once a block: if that does not help, the next block may bring what does.
-                Err(error) if error.needs_resynchronisation() && !resynchronised => {
-                    resynchronised = true;
-                    self.core.emit(Event::Trouble { what: error.to_string() }).await;
-                    self.replica.resynchronise(&self.core, &mut self.local, head).await?;
+                Progress::Adopted => {
                     self.drop_skipped();
                     self.save()?;
+                    self.sweep().await;
                 }
-                Err(error) => return Err(error),
             }
         }
     }
 
     /// Error feedback is reduced only by what was certified.
-    fn settle_pending(&mut self, window: u64, counted: bool) -> Result<(), NodeError> {
+    fn settle_pending(&mut self, window: u64, accepted: &[EntryId]) -> Result<(), NodeError> {
         let settled = self.pending.iter().position(|pending| pending.window == window);
         if let Some(pending) = settled.and_then(|nth| self.pending.remove(nth))
-            && counted
-            && let Ok(contribution) = self.core.codec.decode(pending.payload.clone())
+            && accepted.contains(&pending.header.header.entry)
         {
-            contribution.subtract_from(&mut self.error_feedback);
+            self.discount(&pending);
         }
         self.save()
     }
@@ -197,64 +195,85 @@ impl Miner {
     /// Windows that a checkpoint jumped over are not settled here. Whatever was opened in them probably counted: to lose
     /// it is better than to send it twice.
     fn drop_skipped(&mut self) {
-        let settled = self.replica.newest().run.settled;
+        let settled = self.seat.replica.newest().run.settled;
         let all = std::mem::take(&mut self.pending);
         let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
         self.pending = kept;
         for pending in skipped.iter().filter(|pending| pending.opened) {
-            if let Ok(contribution) = self.core.codec.decode(pending.payload.clone()) {
-                contribution.subtract_from(&mut self.error_feedback);
-            }
+            self.discount(pending);
+        }
+    }
+
+    /// Takes what was sent out of the error feedback.
+    fn discount(&mut self, pending: &Pending) {
+        if let Ok(contribution) = self.core.codec.decode(pending.payload.clone()) {
+            contribution.subtract_from(&mut self.error_feedback);
         }
     }
 
     fn save(&mut self) -> Result<(), NodeError> {
-        let error = self.local.put_file("error", &to_bytes(&self.error_feedback))?;
+        let local = &self.seat.local;
+        let error = local.put_file("error", &to_bytes(&self.error_feedback))?;
         let optimiser = match &self.trainer {
-            Some(trainer) => Some(self.local.put_file("optimiser", &trainer.export_state())?),
-            None => load_name(&self.local, "optimiser")?,
+            Some(trainer) => Some(local.put_file("optimiser", &trainer.export_state())?),
+            None => local.get::<String>("optimiser")?,
         };
-        let (pending, payloads) = Pending::store(self.pending.make_contiguous(), &self.local)?;
-        let mut values = vec![("error", error.clone().into_bytes()), ("pending", pending)];
-        values.extend(optimiser.iter().map(|name| ("optimiser", name.clone().into_bytes())));
-        let newest = self.replica.newest();
-        self.local.save(&newest.run, &newest.theta, &values)?;
-        self.local.retain_files("error", &[&error])?;
-        self.local.retain_files("optimiser", &optimiser.iter().map(String::as_str).collect::<Vec<_>>())?;
-        self.local.retain_files("payload", &payloads.iter().map(String::as_str).collect::<Vec<_>>())
+        let (pending, payloads) = Pending::store(self.pending.make_contiguous(), local)?;
+        let mut values = vec![("error", stored(&error)), ("pending", stored(&pending))];
+        values.extend(optimiser.iter().map(|name| ("optimiser", stored(name))));
+        self.seat.save(&values)?;
+        let local = &self.seat.local;
+        local.retain_files("error", &[&error])?;
+        local.retain_files("optimiser", &optimiser.iter().map(String::as_str).collect::<Vec<_>>())?;
+        local.retain_files("payload", &payloads.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Takes each pending contribution as far as it gets by `head`: upload and commitment before the put deadline, the
-    /// key after it, if the chain had the header in time.
+    /// key after it, if the chain had the header in time. Gives the first error, after a try at each.
     async fn publish(&mut self, head: u64) -> Result<(), NodeError> {
-        let core = &self.core;
-        for pending in self.pending.iter_mut().filter(|pending| !pending.opened) {
-            let (window, deadline) = (pending.window, core.schedule.put_deadline(pending.window));
-            if head < deadline {
-                if !pending.uploaded {
-                    let started = Instant::now();
-                    self.board.put_contribution(core, pending).await?;
-                    pending.uploaded = true;
-                    let (comm_s, values) = (started.elapsed().as_secs_f64(), pending.values);
-                    let payload_bytes = pending.header.header.ciphertext_bytes;
-                    core.emit(Event::Sealed { window, payload_bytes, values, comm_s }).await;
-                }
-                self.board.ensure_header(core, &self.entry, &pending.word(), head).await?;
+        let mut result = Ok(());
+        for nth in 0..self.pending.len() {
+            if self.pending[nth].published {
                 continue;
             }
-            let at_put = core.snapshot(deadline).await?;
-            if committed_header(window, &self.entry, &at_put) == Some(pending.header.header.hash()) {
-                self.board.put_key(core, pending).await?;
-                core.emit(Event::Opened { window }).await;
-            } else {
-                let reason = "the chain did not include its header by the put deadline".to_owned();
-                core.emit(Event::Missed { window, reason }).await;
-                pending.lost = true;
-                continue;
-            }
-            pending.opened = true;
+            let deadline = self.core.schedule.put_deadline(self.pending[nth].window);
+            let step = if head < deadline { self.commit(nth, head).await } else { self.unseal(nth, deadline).await };
+            result = result.and(step);
         }
         self.pending.retain(|pending| !pending.lost);
+        result
+    }
+
+    async fn commit(&mut self, nth: usize, head: u64) -> Result<(), NodeError> {
+        let (core, pending) = (&self.core, &mut self.pending[nth]);
+        if !pending.uploaded {
+            let started = Instant::now();
+            self.seat.board.put_contribution(core, pending).await?;
+            pending.uploaded = true;
+            let (window, payload_bytes) = (pending.window, pending.header.header.ciphertext_bytes);
+            core.emit(Event::Sealed { window, payload_bytes, comm_s: started.elapsed().as_secs_f64() }).await;
+        }
+        let entry = pending.header.header.entry;
+        self.seat.board.ensure_header(core, &entry, &pending.word(), head).await
+    }
+
+    /// Publishes the key of a contribution whose put `deadline` is past, if the chain had its header by then.
+    async fn unseal(&mut self, nth: usize, deadline: u64) -> Result<(), NodeError> {
+        let window = self.pending[nth].window;
+        if !self.pending[nth].opened {
+            let at_put = self.core.snapshot(deadline).await?;
+            let header = &self.pending[nth].header.header;
+            if committed_header(window, &header.entry, &at_put) != Some(header.hash()) {
+                self.pending[nth].lost = true;
+                return self.miss(window, "the chain did not include its header by the put deadline").await;
+            }
+            // On disk before it is public: whoever dies in between must not send the same values again.
+            self.pending[nth].opened = true;
+            Pending::save(self.pending.make_contiguous(), &self.seat.local)?;
+        }
+        self.seat.board.put_key(&self.core, &self.pending[nth]).await?;
+        self.pending[nth].published = true;
+        self.core.emit(Event::Opened { window }).await;
         Ok(())
     }
 
@@ -267,9 +286,9 @@ impl Miner {
             self.next_window = number + 1;
             return Ok(None);
         }
-        let Some(base) = self.replica.base(&self.core, number).cloned() else { return Ok(None) };
+        let Some(base) = self.seat.replica.base(&self.core, number).cloned() else { return Ok(None) };
         let window = Window::load(&self.core, number, &base.run).await?;
-        let samples = window.assignment.slice(&self.entry);
+        let samples = window.assignment.slice(&self.seat.entry);
         self.next_window = number + 1;
         if samples.is_empty() {
             self.miss(number, "not in the roster of this window").await?;
@@ -310,27 +329,52 @@ impl Miner {
         })
     }
 
+    /// Seals what was learned in `window` and publishes it, once all windows before it are settled.
     async fn seal_when_settled(&mut self, window: Window, outcome: TrainOutcome, head: u64) -> Result<(), NodeError> {
-        if self.replica.newest().run.settled < window.number {
+        let number = window.number;
+        if self.seat.replica.newest().run.settled < number {
             self.trained = Some((window, outcome));
             return Ok(());
         }
-        if head >= self.core.schedule.put_deadline(window.number) {
+        let base = self.seat.replica.base(&self.core, number).cloned();
+        let Some(base) = base.filter(|base| base.run.digest() == window.base_digest) else {
+            return self.miss(number, "the state that it trained from was replaced").await;
+        };
+        if head >= self.core.schedule.put_deadline(number) {
             self.core.codec.accumulate(&mut self.error_feedback, &outcome.delta);
             // Nothing is lost: it stays in the error feedback, and the next payload carries it.
             self.save()?;
-            return self.miss(window.number, "trained past the put deadline").await;
+            return self.miss(number, "trained past the put deadline").await;
         }
-        let Some(base) = self.replica.base(&self.core, window.number).cloned() else { return Ok(()) };
-        let (codec, delta) = (self.core.codec.clone(), outcome.delta);
+        let payload = match self.encode(outcome.delta).await {
+            Ok(payload) => payload,
+            Err(error) => {
+                self.error_feedback.fill(0.0);
+                self.save()?;
+                return self.miss(number, &format!("error feedback starts afresh: {error}")).await;
+            }
+        };
+        let (core, entry) = (self.core.clone(), self.seat.entry);
+        let context = move || window.context(&core, &entry, &base.theta);
+        match self.core.compute.run(context).await {
+            Ok(context) => self.pending.push_back(Pending::new(&self.core, context, payload, outcome.tokens)),
+            Err(error) => {
+                self.save()?;
+                return self.miss(number, &format!("its own data is damaged: {error}")).await;
+            }
+        }
+        self.save()?;
+        self.publish(head).await
+    }
+
+    /// e ← β·e + Δ, and its payload.
+    async fn encode(&mut self, delta: Vec<f32>) -> Result<Vec<u8>, EncodeError> {
+        let codec = self.core.codec.clone();
         let mut error_feedback = std::mem::take(&mut self.error_feedback);
         let encode = move || (codec.encode(&mut error_feedback, &delta), error_feedback);
         let (payload, error_feedback) = self.core.compute.run(encode).await;
         self.error_feedback = error_feedback;
-        let pending = Pending::new(&self.core, &self.entry, &window, &base.theta, payload?, outcome.tokens)?;
-        self.pending.push_back(pending);
-        self.save()?;
-        self.publish(head).await
+        payload
     }
 }
 
@@ -353,12 +397,12 @@ pub fn batch(core: &Core, split: Split, samples: &[u64]) -> Result<TokenBatch, N
     Ok(TokenBatch::new(samples.len(), seq_len, tokens).map_err(|source| TrainError::Batch { batch: 0, source })?)
 }
 
-fn load_name(local: &Local, name: &str) -> Result<Option<String>, NodeError> {
-    Ok(local.value(name)?.and_then(|bytes| String::from_utf8(bytes).ok()))
+fn stored<T: borsh::BorshSerialize>(value: &T) -> Vec<u8> {
+    borsh::to_vec(value).expect("memory accepts every byte")
 }
 
 fn load_file(local: &Local, name: &str) -> Result<Option<Vec<u8>>, NodeError> {
-    Ok(load_name(local, name)?.and_then(|file| local.file(&file)))
+    Ok(local.get::<String>(name)?.and_then(|file| local.file(&file)))
 }
 
 fn load_error_feedback(core: &Core, local: &Local) -> Result<Vec<f32>, NodeError> {

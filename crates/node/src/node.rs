@@ -20,6 +20,7 @@ use crate::evaluate::Evaluated;
 use crate::events::{Event, Events, NodeEvent, Role};
 use crate::local::Local;
 use crate::miner::{self, Miner};
+use crate::seat::Steps;
 use crate::signals::Signals;
 use crate::validator::{self, Validator, ValidatorOptions};
 
@@ -40,7 +41,7 @@ pub struct Setup {
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
     pub trainer: Box<dyn Trainer>,
-    /// Where its local state lies, by run.
+    /// Where its local state lies, by run and hotkey.
     pub state_folder: PathBuf,
     pub options: ValidatorOptions,
     pub compute: Compute,
@@ -54,7 +55,7 @@ impl Setup {
         let core =
             Core::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
         let core = Arc::new(core);
-        let local = Local::open(&self.state_folder, core.run)?;
+        let local = Local::open(&self.state_folder, core.run, &core.keypair.hotkey())?;
         let signals = Signals::default();
         let node = match self.role {
             Role::Miner => {
@@ -106,18 +107,21 @@ impl Node {
                 let result = tokio::select! {
                     biased;
                     _ = stop.changed() => { signals.stop(); return Ok(()) }
-                    done = finish(&mut job) => self.on_job(done).await,
+                    done = finish(&mut job) => self.on_job(done).await.map(|next| (next, retry)),
                     head = heads.next() => match head {
                         Some(head) => { signals.set_head(head.number); self.on_head(head.number).await }
                         None => break,
                     },
+                    () = self.arrival() => self.on_arrival().await.map(|steps| (None, retry || steps.failed)),
                     () = tokio::time::sleep(RETRY), if retry => self.on_head(signals.head()).await,
                 };
-                retry = result.is_err();
                 match result {
-                    Ok(next) => job = job.or(next),
+                    Ok((next, again)) => (job, retry) = (job.or(next), again),
                     Err(error) if error.is_fatal() => return Err(error),
-                    Err(error) => core.emit(Event::Trouble { what: error.to_string() }).await,
+                    Err(error) => {
+                        retry = true;
+                        core.emit(Event::Trouble { what: error.to_string() }).await;
+                    }
                 }
                 let through = self.paced_through();
                 // Lets a paced development chain go on as far as this node is concerned.
@@ -129,10 +133,32 @@ impl Node {
         Ok(())
     }
 
-    async fn on_head(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
+    /// The next job, if there is one, and whether something failed and is to be tried again.
+    async fn on_head(&mut self, head: u64) -> Result<(Option<Job>, bool), NodeError> {
         match self {
-            Self::Miner(miner) => Ok(miner.on_head(head).await?.map(Job::Train)),
-            Self::Validator(validator) => Ok(validator.on_head(head).await?.map(Job::Evaluate)),
+            Self::Miner(miner) => {
+                let (job, steps) = miner.on_head(head).await?;
+                Ok((job.map(Job::Train), steps.failed))
+            }
+            Self::Validator(validator) => {
+                let (job, steps) = validator.on_head(head).await?;
+                Ok((job.map(Job::Evaluate), steps.failed))
+            }
+        }
+    }
+
+    /// Ends when something that a validator waits for has come.
+    async fn arrival(&mut self) {
+        match self {
+            Self::Miner(_) => std::future::pending().await,
+            Self::Validator(validator) => validator.arrival().await,
+        }
+    }
+
+    async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
+        match self {
+            Self::Miner(_) => Ok(Steps::default()),
+            Self::Validator(validator) => validator.on_arrival().await,
         }
     }
 

@@ -92,7 +92,7 @@ impl Board {
         Ok(())
     }
 
-    /// Removes this node's contribution to the window `kept` before `window`. What fails now is left behind.
+    /// Removes this node's contribution to the window `kept` before `window`. What fails now is left to [`crate::sweep`].
     pub async fn sweep(&self, core: &Core, window: u64, kept: u64) {
         let Some(old) = window.checked_sub(kept) else { return };
         for key in [keys::window_key, keys::window_header, keys::window_payload] {

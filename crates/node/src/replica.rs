@@ -1,8 +1,9 @@
 //! A node's copy of the replicated state: θ and the [`RunState`] that names it, moved on by certificates alone.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use futures::StreamExt;
 use templar_codec::outer_step;
 use templar_protocol::certificate::{Certificate, Outcome, certified_root, certify, read_ballots};
 use templar_protocol::hash::Hash32;
@@ -20,6 +21,11 @@ use crate::window::{Window, commitment_of, participants};
 
 /// States kept in memory: the present one, and with a delay of one window the one before, from which windows start.
 const RECENT: usize = 3;
+/// Contributions fetched at a time.
+const PARALLEL_FETCHES: usize = 8;
+/// How far back a certified state is looked for, in periods of checkpoints. Validators keep three checkpoints, and each
+/// window costs a few reads of the chain.
+const SEARCH_PERIODS: u64 = 8;
 
 /// A state with its θ.
 #[derive(Clone, Debug)]
@@ -44,6 +50,8 @@ pub struct Replica {
     /// The state before the first of `recent`, where its θ is not at hand: with a delay of one window, the state from
     /// which the next window to settle starts.
     older: Option<RunState>,
+    /// What was fetched of a window that could not be settled yet, by the hash of its header.
+    fetched: BTreeMap<Hash32, Arc<Opened>>,
 }
 
 impl Replica {
@@ -72,7 +80,7 @@ impl Replica {
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
-        Self { recent: VecDeque::from([state]), older }
+        Self { recent: VecDeque::from([state]), older, fetched: BTreeMap::new() }
     }
 
     pub fn newest(&self) -> &State {
@@ -111,22 +119,24 @@ impl Replica {
         let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
         for (entry, ballot) in &ballots {
             if let Err(error) = ballot
-                && !matches!(error, WordError::Absent | WordError::Window { .. })
+                && *error != WordError::Absent
             {
-                let what = format!("the vote of uid {} on window {number} does not count: {error}", entry.uid);
-                core.emit(Event::Trouble { what }).await;
+                let cause = error.to_string();
+                core.emit(Event::Misvoted { window: number, uid: entry.uid, cause }).await;
             }
         }
         let certificate = certify(number, &window.roster, &window.candidates, core.spec.roster.gather, &ballots);
-        if let Some(certified) = certificate.root()
-            && certified != window.base_digest
-        {
+        // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that a vote of
+        // its own may even seem to be all there is; the others' roots speak to it all the same.
+        let roots = [certified_root(number, &window.roster, &at_vote), certificate.root()];
+        if let Some(certified) = roots.into_iter().flatten().find(|root| *root != window.base_digest) {
             core.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
             return Err(NodeError::Diverged { window: number });
         }
-        let contributions = collect(core, &window, &certificate, opened).await?;
+        let contributions = self.collect(core, &window, &certificate, opened).await?;
         let stepped = self.step(core, &window, &certificate, &contributions).await;
         self.push(stepped);
+        self.fetched.clear();
         emit_settled(core, &certificate, &contributions, self.newest()).await;
         Ok(Some(Settled { window, certificate, base_theta: base.map(|state| state.theta) }))
     }
@@ -164,12 +174,13 @@ impl Replica {
     }
 
     /// Takes over the newest certified state that can be had: from the local disk if one of its states is certified,
-    /// else from a validator's checkpoint, else θ₀. Replaying from there to the head is [`Replica::advance`]'s work.
+    /// else from a validator's checkpoint, else θ₀ if the run is young. Replaying from there to the head is
+    /// [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, core: &Core, local: &mut Local, head: u64) -> Result<(), NodeError> {
         let stored = local.states(core.run)?;
         let newest_window = newest_voted_window(core, head);
-        let mut checked = 0;
-        for window in (0..newest_window).rev() {
+        let oldest = newest_window.saturating_sub(SEARCH_PERIODS * core.spec.windows.checkpoint_every_windows);
+        for window in (oldest..newest_window).rev() {
             let (roster, _) = participants(core, window).await?;
             let at_vote = core.snapshot(core.schedule.vote_deadline(window)).await?;
             let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
@@ -185,14 +196,48 @@ impl Replica {
                 self.adopt(core, state, previous, Source::Checkpoint).await;
                 return Ok(());
             }
-            checked += 1;
-            if checked > 4 * core.spec.windows.checkpoint_every_windows {
-                return Err(NodeError::NoCheckpoint { window: newest_window });
-            }
+        }
+        if oldest > 0 {
+            return Err(NodeError::NoCheckpoint { window: newest_window });
         }
         let genesis = genesis(core)?;
         self.adopt(core, genesis, None, Source::Genesis).await;
         Ok(())
+    }
+
+    /// The certified contributions, in the order of the certificate: opened by this node itself, or fetched from
+    /// whoever serves them. What comes while others do not is kept for the next attempt.
+    async fn collect(
+        &mut self,
+        core: &Core,
+        window: &Window,
+        certificate: &Certificate,
+        opened: &[Arc<Opened>],
+    ) -> Result<Vec<Arc<Opened>>, NodeError> {
+        if certificate.accepted().is_empty() {
+            return Ok(Vec::new());
+        }
+        let at_put = core.snapshot(core.schedule.put_deadline(window.number)).await?;
+        let gone = |entry: &EntryId| NodeError::ContributionGone { window: window.number, uid: entry.uid.0 };
+        let committed = certificate.accepted().iter().map(|entry| {
+            committed_header(window.number, entry, &at_put).map(|header| (*entry, header)).ok_or_else(|| gone(entry))
+        });
+        let committed: Vec<(EntryId, Hash32)> = committed.collect::<Result<_, _>>()?;
+        let own = opened.iter().map(|opened| (opened.header.header.hash(), opened.clone()));
+        self.fetched.extend(own.filter(|(header, _)| committed.iter().any(|(_, wanted)| wanted == header)));
+        let missing = committed.iter().filter(|(_, header)| !self.fetched.contains_key(header));
+        let fetch = |(entry, header): &(EntryId, Hash32)| {
+            let (places, header) = (places(core, window, entry, header), *header);
+            async move { (header, fetch::certified(core, &places, &header).await) }
+        };
+        let fetches: Vec<_> = missing.map(fetch).collect();
+        let mut fetches = futures::stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES);
+        while let Some((header, found)) = fetches.next().await {
+            self.fetched.extend(found.map(|opened| (header, opened)));
+        }
+        let found =
+            committed.iter().map(|(entry, header)| self.fetched.get(header).cloned().ok_or_else(|| gone(entry)));
+        found.collect()
     }
 
     async fn adopt(&mut self, core: &Core, state: State, previous: Option<RunState>, from: Source) {
@@ -223,33 +268,6 @@ fn genesis(core: &Core) -> Result<State, NodeError> {
         return Err(NodeError::WrongTheta0 { seed, found, expected });
     }
     Ok(State { run: RunState::genesis(&core.spec), theta: Arc::new(theta) })
-}
-
-/// The certified contributions, in the order of the certificate.
-async fn collect(
-    core: &Core,
-    window: &Window,
-    certificate: &Certificate,
-    opened: &[Arc<Opened>],
-) -> Result<Vec<Arc<Opened>>, NodeError> {
-    if certificate.accepted().is_empty() {
-        return Ok(Vec::new());
-    }
-    let at_put = core.snapshot(core.schedule.put_deadline(window.number)).await?;
-    let mut contributions = Vec::with_capacity(certificate.accepted().len());
-    for entry in certificate.accepted() {
-        let gone = || NodeError::ContributionGone { window: window.number, uid: entry.uid.0 };
-        let committed = committed_header(window.number, entry, &at_put).ok_or_else(gone)?;
-        let own = opened.iter().find(|opened| opened.header.header.hash() == committed);
-        let contribution = if let Some(opened) = own {
-            opened.clone()
-        } else {
-            let places = places(core, window, entry, &committed);
-            fetch::certified(core, &places, &committed).await.ok_or_else(gone)?
-        };
-        contributions.push(contribution);
-    }
-    Ok(contributions)
 }
 
 /// The miner's bucket first, then those of the validators, who promised to serve what they voted for.

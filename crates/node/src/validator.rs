@@ -8,12 +8,11 @@ use futures::future::BoxFuture;
 use templar_data::Split;
 use templar_protocol::fault::Fault;
 use templar_protocol::hash::Hash32;
-use templar_protocol::roster::{EntryId, Uid};
+use templar_protocol::roster::Uid;
 use templar_protocol::score::ScoreBook;
 use templar_protocol::word::Vote;
 use templar_store::keys;
 use templar_train::Trainer;
-use tokio::time::Instant;
 
 use crate::checkpoint;
 use crate::core::Core;
@@ -23,8 +22,9 @@ use crate::events::{Event, Role};
 use crate::fetch::Opened;
 use crate::intake::Intake;
 use crate::local::Local;
-use crate::publish::Board;
-use crate::replica::{Replica, Settled, State};
+use crate::replica::{Settled, State};
+use crate::seat::{Progress, Seat, Steps};
+use crate::sweep;
 use crate::window::Window;
 
 /// Evaluations that may wait; when a validator is slower than the windows, the oldest is dropped.
@@ -40,14 +40,13 @@ pub struct ValidatorOptions {
 /// A validator of one run.
 pub struct Validator {
     core: Arc<Core>,
-    entry: EntryId,
+    seat: Seat,
     options: ValidatorOptions,
-    local: Local,
-    replica: Replica,
-    board: Board,
     /// Absent while it evaluates.
     trainer: Option<Box<dyn Trainer>>,
     book: ScoreBook,
+    /// The newest block.
+    head: u64,
     /// The window whose contributions come in now.
     intake: Option<Intake>,
     /// The vote that must get onto the chain.
@@ -69,7 +68,7 @@ pub type Job = BoxFuture<'static, Evaluated>;
 impl std::fmt::Debug for Validator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Validator")
-            .field("entry", &self.entry)
+            .field("entry", &self.seat.entry)
             .field("next_vote", &self.next_vote)
             .finish_non_exhaustive()
     }
@@ -79,32 +78,26 @@ impl Validator {
     /// Takes up where the local state ends.
     pub async fn open(
         core: Arc<Core>,
-        mut local: Local,
+        local: Local,
         trainer: Box<dyn Trainer>,
         options: ValidatorOptions,
     ) -> Result<Self, NodeError> {
-        let entry = core.own_entry().await?;
-        let board = Board::new(&core)?;
-        let replica = Replica::open(&core, &mut local).await?;
-        let newest = &replica.newest().run;
-        let (settled, state_root) = (newest.settled, newest.theta_root);
-        core.emit(Event::Started { uid: entry.uid, role: Role::Validator, settled, state_root }).await;
-        let book = restore(&local, "scores")?;
-        let checkpoints = restore(&local, "checkpoints")?;
-        let held: Vec<(u64, Hash32)> = restore(&local, "held")?;
-        let (window, root, accept, exclude) = restore::<(u32, Hash32, Vec<bool>, Vec<bool>)>(&local, "vote")?;
-        let voted = !accept.is_empty() && u64::from(window) >= settled;
-        let vote = voted.then_some(Vote { window, root, accept, exclude });
+        let seat = Seat::open(core.clone(), local, Role::Validator).await?;
+        let settled = seat.replica.newest().run.settled;
+        let book = seat.local.get("scores")?.unwrap_or_default();
+        let checkpoints = seat.local.get("checkpoints")?.unwrap_or_default();
+        let held: Vec<(u64, Hash32)> = seat.local.get("held")?.unwrap_or_default();
+        let vote = seat.local.get::<(u32, Hash32, Vec<bool>, Vec<bool>)>("vote")?;
+        let vote = vote.filter(|(window, ..)| u64::from(*window) >= settled);
+        let vote = vote.map(|(window, root, accept, exclude)| Vote { window, root, accept, exclude });
         let next_vote = vote.as_ref().map_or(settled, |vote| u64::from(vote.window) + 1);
-        Ok(Self {
+        let mut validator = Self {
             core,
-            entry,
+            seat,
             options,
-            local,
-            replica,
-            board,
             trainer: Some(trainer),
             book,
+            head: 0,
             intake: None,
             vote,
             judged: VecDeque::new(),
@@ -113,16 +106,51 @@ impl Validator {
             next_vote,
             checkpoints,
             held: held.into(),
-        })
+        };
+        validator.sweep().await?;
+        Ok(validator)
     }
 
-    /// Everything that is due at `head`. Returns an evaluation to run, if one is.
-    pub async fn on_head(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
-        self.settle(head).await?;
-        self.board.keep_listed(&self.core, &self.entry, head).await?;
-        self.confirm_vote(head).await?;
-        self.judge(head).await?;
-        Ok(self.start_evaluation())
+    /// Brings what is in the own bucket in line with what this node knows to be there.
+    async fn sweep(&mut self) -> Result<(), NodeError> {
+        let keep_from = self.held_from(self.seat.replica.newest().run.settled);
+        let mut swept = sweep::held(&self.core, keep_from, &mut self.held).await;
+        if swept.is_ok() {
+            swept = sweep::checkpoints(&self.core, &mut self.checkpoints).await;
+        }
+        if let Err(error) = swept {
+            // What is left over costs storage, nothing else.
+            self.core.emit(Event::Trouble { what: format!("sweeping the own bucket: {error}") }).await;
+        }
+        self.seat.local.set("checkpoints", &self.checkpoints)?;
+        self.save_held()
+    }
+
+    /// Everything that is due at `head`: an evaluation to run, if one is, and whether something should be tried again.
+    pub async fn on_head(&mut self, head: u64) -> Result<(Option<Job>, Steps), NodeError> {
+        self.head = head;
+        let (core, mut steps) = (self.core.clone(), Steps::default());
+        steps.take(&core, self.seat.renew_entry(head).await).await?;
+        steps.take(&core, self.settle(head).await).await?;
+        steps.take(&core, self.seat.keep_listed(head).await).await?;
+        steps.take(&core, self.confirm_vote(head).await).await?;
+        steps.take(&core, self.judge(head).await).await?;
+        Ok((self.start_evaluation(), steps))
+    }
+
+    /// Waits until a fetch has ended, if one is under way; then [`Validator::on_arrival`] is due.
+    pub async fn arrival(&mut self) {
+        match &mut self.intake {
+            Some(intake) => intake.arrival().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A contribution has come, or will not.
+    pub async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
+        let (core, mut steps) = (self.core.clone(), Steps::default());
+        steps.take(&core, self.judge(self.head).await).await?;
+        Ok(steps)
     }
 
     /// The trainer is back.
@@ -137,7 +165,7 @@ impl Validator {
                     let score = self.book.rating(&entry).score();
                     self.core.emit(Event::Observed { window, uid: entry.uid, observation, score }).await;
                 }
-                self.local.set_value("scores", &borsh::to_vec(&self.book).expect("plain values"))?;
+                self.seat.local.set("scores", &self.book)?;
                 if let Some(loss) = report.held_out_loss {
                     let bytes_per_token = self.core.dataset.manifest().bytes_per_token(Split::HeldOut);
                     let bits_per_byte = loss / std::f64::consts::LN_2 / bytes_per_token;
@@ -156,10 +184,12 @@ impl Validator {
     pub fn paced_through(&self) -> u64 {
         let schedule = &self.core.schedule;
         let vote = schedule.vote_deadline(self.next_vote) - 1;
-        let settle = schedule.vote_deadline(self.replica.newest().run.settled);
+        let settle = schedule.vote_deadline(self.seat.replica.newest().run.settled);
+        let fetching = self.intake.as_ref().is_some_and(Intake::is_fetching).then_some(self.head);
         // The evaluation of a window is in the weights that are set when the next one is settled.
         let evaluation = self.evaluating.into_iter().chain(self.tasks.iter().map(|task| task.window));
-        evaluation.map(|window| schedule.vote_deadline(window + 1) - 1).chain([vote, settle]).min().expect("not empty")
+        let evaluation = evaluation.map(|window| schedule.vote_deadline(window + 1) - 1);
+        evaluation.chain(fetching).chain([vote, settle]).min().expect("not empty")
     }
 
     /// When waiting for contributions ends, to leave time for the vote to get onto the chain.
@@ -169,39 +199,33 @@ impl Validator {
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
-        let mut resynchronised = false;
         loop {
             let opened: Vec<Arc<Opened>> = self.judged.iter().flat_map(Intake::opened).collect();
-            match self.replica.advance(&self.core, head, &opened).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(settled)) => self.after_settling(settled, head).await?,
-                // Once a block: if that does not help, the next block may bring what does.
-                Err(error) if error.needs_resynchronisation() && !resynchronised => {
-                    resynchronised = true;
-                    self.core.emit(Event::Trouble { what: error.to_string() }).await;
-                    self.replica.resynchronise(&self.core, &mut self.local, head).await?;
+            match self.seat.advance(head, &opened).await? {
+                Progress::Nothing => return Ok(()),
+                Progress::Settled(settled) => self.after_settling(*settled, head).await?,
+                Progress::Adopted => {
                     (self.intake, self.vote) = (None, None);
                     self.judged.clear();
-                    let newest = self.replica.newest();
-                    self.local.save(&newest.run, &newest.theta, &[])?;
+                    self.tasks.clear();
+                    self.seat.save(&[])?;
                 }
-                Err(error) => return Err(error),
             }
         }
     }
 
+    /// What follows from a settled window. Only the own disk can fail here: the window is settled once.
     async fn after_settling(&mut self, settled: Settled, head: u64) -> Result<(), NodeError> {
-        let newest = self.replica.newest().clone();
-        self.local.save(&newest.run, &newest.theta, &[])?;
+        let newest = self.seat.replica.newest().clone();
+        self.seat.save(&[])?;
         let window = settled.certificate.window;
         let judged = self.judged.iter().position(|intake| intake.window.number == window);
         if let Some(intake) = judged.and_then(|nth| self.judged.remove(nth))
-            && let Some(base) = settled.base_theta
+            && let (Some(base), Some(put_hash)) = (settled.base_theta, intake.put_hash())
         {
-            let put_hash = self.core.chain.block_hash(self.core.schedule.put_deadline(window)).await?;
             let validation =
                 (self.options.validation_samples > 0).then(|| (newest.theta.clone(), self.options.validation_samples));
-            self.tasks.push_back(Task::new(&self.core, &self.entry, &intake, &put_hash, base, validation));
+            self.tasks.push_back(Task::new(&self.core, &self.seat.entry, &intake, &put_hash, base, validation));
             while self.tasks.len() > TASKS_MAX {
                 self.tasks.pop_front();
             }
@@ -219,10 +243,14 @@ impl Validator {
     }
 
     async fn publish_checkpoint(&mut self, newest: &State) -> Result<(), NodeError> {
-        checkpoint::publish(&self.core, newest, self.replica.previous()).await?;
-        self.checkpoints.push(newest.run.digest());
-        checkpoint::retire(&self.core, &mut self.checkpoints).await?;
-        self.local.set_value("checkpoints", &borsh::to_vec(&self.checkpoints).expect("plain values"))?;
+        checkpoint::publish(&self.core, newest, self.seat.replica.previous()).await?;
+        let digest = newest.run.digest();
+        // A replay comes by the same states again.
+        self.checkpoints.retain(|published| *published != digest);
+        self.checkpoints.push(digest);
+        let retired = checkpoint::retire(&self.core, &mut self.checkpoints).await;
+        self.seat.local.set("checkpoints", &self.checkpoints)?;
+        retired?;
         self.release(newest.run.settled - 1).await
     }
 
@@ -240,10 +268,14 @@ impl Validator {
         self.core.emit(event).await;
     }
 
+    /// The first window whose contributions this node still serves when it has settled `window`.
+    fn held_from(&self, window: u64) -> u64 {
+        window.saturating_sub(2 * self.core.spec.windows.checkpoint_every_windows)
+    }
+
     /// Serves contributions until a checkpoint that contains them is certified.
     async fn release(&mut self, window: u64) -> Result<(), NodeError> {
-        let every = self.core.spec.windows.checkpoint_every_windows;
-        let keep_from = window.saturating_sub(2 * every);
+        let keep_from = self.held_from(window);
         while let Some(&(held, header)) = self.held.front()
             && held < keep_from
         {
@@ -256,8 +288,7 @@ impl Validator {
     }
 
     fn save_held(&mut self) -> Result<(), NodeError> {
-        let held: &[(u64, Hash32)] = self.held.make_contiguous();
-        self.local.set_value("held", &borsh::to_vec(held).expect("plain values"))
+        self.seat.local.set("held", &*self.held.make_contiguous())
     }
 
     async fn confirm_vote(&mut self, head: u64) -> Result<(), NodeError> {
@@ -266,7 +297,7 @@ impl Validator {
             self.vote = None;
             return Ok(());
         }
-        self.board.ensure_vote(&self.core, &self.entry, vote, head).await
+        self.seat.board.ensure_vote(&self.core, &self.seat.entry, vote, head).await
     }
 
     async fn judge(&mut self, head: u64) -> Result<(), NodeError> {
@@ -277,31 +308,28 @@ impl Validator {
         if head < self.core.schedule.first_block(window) {
             return Ok(());
         }
-        let Some(base) = self.replica.base(&self.core, window).cloned() else { return Ok(()) };
+        let Some(base) = self.seat.replica.base(&self.core, window).cloned() else { return Ok(()) };
         if self.intake.as_ref().is_none_or(|intake| intake.window.number != window) {
             let loaded = Window::load(&self.core, window, &base.run).await?;
-            self.intake = Some(Intake::new(&self.core, loaded, &base.theta)?);
+            self.intake = Some(Intake::new(&self.core, loaded, &base.theta).await);
         }
         let Some(intake) = &mut self.intake else { return Ok(()) };
-        let put_deadline = self.core.schedule.put_deadline(window);
-        if head >= put_deadline {
-            let put_hash = self.core.chain.block_hash(put_deadline).await?;
-            for entry in drawn_miners(&self.core, &self.entry, intake, &put_hash).0 {
-                intake.add(&self.core, entry, &base.theta)?;
-            }
+        intake.read(&self.core, head).await?;
+        if let Some(put_hash) = intake.put_hash() {
+            let drawn = drawn_miners(&self.core, &self.seat.entry, &intake.window, &put_hash).0;
+            intake.add(&self.core, drawn, &base.theta).await;
         }
-        let started = Instant::now();
-        intake.poll(&self.core, head).await?;
-        let is_due = head >= put_deadline && (intake.is_resolved() || head >= self.last_call(window));
-        if is_due { self.cast_vote(head, started).await } else { Ok(()) }
+        intake.fetch(&self.core, head);
+        let is_due = intake.put_hash().is_some() && (intake.is_resolved() || head >= self.last_call(window));
+        if is_due { self.cast_vote(head).await } else { Ok(()) }
     }
 
-    async fn cast_vote(&mut self, head: u64, started: Instant) -> Result<(), NodeError> {
+    async fn cast_vote(&mut self, head: u64) -> Result<(), NodeError> {
         let Some(intake) = &mut self.intake else { return Ok(()) };
-        intake.close(&self.core.spec);
+        intake.close(&self.core).await;
         let window = intake.window.number;
         let root = intake.window.base_digest;
-        let candidates = intake.window.candidates.len();
+        let (candidates, comm_s) = (intake.window.candidates.len(), intake.open_s());
         let (mut accept, mut exclude, mut faults, mut accepted) = (vec![], vec![], vec![], vec![]);
         for (nth, (entry, verdict)) in intake.verdicts().enumerate() {
             if let Err(kind) = verdict {
@@ -320,30 +348,28 @@ impl Validator {
         self.save_held()?;
         // On disk before it is on chain: a restarted validator says what it said.
         let vote = Vote { window: window as u32, root, accept, exclude };
-        let record = (vote.window, vote.root, &vote.accept, &vote.exclude);
-        self.local.set_value("vote", &borsh::to_vec(&record).expect("plain values"))?;
-        self.board.ensure_vote(&self.core, &self.entry, &vote, head).await?;
+        self.seat.local.set("vote", &(vote.window, vote.root, &vote.accept, &vote.exclude))?;
+        (self.vote, self.next_vote) = (Some(vote), window + 1);
         let accept: Vec<Uid> = accepted.iter().map(|opened| opened.header.header.entry.uid).collect();
-        let comm_s = started.elapsed().as_secs_f64();
         self.core.emit(Event::Voted { window, accept, faults, comm_s }).await;
-        self.vote = Some(vote);
-        self.next_vote = window + 1;
         self.judged.extend(self.intake.take());
         while self.judged.len() > TASKS_MAX {
             self.judged.pop_front();
         }
-        Ok(())
+        self.confirm_vote(head).await
     }
 
+    /// Puts a contribution into this node's bucket, unless it is there.
     async fn hold(&mut self, window: u64, opened: &Opened) -> Result<(), NodeError> {
         let header = opened.header.header.hash();
+        if self.held.contains(&(window, header)) {
+            return Ok(());
+        }
         let (store, run) = (&self.core.store, self.core.run);
         store.put(&keys::held_payload(run, window, &header), opened.ciphertext.clone()).await?;
         store.put(&keys::held_key(run, window, &header), Bytes::copy_from_slice(opened.key.as_bytes())).await?;
         store.put(&keys::held_header(run, window, &header), Bytes::from(opened.header.to_bytes())).await?;
-        if !self.held.contains(&(window, header)) {
-            self.held.push_back((window, header));
-        }
+        self.held.push_back((window, header));
         Ok(())
     }
 
@@ -356,9 +382,4 @@ impl Validator {
         self.evaluating = Some(task.window);
         Some(task.run(self.core.clone(), trainer))
     }
-}
-
-fn restore<T: borsh::BorshDeserialize + Default>(local: &Local, name: &str) -> Result<T, NodeError> {
-    let stored = local.value(name)?;
-    Ok(stored.and_then(|bytes| borsh::from_slice(&bytes).ok()).unwrap_or_default())
 }

@@ -4,6 +4,7 @@ use templar_data::Split;
 use templar_protocol::assignment::{Assignment, window_seed};
 use templar_protocol::candidates::{self, Candidate};
 use templar_protocol::hash::Hash32;
+use templar_protocol::header::{HeaderContext, possession_proof, sample_digest};
 use templar_protocol::roster::{EntryId, Roster, Snapshot};
 use templar_protocol::state::RunState;
 
@@ -39,10 +40,24 @@ impl Window {
         Ok(Self { number, roster, seed, candidates, assignment, base: base.clone(), base_digest: base.digest() })
     }
 
-    /// The content hashes of a miner's samples, as [`templar_protocol::header::sample_digest`] takes them.
-    pub fn sample_hashes(&self, core: &Core, entry: &EntryId) -> Result<Vec<Hash32>, NodeError> {
+    /// What the header of `entry` has to say in this window, whose base has the parameters `theta`. Reads and hashes
+    /// the whole slice. Fails if this node's own copy of the data is damaged there.
+    pub fn context(&self, core: &Core, entry: &EntryId, theta: &[f32]) -> Result<HeaderContext, NodeError> {
         let slice = self.assignment.slice(entry);
-        Ok(slice.into_iter().map(|sample| core.dataset.sample_hash(Split::Train, sample)).collect::<Result<_, _>>()?)
+        // The last window of an epoch deals short slices, which miners go through again.
+        let tokens_max =
+            if slice.is_empty() { 0 } else { core.spec.slice_samples() * u64::from(core.spec.model.seq_len) };
+        let hashes = slice.into_iter().map(|sample| core.dataset.sample_hash(Split::Train, sample));
+        Ok(HeaderContext {
+            run: core.run,
+            window: self.number,
+            entry: *entry,
+            base: self.base_digest,
+            sample_digest: sample_digest(&hashes.collect::<Result<Vec<_>, _>>()?),
+            possession: possession_proof(theta, &entry.hotkey, &self.seed),
+            ciphertext_bytes_max: Self::ciphertext_bytes_max(core),
+            tokens_max,
+        })
     }
 
     /// Bytes of the largest ciphertext that is valid in this run.

@@ -46,6 +46,9 @@ mod tests {
     fn bootstrap_goes_by_lot_and_pay_goes_first_afterwards() {
         let (run, mut roster) = (spec(), roster(6, 1));
         let state = RunState::genesis(&run);
+        // From the specification alone, by another implementation.
+        let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster.clone() };
+        assert_eq!(uids(&select(0, &roster, &state, &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
         let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };
         let lot = |seed: &[u8]| uids(&select(0, &roster, &state, &seats, &Hash32::of(seed)));
         assert_eq!(lot(b"a").len(), 3);

@@ -70,6 +70,8 @@ pub enum FaultKind {
     PayloadMalformed,
     #[error("its payload repeats another's")]
     Duplicate,
+    #[error("could not be judged: this validator's own copy of the data is damaged")]
+    NotJudged,
 }
 
 impl FaultKind {
@@ -77,6 +79,7 @@ impl FaultKind {
     pub fn attributed_to(self) -> Party {
         match self {
             Self::HeaderUnavailable | Self::PayloadUnavailable => Party::Storage,
+            Self::NotJudged => Party::Validator,
             _ => Party::Miner,
         }
     }
@@ -92,6 +95,7 @@ impl FaultKind {
                 | Self::NotOpened
                 | Self::WrongBase
                 | Self::Possession
+                | Self::NotJudged
         )
     }
 }

@@ -164,10 +164,10 @@ mod tests {
 
     #[test]
     fn stream_is_the_same_on_every_platform() {
+        // By another implementation of BLAKE3, past the first block of output.
         let mut stream = Hasher::new("templar test stream").into_stream();
-        let first: Vec<u64> = (0..3).map(|_| stream.below(1000)).collect();
-        let mut again = Hasher::new("templar test stream").into_stream();
-        assert_eq!(first, (0..3).map(|_| again.below(1000)).collect::<Vec<_>>());
+        let drawn: Vec<u64> = (0..12).map(|_| stream.below(1000)).collect();
+        assert_eq!(drawn, [672, 292, 571, 155, 174, 129, 826, 903, 922, 358, 82, 881]);
     }
 
     #[test]

@@ -198,6 +198,20 @@ mod tests {
         assert_eq!(SignedHeader::from_bytes(&forged.to_bytes(), &hash), Err(FaultKind::BadSignature));
     }
 
+    /// From the specification alone, by another implementation.
+    #[test]
+    fn golden() {
+        let (mut signed, _) = signed();
+        signed.header.entry.hotkey = Hotkey(Hash32([7; 32]));
+        assert_eq!(
+            signed.header.hash().to_string(),
+            "20bc65b07ff39f247b1da4dcc28467e46dd26e1c728ace6042060311e26b881f"
+        );
+        let theta: Vec<f32> = (0..10_000u16).map(f32::from).collect();
+        let proof = possession_proof(&theta, &Hotkey(Hash32([7; 32])), &Hash32::of(b"seed"));
+        assert_eq!(proof.to_string(), "bddfea4d584b103fc3ca00f668469480c0c8e716508af6a464e556166456153f");
+    }
+
     #[test]
     fn possession_needs_theta_and_binds_hotkey_and_seed() {
         let theta: Vec<f32> = (0..10_000u16).map(f32::from).collect();

@@ -145,23 +145,41 @@ impl Layout {
     /// standard deviation of 0.02; projections that write into the residual stream (`o_proj`, `down_proj`) are
     /// divided by √(2·layers), as GPT-2 does.
     pub fn theta0(&self, model: &ModelSpec, seed: u64) -> Vec<f32> {
-        // Variance of a uniform 16-bit integer: (2^32 − 1) / 12; eight of them add up.
-        let unit = (8.0 * (4_294_967_296.0 - 1.0) / 12.0_f64).sqrt();
-        let residual = (2.0 * f64::from(model.layers)).sqrt();
         let mut theta = Vec::with_capacity(self.len());
         for tensor in &self.tensors {
-            if tensor.shape.len() == 1 {
-                theta.extend(std::iter::repeat_n(1.0f32, tensor.len()));
-                continue;
-            }
-            let writes_residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
-            let scale = 0.02 / unit / if writes_residual { residual } else { 1.0 };
-            let mut hasher = Hasher::new("templar v1 theta0");
-            let mut stream = hasher.update_value(&seed).update_value(&tensor.name).clone().into_stream();
-            theta.extend((0..tensor.len()).map(|_| (centred_sum(&mut stream) as f64 * scale) as f32));
+            theta.extend(theta0_values(model, seed, tensor));
         }
         theta
     }
+
+    /// [`Layout::state_root`] of [`Layout::theta0`], a few values at a time: for models larger than memory.
+    pub fn theta0_root(&self, model: &ModelSpec, seed: u64) -> Hash32 {
+        let mut hasher = Hasher::new("templar v1 state root");
+        let mut bytes = Vec::with_capacity(4 * 16_384);
+        for tensor in &self.tensors {
+            hasher.update_value(&tensor.name).update_value(&tensor.shape);
+            let mut values = theta0_values(model, seed, tensor).peekable();
+            while values.peek().is_some() {
+                bytes.clear();
+                bytes.extend(values.by_ref().take(16_384).flat_map(f32::to_le_bytes));
+                hasher.update(&bytes);
+            }
+        }
+        hasher.finish()
+    }
+}
+
+/// The elements of one tensor of θ₀.
+fn theta0_values(model: &ModelSpec, seed: u64, tensor: &TensorSpec) -> impl Iterator<Item = f32> {
+    // Variance of a uniform 16-bit integer: (2^32 − 1) / 12; eight of them add up.
+    let unit = (8.0 * (4_294_967_296.0 - 1.0) / 12.0_f64).sqrt();
+    let residual = (2.0 * f64::from(model.layers)).sqrt();
+    let is_norm = tensor.shape.len() == 1;
+    let writes_residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+    let scale = 0.02 / unit / if writes_residual { residual } else { 1.0 };
+    let mut hasher = Hasher::new("templar v1 theta0");
+    let mut stream = hasher.update_value(&seed).update_value(&tensor.name).clone().into_stream();
+    (0..tensor.len()).map(move |_| if is_norm { 1.0 } else { (centred_sum(&mut stream) as f64 * scale) as f32 })
 }
 
 /// Sum of eight uniform 16-bit integers less its mean (8 · 65535 / 2, an integer): exact in f64.
@@ -213,6 +231,7 @@ mod tests {
         assert_ne!(layout.theta0(&model, 8), theta);
         let root = layout.state_root(&theta).to_string();
         assert_eq!(root, "0dea1b10e509a7e75ef9f7e8a18a1425a10991d55b1492adf707bfeea5dbbdfc");
+        assert_eq!(layout.theta0_root(&model, 7).to_string(), root);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! names the key and the allowed range. The canonical form that is hashed is the Borsh encoding of the parsed values,
 //! so comments, order and white space do not change the run.
 
+mod range;
+
 use std::fmt;
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -14,6 +16,9 @@ use crate::layout::{Layout, ModelSpec};
 
 /// The protocol version. It is part of every run, and says nothing about the version of the binary.
 pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Most parameters that a model may have: far above any that trains today, and few enough to count on.
+const PARAMETERS_MAX: u64 = 1 << 40;
 
 /// The identity of a run: BLAKE3 of its canonical encoding.
 #[derive(
@@ -215,7 +220,8 @@ impl RunSpec {
         if text.len() > 64 * 1024 {
             return Err(RunSpecError::TooLong { bytes: text.len() });
         }
-        let spec: Self = toml::from_str(text).map_err(|error| RunSpecError::Syntax(Box::new(error)))?;
+        let spec: Self = toml::from_str(text)
+            .map_err(|error| range::of_wrong_type(text, &error).unwrap_or(RunSpecError::Syntax(Box::new(error))))?;
         spec.validate()?;
         Ok(spec)
     }
@@ -280,7 +286,8 @@ impl RunSpec {
         check("model.norm_eps", model.norm_eps, 1e-12, 1e-1)?;
         multiple("model.hidden_size", model.hidden_size, "model.heads", model.heads)?;
         multiple("model.heads", model.heads, "model.kv_heads", model.kv_heads)?;
-        multiple("model.hidden_size / model.heads", model.head_dim(), "2 (rotary pairs)", 2)
+        multiple("model.hidden_size / model.heads", model.head_dim(), "2 (rotary pairs)", 2)?;
+        check("model (parameters)", self.layout().len() as u64, 1, PARAMETERS_MAX)
     }
 
     fn validate_training(&self) -> Result<(), RunSpecError> {
@@ -332,6 +339,8 @@ impl RunSpec {
 pub enum RunSpecError {
     #[error("run.toml has {bytes} bytes; a run needs less than 64 KiB. Is this the right file?")]
     TooLong { bytes: usize },
+    #[error("`{key}` is not a value of its kind ({reason}); it must lie in {min} ..= {max}")]
+    WrongType { key: String, reason: String, min: String, max: String },
     #[error("run.toml does not parse: {0}")]
     Syntax(Box<toml::de::Error>),
     #[error("`{key}` is {found}, but must lie in {min} ..= {max}")]
@@ -398,12 +407,21 @@ mod tests {
             error(|run| run.model.heads = 5),
             "`model.hidden_size` is 32, but must be a multiple of model.heads, which is 5"
         );
+        let huge =
+            error(|run| (run.model.ffn_size, run.model.hidden_size, run.model.layers) = (1 << 20, 1 << 16, 1024));
+        assert!(huge.starts_with("`model (parameters)` is 2"), "{huge}");
         assert!(error(|run| run.inner.lr = f64::NAN).starts_with("`inner.lr` is NaN, but must lie in"));
         let text = spec().to_toml();
         let unknown = RunSpec::from_toml(&text.replace("[windows]", "[windows]\nsecs = 3")).unwrap_err().to_string();
         assert!(unknown.contains("unknown field `secs`"), "{unknown}");
         let unit = RunSpec::from_toml(&text.replace("blocks = 20", "blocks = \"20s\"")).unwrap_err().to_string();
-        assert!(unit.contains("invalid type: string \"20s\", expected u64"), "{unit}");
+        assert_eq!(
+            unit,
+            "`windows.blocks` is not a value of its kind (invalid type: string \"20s\", expected u64); \
+             it must lie in 10 ..= 1000000"
+        );
+        let negative = RunSpec::from_toml(&text.replace("layers = 2", "layers = -2")).unwrap_err().to_string();
+        assert!(negative.ends_with("it must lie in 1 ..= 1024"), "{negative}");
         let missing = RunSpec::from_toml(&text.replace("put_block = 10\n", "")).unwrap_err().to_string();
         assert!(missing.contains("missing field `put_block`"), "{missing}");
         assert!(matches!(RunSpec::from_toml(&"#".repeat(70_000)), Err(RunSpecError::TooLong { .. })));

@@ -100,7 +100,13 @@ pub struct ScoreBook {
 }
 
 impl ScoreBook {
+    /// Takes an observation into the average of `entry`, unless it says something of this validator only.
     pub fn observe(&mut self, entry: EntryId, observation: &Observation, spec: &ScoringSpec) {
+        if let Observation::Faulted(fault) = observation
+            && matches!(fault.attributed_to(), Party::Validator | Party::Chain)
+        {
+            return;
+        }
         self.ratings.entry(entry).or_default().observe(observation, spec.memory);
     }
 
@@ -183,6 +189,16 @@ mod tests {
         assert!(improvements.is_sorted());
         improvements.sort_by(f64::total_cmp);
         assert!(improvements.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    #[test]
+    fn what_a_validator_could_not_judge_changes_no_rating() {
+        let mut book = ScoreBook::default();
+        book.observe(entry(0), &evaluation(0.2, 0.1), &spec().scoring);
+        let before = book.clone();
+        book.observe(entry(0), &Observation::Faulted(FaultKind::NotJudged), &spec().scoring);
+        assert_eq!(book, before);
+        assert!(!FaultKind::NotJudged.excludes());
     }
 
     #[test]

@@ -91,6 +91,16 @@ impl Drop for SealKey {
 mod tests {
     use super::*;
 
+    /// From the specification alone, by another implementation.
+    #[test]
+    fn golden() {
+        let key = SealKey::derive(&Keypair::from_seed([9; 32]), RunId(Hash32::of(b"run")), 3, b"payload");
+        let expected = "dc1f890fc12bbe657a68acba06cfa082662ea9f85c9708d8e798f6aed545a02a";
+        assert_eq!(Hash32(*key.as_bytes()).to_string(), expected);
+        let commitment = "fa28fa257435eb38f356cfbeb20e7f17dfbbbc2037252d7adc7fe46ac9b1b133";
+        assert_eq!(key.commitment().to_string(), commitment);
+    }
+
     #[test]
     fn opens_with_the_committed_key_only() {
         let (run, pair) = (RunId(Hash32::of(b"run")), Keypair::insecure_dev(1, "m"));

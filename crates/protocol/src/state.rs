@@ -150,6 +150,23 @@ mod tests {
         assert!(!state.is_excluded(&entry(2), until) && state.exclusions.is_empty());
     }
 
+    /// From the specification alone, by another implementation.
+    #[test]
+    fn golden() {
+        let hash = Hash32::of(b"x");
+        let entry = EntryId { hotkey: crate::keys::Hotkey(Hash32([7; 32])), ..entry(1) };
+        let state = RunState {
+            run: RunId(Hash32::of(b"run")),
+            settled: 5,
+            previous: hash,
+            theta_root: hash,
+            cursor: 96,
+            outer_steps: 4,
+            exclusions: vec![Exclusion { entry, until_window: 9 }],
+        };
+        assert_eq!(state.digest().to_string(), "f7e0036ca73f44f66e44c90e64c3bc391c50b33cf47d51ddac81f3119be0c8f9");
+    }
+
     #[test]
     fn bytes_of_a_stranger_are_checked() {
         let state = RunState::genesis(&spec());

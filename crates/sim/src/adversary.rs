@@ -8,7 +8,7 @@ use bytes::Bytes;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hasher;
 use templar_store::{ObjectInfo, Store, StoreError};
-use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
+use templar_train::{EngineStats, StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
 
 use crate::plan::Behaviour;
 
@@ -59,6 +59,10 @@ impl Trainer for NoiseTrainer {
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
         self.honest.import_state(bytes)
+    }
+
+    fn stats(&self) -> Option<EngineStats> {
+        self.honest.stats()
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use templar_chain::{Chain, ChainError, RpcChain};
-use templar_model::Device;
 use templar_node::core::Compute;
 use templar_node::dataset::{self, DatasetError};
 use templar_node::events::{NodeEvent, Role};
@@ -17,11 +16,12 @@ use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
-use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError};
-use templar_train::{BurnTrainer, Trainer};
+use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError, is_loopback};
+use templar_train::{CpuTrainer, TorchTrainer, TrainError, Trainer};
 use tokio::sync::mpsc;
 
 use crate::adversary;
+use crate::engine::Engine;
 use crate::plan::Behaviour;
 
 /// Everything that a node is told. All else it gets from the chain and the buckets.
@@ -39,7 +39,7 @@ pub struct Connection {
     pub data: BucketLocator,
     pub data_folder: PathBuf,
     pub state_folder: PathBuf,
-    pub device: Device,
+    pub engine: Engine,
     pub options: ValidatorOptions,
 }
 
@@ -112,6 +112,8 @@ pub enum ConnectError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Dataset(#[from] DatasetError),
+    #[error("{0}")]
+    Engine(#[from] TrainError),
 }
 
 impl Connection {
@@ -138,9 +140,9 @@ impl Connection {
             ("--data", path(&data)),
             ("--data-folder", path(&self.data_folder)),
             ("--state-folder", path(&self.state_folder)),
-            ("--device", self.device.to_string()),
         ];
         arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        arguments.extend(self.engine.arguments());
         match self.role {
             Role::Miner => arguments.extend(["--behaviour".to_owned(), self.behaviour.to_string()]),
             Role::Validator => {
@@ -154,12 +156,13 @@ impl Connection {
     pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
         let chain = RpcChain::connect(&self.chain).await;
         let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;
-        let is_local = self.bucket.locator.endpoint.starts_with("http://");
-        let options = S3Options { allow_http_loopback: is_local, ..S3Options::default() };
+        // Only in a local network are the others' buckets on loopback, too.
+        let allow_http_loopback = is_loopback(&self.bucket.locator.endpoint);
+        let options = S3Options { allow_http_loopback, ..S3Options::default() };
         let store: Arc<dyn Store> = Arc::new(S3Store::new(self.bucket, options)?);
         let log = |bytes| tracing::info!(bytes, "a piece of the dataset has arrived");
         let dataset = dataset::fetch(&*store, &self.data, &self.spec.data.manifest, &self.data_folder, log).await?;
-        let trainer: Box<dyn Trainer> = Box::new(BurnTrainer::new(&self.spec.model, &self.spec.inner, &self.device));
+        let trainer = trainer(self.engine, &self.spec).await?;
         Ok(Setup {
             name: self.name,
             role: self.role,
@@ -175,6 +178,16 @@ impl Connection {
             events,
         })
     }
+}
+
+/// The engine, ready to work: whatever is wrong with it is found here and not in the first window.
+async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, TrainError> {
+    let Engine::Torch(options) = engine else {
+        return Ok(Box::new(CpuTrainer::new(&spec.model, &spec.inner)));
+    };
+    let mut trainer = TorchTrainer::new(&spec.model, &spec.inner, options);
+    let started = tokio::task::spawn_blocking(move || trainer.start().map(|()| trainer)).await;
+    Ok(Box::new(started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?))
 }
 
 fn to_toml<T: Serialize>(value: &T) -> String {

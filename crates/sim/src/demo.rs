@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use templar_chain::BlockTime;
 use templar_data::Progress;
-use templar_model::Device;
 use templar_node::events::{NodeEvent, Role};
 use templar_node::local::Local;
 use templar_protocol::run::RunSpec;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::engine::Engine;
 use crate::plan::{Member, Plan};
 use crate::report::{Final, Late, Recorder, Report};
 use crate::world::{Text, World, WorldError};
@@ -25,7 +25,8 @@ pub struct Demo {
     pub plan: Plan,
     pub text: Text,
     pub folder: PathBuf,
-    pub device: Device,
+    /// One for each node, miners first; the last one is for all further nodes.
+    pub engines: Vec<Engine>,
     /// How long a block waits for a node before the chain goes on without it.
     pub pace_cap: Duration,
 }
@@ -58,8 +59,9 @@ impl Demo {
         let (sender, mut events) = mpsc::channel(256);
         let (stop_nodes, nodes_stopped) = watch::channel(false);
         let mut nodes = JoinSet::new();
-        for member in world.members.clone() {
-            let (connection, sender) = (world.connection(&member, self.device), sender.clone());
+        for (nth, member) in world.members.clone().into_iter().enumerate() {
+            let connection = world.connection(&member, Engine::of_node(&self.engines, nth));
+            let sender = sender.clone();
             let nodes_stopped = nodes_stopped.clone();
             nodes.spawn(async move {
                 let setup = connection.open(sender).await.map_err(|error| failed(&member, &error))?;
@@ -139,7 +141,7 @@ fn failed(member: &Member, error: &dyn std::error::Error) -> WorldError {
 /// θ from the disk of the first validator, once it has stopped.
 pub fn final_theta(world: &World, windows: u64) -> Option<Vec<f32>> {
     let validator = world.members.iter().find(|member| member.role == Role::Validator)?;
-    let local = Local::open(&world.state_folder(validator), world.spec.id()).ok()?;
+    let local = Local::open(&world.state_folder(validator), world.spec.id(), &validator.keypair.hotkey()).ok()?;
     let states = local.states(world.spec.id()).ok()?;
     // A network on a clock may have gone on meanwhile.
     let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();

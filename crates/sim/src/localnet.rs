@@ -4,14 +4,14 @@
 //! the events that they print, and starts again whatever dies.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use templar_chain::BlockTime;
 use templar_data::Progress;
-use templar_model::Device;
 use templar_node::events::{Event, NodeEvent};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -19,12 +19,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::demo::{Outcome, final_theta, sleep_until, stopped};
+use crate::engine::Engine;
 use crate::plan::{Member, Plan};
 use crate::report::{Final, Recorder};
 use crate::world::{Text, World, WorldError};
 
 /// Pause before a node that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// A life shorter than this, ended by nobody here, is a quick death; after so many in a row a node is given up.
+const QUICK_DEATH: Duration = Duration::from_secs(10);
+const QUICK_DEATHS_MAX: u32 = 5;
+/// How long a process whose output has ended may take to end itself.
+const LAST_BREATH: Duration = Duration::from_secs(5);
 /// How long the end waits for the slowest node.
 const LAST_CALL: Duration = Duration::from_mins(1);
 /// Most that a process may print in its life before it is started again.
@@ -36,7 +42,8 @@ pub struct Localnet {
     pub plan: Plan,
     pub text: Text,
     pub folder: PathBuf,
-    pub device: Device,
+    /// One for each node, miners first; the last one is for all further nodes.
+    pub engines: Vec<Engine>,
     /// The binary with the verbs `miner` and `validator`.
     pub binary: PathBuf,
     pub block: Duration,
@@ -76,11 +83,12 @@ impl Localnet {
         let (sender, mut events) = mpsc::channel(256);
         let (stop_nodes, nodes_stopped) = watch::channel(false);
         let mut nodes = JoinSet::new();
-        for member in &world.members {
-            let connection = world.connection(member, self.device);
+        for (nth, member) in world.members.iter().enumerate() {
+            let connection = world.connection(member, Engine::of_node(&self.engines, nth));
             let home = world.folder.join("nodes").join(&member.name);
             let run = world.folder.join("run.toml");
-            let arguments = connection.write(&home, &run).map_err(WorldError::io(&home))?;
+            let mut arguments = connection.write(&home, &run).map_err(WorldError::io(&home))?;
+            arguments.extend(["--log".to_owned(), "info".to_owned()]);
             let kills = self.kills.iter().filter(|kill| kill.node == member.name).map(|kill| kill.window).collect();
             let process = Process {
                 name: member.name.clone(),
@@ -103,7 +111,7 @@ impl Localnet {
         let floor_bits_per_byte = world.floor_bits_per_byte;
         let last = Final { floor_bits_per_byte, wall_s: started.elapsed().as_secs_f64(), ..Final::default() };
         let (seed, windows) = (self.plan.seed, self.plan.windows);
-        let report = recorder.finish(&world.spec, seed, windows, &world.chain.emissions(), Vec::new(), last);
+        let report = recorder.finish(&world.spec, seed, windows, &world.chain.emissions(), (Vec::new(), 0), last);
         let (theta, spec) = (final_theta(&world, windows), world.spec.clone());
         world.shutdown().await?;
         Ok(Outcome { report, spec, theta, stopped: was_stopped })
@@ -155,23 +163,34 @@ struct Process {
 
 impl Process {
     async fn supervise(mut self, mut stop: watch::Receiver<bool>) {
-        while !*stop.borrow() {
-            if let Err(error) = self.live(&mut stop).await {
-                let what = format!("its process cannot be run: {error}");
-                let _ = self.events.send(NodeEvent { node: self.name.clone(), event: Event::Trouble { what } }).await;
+        let mut quick_deaths = 0;
+        while !*stop.borrow() && quick_deaths < QUICK_DEATHS_MAX {
+            let (born, kills) = (Instant::now(), self.kills.len());
+            let end = self.live(&mut stop).await;
+            if *stop.borrow() {
+                return;
             }
+            let was_killed = self.kills.len() < kills;
+            quick_deaths = if was_killed || born.elapsed() >= QUICK_DEATH { 0 } else { quick_deaths + 1 };
+            let cause = match end {
+                Ok(status) => format!("its process ended: {status}"),
+                Err(error) => format!("its process cannot be run: {error}"),
+            };
+            let next = if quick_deaths < QUICK_DEATHS_MAX { "it is started again" } else { "it is given up" };
+            let what = format!("{cause}; {next}, see {}", self.log.display());
+            let _ = self.events.send(NodeEvent { node: self.name.clone(), event: Event::Trouble { what } }).await;
             let _ = tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await;
         }
     }
 
-    /// One life of the process, from its start to its end by whatever cause.
-    async fn live(&mut self, stop: &mut watch::Receiver<bool>) -> std::io::Result<()> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
+    /// One life of the process, from its start to its end by whatever cause. What it prints goes to its log, too.
+    async fn live(&mut self, stop: &mut watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
+        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut child = Command::new(&self.binary)
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
+            .stderr(log.try_clone()?)
             .kill_on_drop(true)
             .spawn()?;
         let output = child.stdout.take().ok_or_else(|| std::io::Error::other("the process has no output"))?;
@@ -187,6 +206,7 @@ impl Process {
                 }
                 line = lines.next_line() => {
                     let Some(line) = line? else { break };
+                    writeln!(log, "{line}")?;
                     let Ok(event) = serde_json::from_str::<NodeEvent>(&line) else { continue };
                     if let Event::Settled { window, .. } = &event.event
                         && self.kills.remove(&(window + 1))
@@ -200,14 +220,16 @@ impl Process {
             }
         }
         // Its output is at its end: so should it be.
-        end(&mut child).await
+        match tokio::time::timeout(LAST_BREATH, child.wait()).await {
+            Ok(status) => status,
+            Err(_) => end(&mut child).await,
+        }
     }
 }
 
 /// Ends the process.
-async fn end(child: &mut Child) -> std::io::Result<()> {
+async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
     // Its state on disk is whole at any moment, so it can be killed.
     child.start_kill()?;
-    child.wait().await?;
-    Ok(())
+    child.wait().await
 }

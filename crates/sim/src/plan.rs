@@ -142,7 +142,7 @@ pub fn run_spec(
     windows: WindowSpec,
 ) -> RunSpec {
     let layout = Layout::llama(&preset.model);
-    let root = layout.state_root(&layout.theta0(&preset.model, theta0_seed));
+    let root = layout.theta0_root(&preset.model, theta0_seed);
     let stake_age_blocks = 360.min(chain.start_block / 4);
     RunSpec {
         protocol: PROTOCOL_VERSION,

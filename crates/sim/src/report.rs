@@ -9,6 +9,7 @@ use templar_protocol::fault::{Fault, FaultKind, Party};
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::Uid;
 use templar_protocol::run::{RunId, RunSpec};
+use templar_train::EngineStats;
 
 use crate::plan::{Behaviour, Member};
 
@@ -23,8 +24,10 @@ pub struct Report {
     pub config: RunSpec,
     pub windows: Vec<WindowReport>,
     pub nodes: Vec<NodeReport>,
-    /// Nodes for which a paced block did not wait any longer.
+    /// Nodes for which a paced block did not wait any longer: the newest 1024.
     pub late: Vec<Late>,
+    /// How often that was in all.
+    pub late_total: u64,
     #[serde(rename = "final")]
     pub last: Final,
 }
@@ -37,8 +40,14 @@ pub struct WindowReport {
     pub state_root: Hash32,
     /// Whether all nodes that settled the window have that root.
     pub one_root: bool,
+    /// How many nodes have settled the window.
+    pub settled_by: u64,
+    /// How many of them have that root.
+    pub agreed_by: u64,
     pub accepted: Vec<Uid>,
     pub faults: Vec<FaultReport>,
+    /// Validators whose vote did not count, and why.
+    pub misvotes: Vec<Misvote>,
     pub tokens: u64,
     /// Mean over the miners of their mean loss while training, in nats per token.
     pub train_loss: Option<f64>,
@@ -51,6 +60,12 @@ pub struct WindowReport {
     /// Longest training and longest upload of a miner.
     pub compute_s: f64,
     pub comm_s: f64,
+    /// Model FLOPs utilisation, the mean over the miners whose device has a data sheet.
+    #[serde(default)]
+    pub mfu: Option<f64>,
+    /// By node: what its engine says of its training. Empty for engines that do not.
+    #[serde(default)]
+    pub engines: BTreeMap<String, EngineStats>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +73,13 @@ pub struct FaultReport {
     pub uid: Uid,
     pub fault: FaultKind,
     pub attributed_to: Party,
+}
+
+/// A vote that did not count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Misvote {
+    pub uid: Uid,
+    pub cause: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,11 +106,12 @@ pub struct Late {
 }
 
 impl Late {
-    /// For whom paced blocks did not wait.
-    pub fn of(chain: &DevChain) -> Vec<Self> {
+    /// For whom paced blocks did not wait, and how often that was.
+    pub fn of(chain: &DevChain) -> (Vec<Self>, u64) {
         let neurons = chain.emissions();
         let uid = |hotkey| neurons.iter().find(|neuron| neuron.hotkey == hotkey).map(|neuron| neuron.uid);
-        chain.late().into_iter().filter_map(|(block, hotkey)| Some(Self { block, uid: uid(hotkey)? })).collect()
+        let late = chain.late().into_iter().filter_map(|(block, hotkey)| Some(Self { block, uid: uid(hotkey)? }));
+        (late.collect(), chain.late_total())
     }
 }
 
@@ -114,8 +137,10 @@ struct Gathered {
     roots: BTreeMap<String, Hash32>,
     settled: Option<(Verdict, u64, u64, u64)>,
     faults: Vec<FaultReport>,
+    misvotes: Vec<Misvote>,
     train_losses: BTreeMap<String, f64>,
     validated: Option<(f64, f64)>,
+    engines: BTreeMap<String, EngineStats>,
     compute_s: f64,
     comm_s: f64,
 }
@@ -147,8 +172,9 @@ impl Recorder {
             Event::Observed { uid, score, .. } => {
                 node.scores.insert(*uid, *score);
             }
-            Event::Trained { window, train_loss, compute_s, .. } => {
+            Event::Trained { window, train_loss, compute_s, engine, .. } => {
                 let gathered = self.windows.entry(*window).or_default();
+                gathered.engines.extend(engine.clone().map(|engine| (name.clone(), engine)));
                 gathered.train_losses.insert(name, *train_loss);
                 gathered.compute_s = gathered.compute_s.max(*compute_s);
             }
@@ -157,6 +183,14 @@ impl Recorder {
                 gathered.comm_s = gathered.comm_s.max(*comm_s);
             }
             Event::Voted { window, faults, .. } => self.windows.entry(*window).or_default().add_faults(faults),
+            Event::Misvoted { window, uid, cause } => {
+                let misvotes = &mut self.windows.entry(*window).or_default().misvotes;
+                let misvote = Misvote { uid: *uid, cause: cause.clone() };
+                // Every node says so.
+                if !misvotes.contains(&misvote) {
+                    misvotes.push(misvote);
+                }
+            }
             Event::Settled { window, verdict, state_root, payload_bytes, values, tokens } => {
                 node.state_root = *state_root;
                 let gathered = self.windows.entry(*window).or_default();
@@ -192,7 +226,7 @@ impl Recorder {
         seed: u64,
         windows: u64,
         neurons: &[NeuronInfo],
-        late: Vec<Late>,
+        late: (Vec<Late>, u64),
         mut last: Final,
     ) -> Report {
         let windows: Vec<WindowReport> = (0..windows).map(|window| self.window(window)).collect();
@@ -200,7 +234,8 @@ impl Recorder {
         let nodes = self.members.iter().filter_map(|member| self.node(member, last_window, neurons)).collect();
         last.val_bits_per_byte = windows.iter().rev().find_map(|window| window.val_bits_per_byte);
         last.tokens = windows.iter().fold(0u64, |sum, window| sum.saturating_add(window.tokens));
-        Report { schema: SCHEMA, run_id: spec.id(), seed, config: spec.clone(), windows, nodes, late, last }
+        let (late, late_total) = late;
+        Report { schema: SCHEMA, run_id: spec.id(), seed, config: spec.clone(), windows, nodes, late, late_total, last }
     }
 
     fn node(&self, member: &Member, last_window: u64, neurons: &[NeuronInfo]) -> Option<NodeReport> {
@@ -250,22 +285,29 @@ impl Gathered {
             Verdict::Certified { accepted, .. } => (true, accepted),
             _ => (false, Vec::new()),
         };
+        let utilisations: Vec<f64> = self.engines.values().filter_map(EngineStats::mfu).collect();
+        let mfu = utilisations.iter().sum::<f64>() / utilisations.len() as f64;
         let losses = self.train_losses.values().sum::<f64>() / self.train_losses.len() as f64;
         WindowReport {
             window,
             certified,
             state_root,
             one_root: counts.len() == 1,
+            settled_by: self.roots.len() as u64,
+            agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
             payload_bytes: payload_bytes / accepted.len().max(1) as u64,
             bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
             accepted,
             faults: self.faults.clone(),
+            misvotes: self.misvotes.clone(),
             tokens,
             train_loss: (!self.train_losses.is_empty()).then_some(losses),
             val_loss: self.validated.map(|(loss, _)| loss),
             val_bits_per_byte: self.validated.map(|(_, bits)| bits),
             compute_s: self.compute_s,
             comm_s: self.comm_s,
+            mfu: (!utilisations.is_empty()).then_some(mfu),
+            engines: self.engines.clone(),
         }
     }
 }

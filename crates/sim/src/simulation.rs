@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use templar_chain::{BlockTime, Chain, DevChain, Timestamps, run_blocks};
+use templar_chain::{BlockTime, Chain, DevChain, DevConfig, Timestamps, run_blocks};
 use templar_data::{Dataset, Grammar, PrepareOptions, prepare_text};
 use templar_model::presets::Preset;
 use templar_node::core::Compute;
@@ -19,10 +19,11 @@ use templar_node::events::{NodeEvent, Role};
 use templar_node::node::Setup;
 use templar_node::validator::ValidatorOptions;
 use templar_protocol::clock::Schedule;
+use templar_protocol::keys::Hotkey;
 use templar_protocol::layout::ModelSpec;
 use templar_protocol::run::{InnerSpec, RunSpec};
-use templar_store::{Fault, MemoryCloud, Op, OwnBucket};
-use templar_train::SyntheticTrainer;
+use templar_store::{Fault, MemoryCloud, Op, OwnBucket, Store};
+use templar_train::{SyntheticTrainer, Trainer};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -33,19 +34,51 @@ use crate::report::{Final, Late, Recorder, Report};
 /// Virtual time between two blocks.
 const BLOCK: Duration = Duration::from_secs(12);
 
-/// Something that happens to a node at the first block of a window.
+/// Something that happens before a block is made.
 #[derive(Clone, Debug)]
-pub enum Incident {
-    /// The process dies; its disk stays.
-    Kill { node: String, window: u64 },
+pub struct Incident {
+    pub window: u64,
+    /// Counted from the window's first block.
+    pub block: u64,
+    pub what: What,
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// The node's process dies; its disk stays.
+    Kill(String),
     /// It is started again.
-    Start { node: String, window: u64 },
-    /// Something happens to its disk, given as the folder of its local state. Kill it first.
-    Disk { node: String, window: u64, change: fn(&Path, &RunSpec) },
+    Start(String),
+    /// Something happens to the node's disk, given as the folder of its local state. Kill it first.
+    Disk(String, fn(&Path, &RunSpec, &Hotkey)),
+    /// Something happens to what the nodes share.
+    Shared(fn(&DevChain, &MemoryCloud, &[Member])),
 }
 
 /// A hook that decides which operations on the cloud fail.
 pub type CloudFault = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
+
+/// What stands between a node and the world, by the node's name: for adversaries and mishaps that only a test needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Seams {
+    pub chain: fn(&str, Arc<dyn Chain>) -> Arc<dyn Chain>,
+    pub store: fn(&str, Arc<dyn Store>) -> Arc<dyn Store>,
+    pub trainer: fn(&str, Box<dyn Trainer>) -> Box<dyn Trainer>,
+    pub dataset: fn(&str, Arc<Dataset>) -> Arc<Dataset>,
+}
+
+impl Default for Seams {
+    /// Nothing stands in between.
+    fn default() -> Self {
+        Self {
+            chain: |_, chain| chain,
+            store: |_, store| store,
+            trainer: |_, trainer| trainer,
+            dataset: |_, dataset| dataset,
+        }
+    }
+}
 
 /// What is simulated.
 #[expect(missing_debug_implementations, reason = "a hook has nothing to show")]
@@ -53,8 +86,10 @@ pub struct Scenario {
     pub plan: Plan,
     /// Changes the run before it starts.
     pub adjust: fn(&mut RunSpec),
+    pub adjust_chain: fn(&mut DevConfig),
     pub incidents: Vec<Incident>,
     pub cloud_fault: Option<CloudFault>,
+    pub seams: Seams,
     /// Blocks are made as soon as every node is done with its part, or after this time; else one every twelve seconds.
     /// Incidents need the latter.
     pub pace_cap: Option<Duration>,
@@ -67,6 +102,8 @@ pub struct Outcome {
     /// Every event of every node, in order.
     pub log: Vec<NodeEvent>,
     pub report: Report,
+    /// The buckets as they were left.
+    pub cloud: Arc<MemoryCloud>,
     /// Nodes that ended with an error.
     pub failures: Vec<(String, NodeError)>,
 }
@@ -106,7 +143,8 @@ impl Scenario {
     /// `miners` and `validators` of the tiny model, nothing amiss.
     pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
         let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
-        Self { plan, adjust: |_| {}, incidents: Vec::new(), cloud_fault: None, pace_cap: None }
+        let (incidents, seams) = (Vec::new(), Seams::default());
+        Self { plan, adjust: |_| {}, adjust_chain: |_| {}, incidents, cloud_fault: None, seams, pace_cap: None }
     }
 
     /// Simulates it. Files of the nodes lie below `folder`.
@@ -149,6 +187,7 @@ struct World {
     dataset: Arc<Dataset>,
     folder: PathBuf,
     buckets: BTreeMap<String, OwnBucket>,
+    seams: Seams,
     running: BTreeMap<String, Running>,
     failures: Vec<(String, NodeError)>,
     sender: mpsc::Sender<NodeEvent>,
@@ -168,7 +207,8 @@ impl World {
         let manifest = prepare_text(text, &data, &options, &mut |_| {}).expect("the built-in corpus is long enough");
         let dataset = Arc::new(Dataset::open(&data).expect("just prepared"));
         let timestamps = Timestamps::Stepped { genesis_ms: 0, step_ms: BLOCK.as_millis() as u64 };
-        let config = templar_chain::DevConfig { timestamps, ..plan.chain_config() };
+        let mut config = DevConfig { timestamps, ..plan.chain_config() };
+        (scenario.adjust_chain)(&mut config);
         let chain = DevChain::open(None, config).expect("an in-memory chain opens");
         let cloud = MemoryCloud::new();
         let mut buckets = BTreeMap::new();
@@ -188,9 +228,9 @@ impl World {
             }
             log
         });
-        let folder = folder.to_path_buf();
+        let (folder, seams) = (folder.to_path_buf(), scenario.seams);
         let (running, failures) = (BTreeMap::new(), Vec::new());
-        Self { spec, chain, cloud, dataset, folder, buckets, running, failures, sender, collector }
+        Self { spec, chain, cloud, dataset, folder, buckets, seams, running, failures, sender, collector }
     }
 
     fn state_folder(&self, node: &str) -> PathBuf {
@@ -198,7 +238,8 @@ impl World {
     }
 
     fn start(&mut self, member: &Member) {
-        let store = Arc::new(self.cloud.store(self.buckets[&member.name].clone()));
+        let (name, seams) = (member.name.as_str(), &self.seams);
+        let store = Arc::new(self.cloud.store(self.buckets[name].clone()));
         let trainer = Box::new(SyntheticTrainer::new(&self.spec.model, &self.spec.inner));
         let is_first_validator = member.role == Role::Validator && member.name == "validator-0";
         let setup = Setup {
@@ -206,10 +247,10 @@ impl World {
             role: member.role,
             spec: self.spec.clone(),
             keypair: member.keypair.clone(),
-            chain: Arc::new(self.chain.clone()) as Arc<dyn Chain>,
-            store: adversary::store(member.behaviour, store),
-            dataset: self.dataset.clone(),
-            trainer: adversary::trainer(member.behaviour, trainer),
+            chain: (seams.chain)(name, Arc::new(self.chain.clone())),
+            store: (seams.store)(name, adversary::store(member.behaviour, store)),
+            dataset: (seams.dataset)(name, self.dataset.clone()),
+            trainer: (seams.trainer)(name, adversary::trainer(member.behaviour, trainer)),
             state_folder: self.state_folder(&member.name),
             options: ValidatorOptions { validation_samples: if is_first_validator { 8 } else { 0 } },
             compute: Compute::Inline,
@@ -231,23 +272,22 @@ impl World {
     }
 
     async fn happen(&mut self, incident: &Incident, block: u64, schedule: &Schedule, members: &[Member]) {
-        // After the commitment and before the key: a killed miner has something to lose.
-        let at = |window: u64| schedule.first_block(window) + 5;
-        match incident {
-            Incident::Kill { node, window } if at(*window) == block => {
+        if schedule.first_block(incident.window) + incident.block != block {
+            return;
+        }
+        let named = |node: &str| members.iter().find(|member| member.name == node).expect("incidents name members");
+        match &incident.what {
+            What::Kill(node) => {
                 if let Some((_, task)) = self.running.remove(node) {
                     task.abort();
                     let _ = task.await;
                 }
             }
-            Incident::Start { node, window } if at(*window) == block => {
-                let member = members.iter().find(|member| member.name == *node);
-                self.start(member.expect("incidents name members"));
+            What::Start(node) => self.start(named(node)),
+            What::Disk(node, change) => {
+                change(&self.state_folder(node), &self.spec, &named(node).keypair.hotkey());
             }
-            Incident::Disk { node, window, change } if at(*window) == block => {
-                change(&self.state_folder(node), &self.spec);
-            }
-            _ => {}
+            What::Shared(change) => change(&self.chain, &self.cloud, members),
         }
     }
 
@@ -269,6 +309,6 @@ impl World {
         let neurons = self.chain.emissions();
         let late = Late::of(&self.chain);
         let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
-        Outcome { spec: self.spec, log, report, failures: self.failures }
+        Outcome { spec: self.spec, log, report, cloud: self.cloud, failures: self.failures }
     }
 }

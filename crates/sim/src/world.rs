@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use templar_chain::{BlockTime, ChainError, DevChain, RpcServer, run_blocks};
 use templar_data::{Dataset, Grammar, OpenError, PrepareError, PrepareOptions, Progress, prepare, prepare_text};
-use templar_model::Device;
 use templar_node::dataset::{self, DatasetError};
 use templar_node::events::Role;
 use templar_node::validator::ValidatorOptions;
@@ -16,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::connect::Connection;
+use crate::engine::Engine;
 use crate::plan::{Member, Plan};
 
 /// Bytes of text of the built-in corpus.
@@ -110,7 +110,7 @@ impl World {
     }
 
     /// What a member is told. Only the first validator validates θ, since all of them would find the same.
-    pub fn connection(&self, member: &Member, device: Device) -> Connection {
+    pub fn connection(&self, member: &Member, engine: Engine) -> Connection {
         let bucket = |name: &str| self.s3.own_bucket(name).expect("every member and the dataset have a bucket");
         let home = self.folder.join("nodes").join(&member.name);
         let validates = self.members.iter().find(|other| other.role == Role::Validator).map(|first| &first.name);
@@ -126,7 +126,7 @@ impl World {
             data: bucket(DATA_BUCKET).locator,
             data_folder: home.join("dataset"),
             state_folder: home.join("state"),
-            device,
+            engine,
             options: ValidatorOptions { validation_samples },
         }
     }

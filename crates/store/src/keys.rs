@@ -9,9 +9,9 @@ use crate::StoreError;
 /// Longest key, in bytes. S3 allows 1024; this keeps every key a file name on every file system.
 pub const KEY_BYTES_MAX: usize = 200;
 
-/// Folder of what a miner publishes for `window`.
-pub fn window(run: RunId, window: u64) -> String {
-    format!("v1/{run}/w/{window:08}")
+/// Folder of what a miner publishes.
+pub fn windows(run: RunId) -> String {
+    format!("v1/{run}/w")
 }
 
 /// A miner's signed header for `window`.
@@ -113,7 +113,7 @@ mod tests {
         let hash = Hash32([0x01; 32]);
         let (r, h) = ("ab".repeat(32), "01".repeat(32));
         let names = [
-            (window(run, 7), format!("v1/{r}/w/00000007")),
+            (windows(run), format!("v1/{r}/w")),
             (window_header(run, 7), format!("v1/{r}/w/00000007/header")),
             (window_payload(run, 12_345_678), format!("v1/{r}/w/12345678/payload")),
             (window_key(run, 0), format!("v1/{r}/w/00000000/key")),

@@ -39,7 +39,7 @@ pub use bucket::{Credential, OwnBucket, dev_credentials};
 use bytes::Bytes;
 pub use error::StoreError;
 pub use memory::{Fault, MemoryCloud, MemoryStore, Op, OpKind};
-pub use s3::{S3Options, S3Store};
+pub use s3::{S3Options, S3Store, is_loopback};
 pub use server::{BucketSpec, OBJECT_BYTES_MAX, S3Server, ServerError};
 use templar_protocol::bucket::BucketLocator;
 

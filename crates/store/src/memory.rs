@@ -107,6 +107,18 @@ impl MemoryCloud {
         self.lock().fault = Some(Box::new(hook));
     }
 
+    /// The keys of a bucket's objects, in order.
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        self.lock().buckets.get(bucket).map_or_else(Vec::new, |bucket| bucket.objects.keys().cloned().collect())
+    }
+
+    /// What its owner could do at any time: removes the objects whose keys contain `part`.
+    pub fn remove(&self, bucket: &str, part: &str) {
+        if let Some(bucket) = self.lock().buckets.get_mut(bucket) {
+            bucket.objects.retain(|key, _| !key.contains(part));
+        }
+    }
+
     pub fn clear_fault(&self) {
         self.lock().fault = None;
     }

@@ -5,9 +5,9 @@
 
 use std::{env, error::Error, ops::ControlFlow, time::Instant};
 
-use templar_model::{Device, presets};
+use templar_model::presets;
 use templar_protocol::layout::Layout;
-use templar_train::{BurnTrainer, TrainJob, Trainer, conformance};
+use templar_train::{CpuTrainer, TrainJob, Trainer, conformance};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let name = env::args().nth(1).unwrap_or_else(|| "nano".to_owned());
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let layout = Layout::llama(&preset.model);
     let theta = layout.theta0(&preset.model, 1);
     let batches = conformance::batches(&preset.model, steps, 8, "speed");
-    let mut trainer = BurnTrainer::new(&preset.model, &preset.inner, &Device::Cpu);
+    let mut trainer = CpuTrainer::new(&preset.model, &preset.inner);
 
     let warm_up = TrainJob { theta: &theta, batches: &batches[..1], first_step: 0 };
     trainer.train(&warm_up, &mut |_| ControlFlow::Continue(()))?;

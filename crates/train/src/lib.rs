@@ -6,7 +6,8 @@
 //! | tokens of one inner step | [`batch`] |
 //! | learning rate by global inner step | [`schedule`] |
 //! | AdamW on flat parameters | [`adamw`] |
-//! | the built-in engine, on Burn | [`burn_trainer`] |
+//! | the built-in engine, on this machine's processor | [`cpu_trainer`] |
+//! | the PyTorch engine, in a process of its own | [`worker`] |
 //! | a cheap problem for simulations of the protocol | [`synthetic`] |
 //! | what every engine must do | [`conformance`] |
 //!
@@ -14,14 +15,14 @@
 //!
 //! ```
 //! use std::ops::ControlFlow;
-//! use templar_model::{Device, presets};
+//! use templar_model::presets;
 //! use templar_protocol::layout::Layout;
-//! use templar_train::{BurnTrainer, TokenBatch, TrainJob, Trainer};
+//! use templar_train::{CpuTrainer, TokenBatch, TrainJob, Trainer};
 //!
 //! let preset = presets::preset("nano").unwrap();
 //! let theta = Layout::llama(&preset.model).theta0(&preset.model, 7);
 //! let batches = [TokenBatch::new(2, 8, (0..16).collect()).unwrap()];
-//! let mut trainer = BurnTrainer::new(&preset.model, &preset.inner, &Device::Cpu);
+//! let mut trainer = CpuTrainer::new(&preset.model, &preset.inner);
 //! let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
 //! let outcome = trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap();
 //! assert_eq!(outcome.delta.len(), theta.len());
@@ -29,14 +30,16 @@
 
 pub mod adamw;
 pub mod batch;
-pub mod burn_trainer;
 pub mod conformance;
+pub mod cpu_trainer;
 pub mod schedule;
 pub mod synthetic;
 pub mod trainer;
+pub mod worker;
 
 pub use batch::{BatchError, TokenBatch};
-pub use burn_trainer::BurnTrainer;
+pub use cpu_trainer::CpuTrainer;
 pub use schedule::learning_rate;
 pub use synthetic::SyntheticTrainer;
-pub use trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
+pub use trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
+pub use worker::{TorchOptions, TorchTrainer, WorkerError};

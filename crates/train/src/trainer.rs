@@ -2,9 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use serde::{Deserialize, Serialize};
 use templar_protocol::layout::ModelSpec;
 
-use crate::batch::{BatchError, TokenBatch};
+use crate::{
+    batch::{BatchError, TokenBatch},
+    worker::WorkerError,
+};
 
 /// What one node trains in one window.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +79,35 @@ pub trait Trainer: Send {
 
     /// Takes up an exported state. After an error the state is what it was.
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError>;
+
+    /// How fast the last training job was, if the engine measures that.
+    fn stats(&self) -> Option<EngineStats> {
+        None
+    }
+}
+
+/// How much of its device an engine uses. Rates are of the whole engine, all its devices together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineStats {
+    /// Name of the device, and how many there are.
+    pub device: String,
+    pub tokens_per_s: f64,
+    /// FLOP/s that the model needs: (6·(P − P of the input embedding) + 6·L·d·s) · tokens/s, for L layers of width d and
+    /// sequences of s tokens.
+    pub model_flops_per_s: f64,
+    /// FLOP/s of a plain matrix product in the same precision, measured on the spot.
+    pub matmul_flops_per_s: f64,
+    /// Dense bf16 FLOP/s by the maker's data sheet, where there is one.
+    pub peak_flops_per_s: Option<f64>,
+    /// Largest memory that one device had in use.
+    pub peak_memory_bytes: u64,
+}
+
+impl EngineStats {
+    /// Model FLOPs utilisation, 0 to 1: what the model needs over what the data sheet promises.
+    pub fn mfu(&self) -> Option<f64> {
+        self.peak_flops_per_s.filter(|&peak| peak > 0.0).map(|peak| self.model_flops_per_s / peak)
+    }
 }
 
 /// Why nothing was trained or evaluated.
@@ -97,6 +130,8 @@ pub enum TrainError {
     NonFiniteLoss { sequence: usize },
     #[error("the optimiser's state cannot be imported: {why}; delete it to start with fresh moments")]
     State { why: String },
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// Checks parameters and batches before an engine sees them.

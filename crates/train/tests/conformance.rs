@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use templar_model::{Device, presets};
+use templar_model::presets;
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
-use templar_train::{BurnTrainer, SyntheticTrainer, TrainJob, Trainer, conformance};
+use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer, conformance};
 
 fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
     let preset = presets::preset("nano").expect("a preset");
@@ -28,10 +28,10 @@ fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
 }
 
 #[test]
-fn burn_trainer_conforms() {
+fn cpu_trainer_conforms() {
     for tied in [false, true] {
         let (model, inner) = tiny(tied);
-        conformance::check_trainer(&model, || Box::new(BurnTrainer::new(&model, &inner, &Device::Cpu)));
+        conformance::check_trainer(&model, || Box::new(CpuTrainer::new(&model, &inner)));
     }
 }
 
@@ -44,13 +44,13 @@ fn synthetic_trainer_conforms() {
 /// More than the seam promises, and true on the CPU: matrices are split by rows and columns, never along a sum. `nano` is
 /// large enough that products are split, alone (micro-batches of 8) and beside others (of 2).
 #[test]
-fn burn_trainer_does_not_depend_on_the_thread_count() {
+fn cpu_trainer_does_not_depend_on_the_thread_count() {
     let preset = presets::preset("nano").unwrap();
     let theta = Layout::llama(&preset.model).theta0(&preset.model, 1);
     let batches = conformance::batches(&preset.model, 2, 8, "threads");
     let train = |micro_batch_sequences, threads| {
         let inner = InnerSpec { micro_batch_sequences, ..preset.inner.clone() };
-        let mut trainer = BurnTrainer::new(&preset.model, &inner, &Device::Cpu);
+        let mut trainer = CpuTrainer::new(&preset.model, &inner);
         let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| trainer.train(&job, &mut |_| ControlFlow::Continue(()))).unwrap()

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use templar_model::{Device, presets};
+use templar_model::presets;
 use templar_protocol::{
     hash::Hasher,
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
 use templar_train::{
-    BurnTrainer, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
+    CpuTrainer, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
 };
 
 fn tiny() -> (ModelSpec, InnerSpec) {
@@ -51,7 +51,7 @@ fn loss_curve_is_golden() {
         [3.48293, 3.42221, 3.24583, 3.19952, 3.01737, 2.94338, 2.70843, 2.67809, 2.42077, 2.36945];
     let (model, inner) = tiny();
     let theta = Layout::llama(&model).theta0(&model, 1);
-    let outcome = train(&mut BurnTrainer::new(&model, &inner, &Device::Cpu), &theta, &counting(&model, 10));
+    let outcome = train(&mut CpuTrainer::new(&model, &inner), &theta, &counting(&model, 10));
     let losses: Vec<f64> = outcome.steps.iter().map(|step| step.loss).collect();
     for (loss, golden) in losses.iter().zip(GOLDEN) {
         assert!((loss - golden).abs() < 1e-3, "{losses:.5?}");
@@ -63,7 +63,7 @@ fn one_batch_is_learned_by_heart() {
     let (model, inner) = tiny();
     let theta = Layout::llama(&model).theta0(&model, 1);
     let batch = conformance::batches(&model, 1, 4, "by heart").remove(0);
-    let mut trainer = BurnTrainer::new(&model, &inner, &Device::Cpu);
+    let mut trainer = CpuTrainer::new(&model, &inner);
     let outcome = train(&mut trainer, &theta, &vec![batch.clone(); 150]);
     let first = outcome.steps[0].loss;
     assert!((first - 32f64.ln()).abs() < 0.1, "an untrained model guesses: {first}");
@@ -79,7 +79,7 @@ fn accumulated_gradient_is_that_of_the_whole_batch() {
     let batches = conformance::batches(&model, 1, 7, "accumulated");
     let [whole, parts] = [7, 2].map(|micro_batch_sequences| {
         let inner = InnerSpec { micro_batch_sequences, ..inner.clone() };
-        train(&mut BurnTrainer::new(&model, &inner, &Device::Cpu), &theta, &batches).steps[0]
+        train(&mut CpuTrainer::new(&model, &inner), &theta, &batches).steps[0]
     });
     assert!((whole.loss - parts.loss).abs() < 1e-6, "{whole:?} {parts:?}");
     assert!((whole.grad_norm / parts.grad_norm - 1.0).abs() < 1e-5, "{whole:?} {parts:?}");
@@ -88,7 +88,7 @@ fn accumulated_gradient_is_that_of_the_whole_batch() {
 #[test]
 fn divergence_names_the_step() {
     let (model, inner) = tiny();
-    let mut trainer = BurnTrainer::new(&model, &inner, &Device::Cpu);
+    let mut trainer = CpuTrainer::new(&model, &inner);
     let theta = vec![1e15; Layout::llama(&model).len()];
     let batches = conformance::batches(&model, 1, 2, "diverged");
     let job = TrainJob { theta: &theta, batches: &batches, first_step: 41 };

@@ -30,7 +30,7 @@ impl Demo {
             plan,
             text: self.network.text(),
             folder: folder.path().to_path_buf(),
-            device: self.network.device(),
+            engines: self.network.engines(),
             pace_cap: Duration::from_secs(self.pace_cap_s),
         };
         let outcome = demo

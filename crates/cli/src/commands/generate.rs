@@ -6,7 +6,7 @@ use clap::Args;
 use color_eyre::eyre::{Context, Result};
 use serde_json::json;
 use templar_data::Tokenizer;
-use templar_model::{Device, Llama, Sampling, generate, hf};
+use templar_model::{Sampling, generate, hf};
 
 use crate::End;
 
@@ -29,8 +29,6 @@ pub(crate) struct Generate {
     /// A Hugging Face tokenizer.json; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    #[arg(long, env = "TEMPLAR_DEVICE", default_value = "cpu")]
-    device: Device,
     #[arg(long, env = "TEMPLAR_JSON")]
     json: bool,
 }
@@ -42,10 +40,9 @@ impl Generate {
             None => Tokenizer::Bytes,
         };
         let (spec, theta) = hf::import(&self.model).wrap_err_with(|| self.model.display().to_string())?;
-        let model = Llama::new(&spec, &theta, &self.device);
         let sampling = Sampling { temperature: self.temperature, seed: self.seed };
         let prompt = tokenizer.encode(&self.prompt)?;
-        let made = generate(&model, &prompt, self.tokens, Some(tokenizer.end_of_text()), sampling)?;
+        let made = generate(&spec, &theta, &prompt, self.tokens, Some(tokenizer.end_of_text()), sampling)?;
         let text = tokenizer.decode(&made);
         if self.json {
             println!("{}", json!({ "prompt": self.prompt, "text": text, "tokens": made }));

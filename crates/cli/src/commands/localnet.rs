@@ -19,7 +19,7 @@ pub(crate) struct Localnet {
     #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.0)]
     block_s: f64,
     /// Kill a node with SIGKILL in the middle of a window, as in `miner-1@4`; may be given several times.
-    #[arg(long, env = "TEMPLAR_KILL", value_name = "NODE@WINDOW")]
+    #[arg(long, env = "TEMPLAR_KILL", value_delimiter = ',', value_name = "NODE@WINDOW")]
     kill: Vec<Kill>,
 }
 
@@ -32,6 +32,12 @@ impl Localnet {
         for kill in &self.kill {
             let known = plan.members().iter().any(|member| member.name == kill.node);
             ensure!(known, "--kill names {:?}, but nodes are miner-0 …, validator-0 …", kill.node);
+            ensure!(
+                (1..self.network.windows()).contains(&kill.window),
+                "--kill names window {}, but a node can be killed in windows 1 to {}",
+                kill.window,
+                self.network.windows() - 1
+            );
         }
         let watcher = Watcher::new(self.network.json, self.network.windows());
         if !self.network.json {
@@ -41,7 +47,7 @@ impl Localnet {
             plan,
             text: self.network.text(),
             folder: folder.path().to_path_buf(),
-            device: self.network.device(),
+            engines: self.network.engines(),
             binary: std::env::current_exe().wrap_err("this binary cannot find itself to start nodes")?,
             block: Duration::from_secs_f64(self.block_s),
             kills: self.kill.clone(),
@@ -50,8 +56,14 @@ impl Localnet {
             .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
                 watcher.on_event(event, recorder);
             })
-            .await?;
+            .await;
         watcher.finish();
-        self.network.finish(&outcome, folder.path())
+        match outcome {
+            Ok(outcome) => self.network.finish(&outcome, folder.path()),
+            Err(error) => {
+                let kept = folder.keep();
+                Err(error).wrap_err_with(|| format!("the network failed; its files are left in {}", kept.display()))
+            }
+        }
     }
 }

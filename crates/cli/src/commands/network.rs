@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use color_eyre::eyre::{Context, ContextCompat, Result, ensure};
 use templar_data::Dataset;
-use templar_model::{Device, Llama, hf, presets};
+use templar_model::{hf, presets};
 use templar_sim::demo::Outcome;
+use templar_sim::engine::{Engine, EngineName};
 use templar_sim::plan::{Behaviour, Plan};
 use templar_sim::report::Report;
 use templar_sim::world::Text;
 
 use crate::End;
+use crate::commands::engine::TorchArgs;
 use crate::show;
 
 /// Options of a local network.
@@ -36,11 +38,11 @@ pub(crate) struct NetworkArgs {
     #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// How the last miners behave, one each: noise or withhold.
-    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_name = "BEHAVIOUR")]
+    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
-    /// Where to train: cpu, or what else this build supports.
-    #[arg(long, env = "TEMPLAR_DEVICE", default_value = "cpu")]
-    device: Device,
+    /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
+    #[arg(long, env = "TEMPLAR_ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
+    engine: Vec<EngineName>,
     /// Write the run's report to this file, as JSON.
     #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
     report: Option<PathBuf>,
@@ -53,6 +55,8 @@ pub(crate) struct NetworkArgs {
     /// Print events as JSON lines, and the report last, instead of text for people.
     #[arg(long, env = "TEMPLAR_JSON")]
     pub(crate) json: bool,
+    #[command(flatten)]
+    torch: TorchArgs,
 }
 
 /// A folder for the network's files, removed at the end unless the user named it.
@@ -67,6 +71,14 @@ impl Folder {
         match self {
             Self::Kept(path) => path,
             Self::Temporary(folder) => folder.path(),
+        }
+    }
+
+    /// Leaves the folder where it is, for somebody to look into.
+    pub(crate) fn keep(self) -> PathBuf {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(folder) => folder.keep(),
         }
     }
 }
@@ -97,8 +109,12 @@ impl NetworkArgs {
         if self.data.is_empty() { Text::BuiltIn } else { Text::Paths(self.data.clone()) }
     }
 
-    pub(crate) fn device(&self) -> Device {
-        self.device
+    /// Nodes on this machine share its cores.
+    pub(crate) fn engines(&self) -> Vec<Engine> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let nodes = usize::from(self.miners) + usize::from(self.validators);
+        let threads = u32::try_from((cores / nodes).max(1)).ok();
+        self.engine.iter().map(|&name| self.torch.engine(name, threads)).collect()
     }
 
     pub(crate) fn windows(&self) -> u64 {
@@ -140,7 +156,7 @@ impl NetworkArgs {
             .wrap_err_with(|| format!("the model cannot be written to {}", out.display()))?;
         let sample = dataset.sample(templar_data::Split::HeldOut, 0)?;
         let tokens = &sample[..sample.len().min(64)];
-        hf::export_logits(out, &Llama::new(model, theta, &self.device), tokens, 1)?;
+        hf::export_logits(out, model, theta, tokens, 1)?;
         if !self.json {
             println!("model written to {}", out.display());
         }

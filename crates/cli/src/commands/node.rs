@@ -1,20 +1,23 @@
 //! `templar miner` and `templar validator`
 
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, Result};
+use color_eyre::eyre::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
-use templar_model::Device;
 use templar_node::events::{NodeEvent, Role};
 use templar_node::validator::ValidatorOptions;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
 use templar_sim::connect::{BucketFile, Connection, LocatorFile};
+use templar_sim::engine::EngineName;
 use templar_sim::plan::Behaviour;
 use tokio::sync::mpsc;
 
+use crate::commands::engine::TorchArgs;
 use crate::{End, show, stop};
 
 /// What every node takes.
@@ -44,12 +47,14 @@ struct NodeArgs {
     /// The node's name in events and logs.
     #[arg(long, env = "TEMPLAR_NAME", default_value = "node")]
     name: String,
-    /// Where to train: cpu, or what else this build supports.
-    #[arg(long, env = "TEMPLAR_DEVICE", default_value = "cpu")]
-    device: Device,
+    /// What trains and evaluates: builtin or torch.
+    #[arg(long, env = "TEMPLAR_ENGINE", default_value_t)]
+    engine: EngineName,
     /// Print events as JSON lines instead of text for people.
     #[arg(long, env = "TEMPLAR_JSON")]
     json: bool,
+    #[command(flatten)]
+    torch: TorchArgs,
 }
 
 /// Train on assigned data, publish what was learned, be paid for what it was worth.
@@ -87,9 +92,8 @@ impl Validator {
 
 #[tokio::main]
 async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: ValidatorOptions) -> Result<End> {
-    let spec = RunSpec::from_toml(&read(&args.run)?).wrap_err_with(|| args.run.display().to_string())?;
-    let seed: Hash32 =
-        read(&args.key)?.trim().parse().wrap_err_with(|| format!("the key in {}", args.key.display()))?;
+    let spec = RunSpec::from_toml(&read_small(&args.run)?).wrap_err_with(|| args.run.display().to_string())?;
+    let seed = parse_seed(&read_small(&args.key)?).wrap_err_with(|| format!("the key in {}", args.key.display()))?;
     let connection = Connection {
         name: args.name,
         role,
@@ -101,35 +105,70 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
         data: parse::<LocatorFile>(&args.data)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
-        device: args.device,
+        engine: args.torch.engine(args.engine, None),
         options,
     };
     let (sender, receiver) = mpsc::channel(256);
-    let printing = tokio::spawn(print_events(receiver, args.json));
+    let mut printing = tokio::spawn(print_events(receiver, args.json));
     let stop = stop::on_signal();
-    let setup = connection.open(sender).await?;
-    setup.run(stop).await?;
-    printing.await?;
-    Ok(End::Done)
-}
-
-async fn print_events(mut events: mpsc::Receiver<NodeEvent>, json: bool) {
-    while let Some(event) = events.recv().await {
-        if json {
-            match serde_json::to_string(&event) {
-                Ok(line) => println!("{line}"),
-                Err(error) => tracing::error!(%error, "an event cannot be printed"),
-            }
-        } else {
-            println!("{}", show::event(&event));
-        }
+    let running = async {
+        let setup = connection.open(sender).await?;
+        Ok::<(), color_eyre::Report>(setup.run(stop.clone()).await?)
+    };
+    tokio::select! {
+        biased;
+        ended = running => ended?,
+        // A process whose parent is gone must not go on for ever unseen.
+        printed = &mut printing => printed?.wrap_err("events cannot be printed: standard output is closed")?,
     }
+    if !printing.is_finished() {
+        printing.await??;
+    }
+    Ok(if *stop.borrow() { End::Stopped } else { End::Done })
 }
 
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).wrap_err_with(|| format!("{} cannot be read", path.display()))
+/// A seed as wallets write it, too: with `0x`, or in capitals.
+fn parse_seed(text: &str) -> Result<Hash32> {
+    let text = text.trim().to_ascii_lowercase();
+    Ok(text.strip_prefix("0x").unwrap_or(&text).parse()?)
+}
+
+async fn print_events(mut events: mpsc::Receiver<NodeEvent>, json: bool) -> std::io::Result<()> {
+    while let Some(event) = events.recv().await {
+        let line = if json { serde_json::to_string(&event)? } else { show::event(&event) };
+        let mut output = std::io::stdout().lock();
+        writeln!(output, "{line}")?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+/// Largest text that a verb takes in: runs, keys and credentials are far smaller.
+const TEXT_BYTES_MAX: u64 = 64 * 1024;
+
+/// A small text file; one byte more than allowed is enough to be refused.
+pub(crate) fn read_small(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text));
+    read.wrap_err_with(|| format!("{} cannot be read", path.display()))?;
+    ensure!(text.len() as u64 <= TEXT_BYTES_MAX, "{} has more than 64 KiB; is this the right file?", path.display());
+    Ok(text)
 }
 
 fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    toml::from_str(&read(path)?).wrap_err_with(|| format!("{} is not in order", path.display()))
+    toml::from_str(&read_small(path)?).wrap_err_with(|| format!("{} is not in order", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_may_look_as_wallets_write_it() {
+        let seed = "ab".repeat(32);
+        for text in [seed.clone(), format!("0x{seed}\n"), format!("0x{}", seed.to_uppercase())] {
+            assert_eq!(parse_seed(&text).unwrap(), Hash32([0xab; 32]));
+        }
+        assert!(parse_seed("0xab").is_err());
+    }
 }

@@ -12,6 +12,7 @@ use templar_protocol::run::{ChainSpec, DataSpec, RunSpec};
 use templar_sim::plan::{mainnet_windows, run_spec};
 
 use crate::End;
+use crate::commands::node::read_small;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
@@ -140,7 +141,7 @@ impl Verify {
     fn run(self) -> Result<()> {
         let spec = load(&self.file)?;
         let layout = spec.layout();
-        let root = layout.state_root(&layout.theta0(&spec.model, spec.theta0.seed));
+        let root = layout.theta0_root(&spec.model, spec.theta0.seed);
         ensure!(
             root == spec.theta0.root,
             "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or is of another protocol",
@@ -166,6 +167,6 @@ impl Verify {
 }
 
 fn load(path: &Path) -> Result<RunSpec> {
-    let text = std::fs::read_to_string(path).wrap_err_with(|| format!("{} cannot be read", path.display()))?;
+    let text = read_small(path)?;
     RunSpec::from_toml(&text).wrap_err_with(|| format!("{} is no run", path.display()))
 }

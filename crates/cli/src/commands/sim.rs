@@ -23,7 +23,7 @@ pub(crate) struct Sim {
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
     /// How the last miners behave, one each: noise or withhold.
-    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_name = "BEHAVIOUR")]
+    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
     /// Write the run's report to this file, as JSON.
     #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
@@ -47,7 +47,7 @@ impl Sim {
             println!("{}", serde_json::to_string(&outcome.report)?);
         } else {
             for window in &outcome.report.windows {
-                println!("{}", show::window(window, outcome.report.nodes.len()));
+                println!("{}", show::window(window));
             }
             print!("{}", show::summary(&outcome.report));
         }

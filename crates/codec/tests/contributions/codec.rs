@@ -131,7 +131,7 @@ fn golden_bytes() {
     // bits 1, 1, 0; zeros 0, 2, 2, each run with its one: 1 001 001. Mean 0.5: 27 · 8 = 216; k = 1 and L = 3, so b = 1;
     // sign 1; gap 1: low bit 1, no zeros.
     let signs = codec(CodecKind::TopkSign, &[16, 3], 16, 3, 4.0);
-    let payload = [b'T', b'C', 1, 1, 3, 0, 2, 0, 232, 0b0101_1010, 0b1_0010, 216, 0b111];
+    let payload = [b'T', b'C', 1, 1, 232, 0b0101_1010, 0b1_0010, 216, 0b111];
     assert_eq!(encode(&signs, &e).unwrap(), payload);
     let contribution = signs.decode(payload.to_vec()).unwrap();
     assert_eq!((contribution.values_sent(), contribution.norms()), (4, &[12f64.sqrt(), 0.5][..]));
@@ -151,7 +151,7 @@ fn golden_bytes() {
 #[test]
 fn an_empty_chunk_has_one_encoding_and_sends_nothing() {
     let codec = codec(CodecKind::TopkSign, &[16], 16, 3, 4.0);
-    let payload = [b'T', b'C', 1, 1, 3, 0, 0, 0b1100_0000, 1];
+    let payload = [b'T', b'C', 1, 1, 0, 0b1100_0000, 1];
     for tiny in [0.0, -0.0, 1e-40, -1e-40, 3e-9] {
         assert_eq!(encode(&codec, &[tiny; 16]).unwrap(), payload, "{tiny}");
     }
@@ -214,9 +214,11 @@ fn chunk_error(kind: CodecKind, fields: &[(u64, u32)]) -> ChunkError {
         bits |= value << at;
         at += count;
     }
-    let bytes = at.div_ceil(8) as u16;
-    let body = &bits.to_le_bytes()[..usize::from(bytes)];
-    let payload = [&b"TC\x01"[..], &[kind as u8], &bytes.to_le_bytes(), body].concat();
+    let body = &bits.to_le_bytes()[..(at as usize).div_ceil(8)];
+    // With one level it has 3 bytes in any case.
+    let length = (body.len() as u16).to_le_bytes();
+    let length = if kind == CodecKind::TopkTwoBit { &length[..] } else { &[] };
+    let payload = [&b"TC\x01"[..], &[kind as u8], length, body].concat();
     match codec.decode(payload).unwrap_err() {
         DecodeError::Chunk { tensor, chunk: 0, source } if tensor == "tensor0" => source,
         other => panic!("{other}"),
@@ -299,7 +301,7 @@ fn the_first_error_is_reported_and_bytes_are_the_same_for_any_number_of_threads(
             let payload = encode(&codec, &e).unwrap();
             let mut broken = payload.clone();
             // Everything from somewhere within the second segment of the first tensor on.
-            let second = 4 + 2 * 14 + usize::from(u16::from_le_bytes([payload[4], payload[5]]));
+            let second = 4 + 2 * 11 + usize::from(u16::from_le_bytes([payload[4], payload[5]]));
             broken[second + 40 * 6..].fill(0xff);
             let mut bad = e.clone();
             (bad[123_456], bad[400_000]) = (f32::NAN, f32::NAN);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod codec;
+mod golden;
 mod outer_step;
 mod plain;
 mod samples;

@@ -18,16 +18,19 @@ pub(crate) fn write(layout: &Layout, spec: &CodecSpec, sent: &[f32]) -> Vec<u8> 
         }
     }
     let mut payload = vec![b'T', b'C', 1, spec.kind as u8];
-    if spec.kind != CodecKind::DenseF32 {
-        payload.extend(segments.iter().flat_map(|segment| (segment.len() as u16).to_le_bytes()));
+    for (segment, says_length) in &segments {
+        if *says_length {
+            payload.extend((segment.len() as u16).to_le_bytes());
+        }
     }
-    payload.extend(segments.concat());
+    payload.extend(segments.into_iter().flat_map(|(segment, _)| segment));
     payload
 }
 
-fn segment(values: &[f32], len: usize, spec: &CodecSpec) -> Vec<u8> {
+/// The bytes of a segment, and whether they could have had another length.
+fn segment(values: &[f32], len: usize, spec: &CodecSpec) -> (Vec<u8>, bool) {
     if spec.kind == CodecKind::DenseF32 {
-        return values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        return (values.iter().flat_map(|value| value.to_le_bytes()).collect(), false);
     }
     let k = (spec.k as usize * len).div_ceil(spec.chunk as usize);
     let b = (0..).take_while(|b| 13 * k << b <= 9 * len).last().unwrap_or(0);
@@ -59,8 +62,11 @@ fn segment(values: &[f32], len: usize, spec: &CodecSpec) -> Vec<u8> {
             unary.push(true);
         }
     }
+    let chunks = values.len() / len;
+    let (least, most) = (fixed.len() + chunks * k, fixed.len() + chunks * (k + ((len - k) >> b)));
     fixed.extend(unary);
-    fixed.chunks(8).map(|byte| byte.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit))).collect()
+    let bytes = fixed.chunks(8).map(|byte| byte.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit)));
+    (bytes.collect(), least.div_ceil(8) < most.div_ceil(8))
 }
 
 fn bits(value: u64, count: usize) -> impl Iterator<Item = bool> {

@@ -9,10 +9,10 @@ use std::{
 
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::{Value, json};
+use templar_engine::Engine;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
 use super::{CONFIG, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, config};
-use crate::llama::Llama;
 
 /// Files above this size are split, as `transformers` does.
 const SHARD_BYTES: u64 = 4 << 30;
@@ -41,11 +41,17 @@ pub fn export(dir: &Path, spec: &ModelSpec, theta: &[f32], end_of_text: Option<u
 /// be compared with ours (`tools/check_hf.py`).
 ///
 /// # Panics
-/// If `tokens` is not `sequences` rows of equal, non-zero length.
-pub fn export_logits(dir: &Path, model: &Llama, tokens: &[u32], sequences: usize) -> Result<(), ExportError> {
+/// If `theta` does not fit the model, or `tokens` is not `sequences` rows of equal, non-zero length.
+pub fn export_logits(
+    dir: &Path,
+    spec: &ModelSpec,
+    theta: &[f32],
+    tokens: &[u32],
+    sequences: usize,
+) -> Result<(), ExportError> {
     let positions = tokens.len() / sequences;
-    let vocabulary = model.spec().vocab_size as usize;
-    let logits = model.logits(tokens, sequences);
+    let vocabulary = spec.vocab_size as usize;
+    let logits = Engine::new(spec).logits(theta, tokens, sequences);
     let rows: Vec<&[f32]> = logits.chunks_exact(vocabulary).collect();
     let value = json!({
         "tokens": tokens.chunks_exact(positions).collect::<Vec<_>>(),

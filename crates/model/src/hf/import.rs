@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{bf16, f16};
+use half::{bf16, f16};
 use safetensors::{
     Dtype,
     tensor::{Metadata, TensorInfo},

@@ -60,6 +60,17 @@ pub(super) fn judge(
     }
 }
 
+/// Whether `endpoint` is on this machine's loopback, where nobody but a local network has its buckets.
+pub fn is_loopback(endpoint: &str) -> bool {
+    let host = Url::parse(endpoint).ok().and_then(|url| url.host().map(|host| host.to_owned()));
+    match host {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
 /// Bucket names by S3's rules (the path of a URL is made of them), and texts that fit into HTTP headers.
 fn check_names(locator: &BucketLocator) -> Result<(), &'static str> {
     if !s3s::path::check_bucket_name(&locator.bucket) {
@@ -112,6 +123,16 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback_is_an_address_and_not_a_scheme() {
+        for here in ["http://127.0.0.1:9000", "http://localhost", "https://[::1]:1", "http://127.3.2.1"] {
+            assert!(is_loopback(here), "{here}");
+        }
+        for elsewhere in ["http://minio.lan:9000", "http://10.0.0.7", "https://s3.example.com", "127.0.0.1", ""] {
+            assert!(!is_loopback(elsewhere), "{elsewhere}");
+        }
+    }
 
     fn locator(endpoint: &str) -> BucketLocator {
         BucketLocator {

@@ -1,0 +1,32 @@
+//! Measurements that settle defaults. `templar bench` prints what they return.
+//!
+//! | what | module |
+//! |---|---|
+//! | the codec: parameters per second against the machine's copy bandwidth, bytes on real pseudo-gradients | [`codec`] |
+//! | what a format and an outer rule cost in loss: one small training run for each | [`quality`] |
+//! | training and evaluation: tokens per second of the built-in engine, and where the time goes | [`train`] |
+//! | how evenly the sent positions lie: what a smarter coder of them could save | [`positions`] |
+//!
+//! Times are medians of several runs; compare only what was measured in one call.
+
+pub mod codec;
+pub mod peers;
+pub mod positions;
+pub mod quality;
+pub mod train;
+
+use std::time::Instant;
+
+/// Median wall-clock time of `work`, in seconds, after one run that is not counted.
+pub(crate) fn median_s(repeats: usize, mut work: impl FnMut()) -> f64 {
+    work();
+    let mut times: Vec<f64> = (0..repeats.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}

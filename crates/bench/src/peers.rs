@@ -1,0 +1,114 @@
+//! Miners in miniature: the same θ, own data, own optimiser, Δ after H inner steps. No protocol around them.
+
+use std::ops::ControlFlow;
+
+use rayon::prelude::*;
+use templar_data::grammar::Grammar;
+use templar_model::presets::Preset;
+use templar_protocol::{
+    hash::{Hasher, Stream},
+    layout::Layout,
+};
+use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
+
+/// What everybody trains on: text as bytes, of which the last tenth is held out.
+#[derive(Debug, Clone)]
+pub struct Text {
+    train: Vec<u32>,
+    held_out: Vec<u32>,
+}
+
+impl Text {
+    /// Any text.
+    ///
+    /// # Panics
+    /// If it is shorter than 10,000 bytes.
+    pub fn new(text: &str) -> Self {
+        let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+        assert!(tokens.len() >= 10_000, "a text of {} bytes is too short to learn from", tokens.len());
+        let (train, held_out) = tokens.split_at(tokens.len() / 10 * 9);
+        Self { train: train.to_vec(), held_out: held_out.to_vec() }
+    }
+
+    /// The built-in corpus.
+    pub fn built_in(bytes: u64) -> Self {
+        Self::new(&Grammar::new(1).documents(1, bytes).collect::<String>())
+    }
+}
+
+/// R miners that train one model.
+pub struct Peers {
+    preset: Preset,
+    text: Text,
+    trainers: Vec<Box<dyn Trainer>>,
+    streams: Vec<Stream>,
+    steps_done: u64,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers")
+            .field("count", &self.trainers.len())
+            .field("steps_done", &self.steps_done)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    pub fn new(preset: &Preset, text: &Text, count: usize, seed: u64) -> Self {
+        let trainers = (0..count).map(|_| Box::new(CpuTrainer::new(&preset.model, &preset.inner)) as Box<dyn Trainer>);
+        let stream = |peer: usize| {
+            let mut hasher = Hasher::new("templar bench data of a peer");
+            hasher.update_value(&(seed, peer as u64)).clone().into_stream()
+        };
+        Self {
+            preset: preset.clone(),
+            text: text.clone(),
+            trainers: trainers.collect(),
+            streams: (0..count).map(stream).collect(),
+            steps_done: 0,
+        }
+    }
+
+    pub fn layout(&self) -> Layout {
+        Layout::llama(&self.preset.model)
+    }
+
+    /// θ₀ of this seed.
+    pub fn theta0(&self, seed: u64) -> Vec<f32> {
+        self.layout().theta0(&self.preset.model, seed)
+    }
+
+    /// One window: each peer's Δ after the preset's H inner steps from `theta`.
+    pub fn window(&mut self, theta: &[f32]) -> Result<Vec<Vec<f32>>, TrainError> {
+        let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
+        let (text, first_step) = (&self.text, self.steps_done);
+        self.steps_done += u64::from(inner.steps);
+        let work = |(trainer, stream): (&mut Box<dyn Trainer>, &mut Stream)| {
+            let batches = (0..inner.steps)
+                .map(|_| draw(&text.train, stream, inner.batch_sequences as usize, seq_len))
+                .collect::<Vec<_>>();
+            let job = TrainJob { theta, batches: &batches, first_step };
+            Ok(trainer.train(&job, &mut |_| ControlFlow::Continue(()))?.delta)
+        };
+        self.trainers.par_iter_mut().zip(&mut self.streams).map(work).collect()
+    }
+
+    /// Mean loss on held-out text in nats per token, over `sequences` that are the same in every call.
+    pub fn held_out_loss(&mut self, theta: &[f32], sequences: usize) -> Result<f64, TrainError> {
+        let mut stream = Hasher::new("templar bench held-out text").into_stream();
+        let batch = draw(&self.text.held_out, &mut stream, sequences, self.preset.model.seq_len as usize);
+        let losses = self.trainers[0].evaluate(theta, &batch)?;
+        Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+    }
+}
+
+/// Random windows of a text.
+fn draw(tokens: &[u32], stream: &mut Stream, sequences: usize, seq_len: usize) -> TokenBatch {
+    let starts = tokens.len() - seq_len;
+    let tokens = (0..sequences).flat_map(|_| {
+        let start = stream.below(starts as u64) as usize;
+        tokens[start..start + seq_len].iter().copied()
+    });
+    TokenBatch::new(sequences, seq_len, tokens.collect()).expect("a rectangle by construction")
+}

@@ -1,0 +1,189 @@
+//! What a format and an outer rule cost in loss: one small training run for each, on the same data, seeds and steps.
+//!
+//! Formats are compared under one rule, rules under one format. The run is small (minutes on a laptop), so differences
+//! below the spread of the seeds mean nothing, and what holds here need not hold at 72 B: it settles defaults, no more.
+
+mod formats;
+mod plot;
+mod rules;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use templar_model::presets::{self, Preset};
+use templar_protocol::{
+    layout::ModelSpec,
+    run::{CodecKind, InnerSpec},
+};
+use templar_train::TrainError;
+
+pub use formats::Format;
+pub use plot::{PlotError, by_quarter, by_rate, plot};
+pub use rules::Rule;
+
+use crate::{
+    peers::{Peers, Text},
+    positions::{self, PositionCost},
+};
+
+/// Sequences of the evaluation at the end of a run.
+const EVALUATION_SEQUENCES: usize = 128;
+
+/// Size of all runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub preset: Preset,
+    pub peers: usize,
+    pub windows: usize,
+    pub seeds: Vec<u64>,
+}
+
+/// One run: a format and a rule, over all seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    pub format: Format,
+    pub rule: Rule,
+    /// α, the outer learning rate.
+    pub rate: f64,
+    /// Held-out loss at the end, nats per token: the mean over the seeds.
+    pub loss: f64,
+    /// Largest less smallest of the seeds.
+    pub spread: f64,
+    /// The mean loss after each quarter of the run.
+    pub curve: Vec<f64>,
+    /// ‖kept − sent‖² / ‖kept‖², over the values that were kept.
+    pub relative_error: f64,
+    /// Bits of a payload for each value sent.
+    pub bits_per_value: f64,
+}
+
+/// A model of 134,464 parameters with H = 15: small enough for a hundred runs.
+pub fn pico() -> Preset {
+    let nano = presets::preset("nano").expect("a preset");
+    let model =
+        ModelSpec { hidden_size: 64, layers: 2, heads: 4, kv_heads: 2, ffn_size: 192, seq_len: 64, ..nano.model };
+    let inner = InnerSpec { steps: 15, batch_sequences: 8, micro_batch_sequences: 8, ..nano.inner };
+    Preset { name: "pico", model, inner }
+}
+
+/// A run that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Arm {
+    pub format: Format,
+    pub rule: Rule,
+    pub rate: f64,
+}
+
+/// All formats under one rule.
+pub fn format_arms() -> Vec<Arm> {
+    let rule = Rule::Senders { at_least: 2 };
+    Format::ALL
+        .map(|format| Arm { format, rule: if format == Format::Dense { Rule::Peers } else { rule }, rate: 1.0 })
+        .to_vec()
+}
+
+/// Both rules over outer rates, with the one-bit format; and dense DiLoCo, its rate being its own.
+pub fn rule_arms() -> Vec<Arm> {
+    let rates = [0.4, 0.65, 1.0, 1.5, 2.0, 3.0, 4.0];
+    let rules =
+        [Rule::Peers, Rule::Senders { at_least: 1 }, Rule::Senders { at_least: 2 }, Rule::Senders { at_least: 3 }];
+    let mut arms = Vec::new();
+    for rule in rules {
+        arms.extend(rates.map(|rate| Arm { format: Format::OneBit, rule, rate }));
+    }
+    arms.extend(rates.map(|rate| Arm { format: Format::Dense, rule: Rule::Peers, rate }));
+    arms
+}
+
+/// Makes all runs, as many at once as there are threads; calls `done` after each.
+pub fn measure(arms: &[Arm], text: &Text, options: &Options, done: &(dyn Fn() + Sync)) -> Result<Vec<Row>, TrainError> {
+    let jobs: Vec<(&Arm, u64)> =
+        arms.iter().flat_map(|arm| options.seeds.iter().map(move |&seed| (arm, seed))).collect();
+    let outcomes: Vec<Outcome> = jobs
+        .into_par_iter()
+        .map(|(arm, seed)| {
+            let outcome = run(arm, text, options, seed);
+            done();
+            outcome
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(arms.iter().zip(outcomes.chunks(options.seeds.len())).map(|(arm, outcomes)| row(arm, outcomes)).collect())
+}
+
+/// One run of one seed.
+struct Outcome {
+    curve: Vec<f64>,
+    relative_error: f64,
+    bits_per_value: f64,
+}
+
+fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, TrainError> {
+    let mut peers = Peers::new(&options.preset, text, options.peers, seed);
+    let layout = peers.layout();
+    let mut compressors: Vec<_> = (0..options.peers).map(|_| arm.format.compressor(&layout)).collect();
+    let mut theta = peers.theta0(seed);
+    let (mut curve, mut errors, mut bits) = (Vec::new(), Vec::new(), Vec::new());
+    for window in 1..=options.windows {
+        let deltas = peers.window(&theta)?;
+        let sent: Vec<_> =
+            compressors.iter_mut().zip(&deltas).map(|(compressor, delta)| compressor.send(delta)).collect();
+        errors.extend(sent.iter().map(|sent| sent.relative_error));
+        bits.extend(sent.iter().map(|sent| sent.bits_per_value));
+        let step = arm.rule.aggregate(&layout, &sent.iter().map(|sent| &sent.values[..]).collect::<Vec<_>>(), arm.rate);
+        for (theta, step) in theta.iter_mut().zip(compressors[0].to_parameters(step)) {
+            *theta -= step;
+        }
+        if window % options.windows.div_ceil(4) == 0 || window == options.windows {
+            curve.push(peers.held_out_loss(&theta, EVALUATION_SEQUENCES)?);
+        }
+    }
+    Ok(Outcome { curve, relative_error: mean(&errors), bits_per_value: mean(&bits) })
+}
+
+fn row(arm: &Arm, outcomes: &[Outcome]) -> Row {
+    let losses: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.curve.last().copied()).collect();
+    let of_all = |get: &dyn Fn(&Outcome) -> f64| mean(&outcomes.iter().map(get).collect::<Vec<_>>());
+    let largest = losses.iter().copied().fold(f64::MIN, f64::max);
+    Row {
+        format: arm.format,
+        rule: arm.rule,
+        rate: arm.rate,
+        loss: mean(&losses),
+        spread: largest - losses.iter().copied().fold(f64::MAX, f64::min),
+        curve: (0..outcomes[0].curve.len()).map(|at| of_all(&|outcome| outcome.curve[at])).collect(),
+        relative_error: of_all(&|outcome| outcome.relative_error),
+        bits_per_value: of_all(&|outcome| outcome.bits_per_value),
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// What the positions cost that two peers send with the one-bit format, window by window.
+pub fn position_costs(
+    preset: &Preset,
+    text: &Text,
+    windows: usize,
+    done: &dyn Fn(),
+) -> Result<Vec<PositionCost>, TrainError> {
+    let mut peers = Peers::new(preset, text, 2, 1);
+    let layout = peers.layout();
+    let mut compressors: Vec<_> = (0..2).map(|_| Format::OneBit.compressor(&layout)).collect();
+    let mut theta = peers.theta0(1);
+    let mut before = vec![false; layout.len()];
+    let mut costs = Vec::new();
+    for _ in 0..windows {
+        let deltas = peers.window(&theta)?;
+        let sent: Vec<_> = compressors.iter_mut().zip(&deltas).map(|(peer, delta)| peer.send(delta)).collect();
+        let flags = |values: &[f32]| values.iter().map(|&value| value != 0.0).collect::<Vec<_>>();
+        let (own, other) = (flags(&sent[0].values), flags(&sent[1].values));
+        let chunk = crate::codec::spec(CodecKind::TopkSign).chunk as usize;
+        let cost = positions::cost(&layout, chunk, &own, &before, &other);
+        costs.push(PositionCost { payload_bits: sent[0].bits_per_value, ..cost });
+        before = own;
+        let step = Rule::Senders { at_least: 2 }.aggregate(&layout, &[&sent[0].values, &sent[1].values], 1.0);
+        theta.iter_mut().zip(step).for_each(|(theta, step)| *theta -= step);
+        done();
+    }
+    Ok(costs)
+}

@@ -1,0 +1,147 @@
+//! The built-in engine's speed: whole inner steps and evaluations of one batch, again and again.
+
+use std::{fs, ops::ControlFlow, time::Instant};
+
+use serde::Serialize;
+use templar_engine::{Work, product_flops_per_s};
+use templar_protocol::{
+    layout::{Layout, ModelSpec},
+    run::InnerSpec,
+};
+use templar_train::{CpuTrainer, TrainError, TrainJob, Trainer, conformance};
+
+/// Share of the run's seconds that measures the machine's matrix products.
+const PEAK_SHARE: f64 = 0.2;
+const LEAST_STEPS: usize = 3;
+
+/// What is measured, and for how long.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub model: ModelSpec,
+    /// Batch and micro-batch sizes are its; the rates do not matter.
+    pub inner: InnerSpec,
+    pub threads: usize,
+    /// For training; evaluation takes half as long. At least three steps are made however long they take.
+    pub seconds: f64,
+}
+
+/// What was measured. Rates are of the median step.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub engine: String,
+    pub threads: usize,
+    pub parameters: usize,
+    /// Forward, backward, clipping, AdamW.
+    pub train_tokens_per_s: f64,
+    /// Forward only.
+    pub eval_tokens_per_s: f64,
+    /// (6·(P − P of the embedding) + 6·L·d·s) · tokens/s of training, for L layers of width d and sequences of s tokens.
+    pub achieved_gflops: f64,
+    /// Of plain matrix products on as many threads, in the same run.
+    pub peak_gflops: f64,
+    /// The process's largest resident memory; 0 where the system does not say.
+    pub peak_memory_bytes: u64,
+    /// Shares of training's time, all threads together.
+    pub breakdown: Breakdown,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Breakdown {
+    pub products: f64,
+    pub attention: f64,
+    pub elementwise: f64,
+    pub optimiser: f64,
+    /// What the others leave: threads that wait, and all that is not measured.
+    pub other: f64,
+}
+
+/// Measures on threads of its own.
+///
+/// # Errors
+/// If the shape makes training diverge.
+///
+/// # Panics
+/// If the system gives no threads.
+pub fn measure(options: &Options) -> Result<Report, TrainError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("the system has threads");
+    pool.install(|| measure_here(options))
+}
+
+fn measure_here(options: &Options) -> Result<Report, TrainError> {
+    let Options { model, inner, .. } = options;
+    let layout = Layout::llama(model);
+    let mut theta = layout.theta0(model, 1);
+    let sequences = inner.batch_sequences as usize;
+    let batch = conformance::batches(model, 1, sequences, "bench").remove(0);
+    let mut trainer = CpuTrainer::new(model, inner);
+    let busy = |trainer: &CpuTrainer| {
+        [Work::Products, Work::Attention, Work::Elementwise].map(|work| trainer.engine().seconds(work))
+    };
+
+    // One job for all steps: what a job costs once is spread over a window's steps in real runs, too.
+    let (mut times, mut before, mut optimiser_s) = (vec![], [0.0; 3], 0.0);
+    let batches = vec![batch.clone(); 1];
+    let start = Instant::now();
+    while times.len() <= LEAST_STEPS || start.elapsed().as_secs_f64() < options.seconds {
+        let job = TrainJob { theta: &theta, batches: &batches, first_step: times.len() as u64 };
+        let mut step_s = 0.0;
+        let step = Instant::now();
+        let outcome = trainer.train(&job, &mut |_| {
+            step_s = step.elapsed().as_secs_f64();
+            ControlFlow::Continue(())
+        })?;
+        theta.iter_mut().zip(&outcome.delta).for_each(|(theta, delta)| *theta -= delta);
+        times.push(step_s);
+        if times.len() == 1 {
+            (before, optimiser_s) = (busy(&trainer), trainer.optimiser_s());
+        }
+    }
+    // The first step makes room for everything.
+    let times = &mut times[1..];
+    let wall_s: f64 = times.iter().sum();
+    let [products, attention, elementwise] = {
+        let after = busy(&trainer);
+        std::array::from_fn(|at| (after[at] - before[at]) / wall_s / options.threads as f64)
+    };
+    let optimiser = (trainer.optimiser_s() - optimiser_s) / wall_s;
+    let other = (1.0 - products - attention - elementwise - optimiser).max(0.0);
+
+    let mut eval_times = vec![];
+    let start = Instant::now();
+    while eval_times.len() < LEAST_STEPS || start.elapsed().as_secs_f64() < options.seconds / 2.0 {
+        let start = Instant::now();
+        trainer.evaluate(&theta, &batch)?;
+        eval_times.push(start.elapsed().as_secs_f64());
+    }
+    let tokens = batch.tokens.len() as f64;
+    let train_tokens_per_s = tokens / median(times);
+    Ok(Report {
+        engine: "built-in".to_owned(),
+        threads: options.threads,
+        parameters: layout.len(),
+        train_tokens_per_s,
+        eval_tokens_per_s: tokens / median(&mut eval_times),
+        achieved_gflops: flops_per_token(model, &layout) * train_tokens_per_s / 1e9,
+        peak_gflops: product_flops_per_s(options.seconds * PEAK_SHARE) / 1e9,
+        peak_memory_bytes: peak_memory_bytes(),
+        breakdown: Breakdown { products, attention, elementwise, optimiser, other },
+    })
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn flops_per_token(model: &ModelSpec, layout: &Layout) -> f64 {
+    let embedding = if model.tied_embeddings { 0 } else { layout.tensors()[0].len() };
+    let attention = f64::from(model.layers) * f64::from(model.hidden_size) * f64::from(model.seq_len);
+    6.0 * (layout.len() - embedding) as f64 + 6.0 * attention
+}
+
+fn peak_memory_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}

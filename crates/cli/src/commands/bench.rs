@@ -1,0 +1,26 @@
+//! `templar bench`: one module a part that is measured.
+
+mod codec;
+mod train;
+
+use clap::Subcommand;
+use color_eyre::eyre::Result;
+
+use crate::End;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// The codec: bytes on real pseudo-gradients, speed against this machine's copy bandwidth; or what it costs in loss.
+    Codec(codec::Codec),
+    /// The built-in engine: tokens per second of training and of evaluation, and where the time goes.
+    Train(train::Train),
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<End> {
+        match self {
+            Self::Codec(codec) => codec.run(),
+            Self::Train(train) => train.run(),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `templar bench codec`.
+
+use std::{fs, path::PathBuf};
+
+use clap::Args;
+use color_eyre::eyre::{Result, WrapErr, eyre};
+use indicatif::{ProgressBar, ProgressStyle};
+use templar_bench::{
+    codec::{self, Options, Row, Sample},
+    peers::Text,
+    quality,
+};
+use templar_model::presets::{self, Preset};
+
+use crate::End;
+
+#[derive(Debug, Args)]
+pub(crate) struct Codec {
+    /// Parameters: as many copies of a small trained model as make them up.
+    #[arg(long, default_value_t = 16 << 20)]
+    params: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+    /// Measurements of which the median counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    repeats: u16,
+    /// Instead: train a small model with every format and every outer rule, and compare the losses. Takes a while.
+    #[arg(long)]
+    quality: bool,
+    /// Instead: train a model with two peers and see how evenly the positions lie that they send.
+    #[arg(long, conflicts_with = "quality")]
+    positions: bool,
+    /// With --quality or --positions: the model; without it, one that is small enough for a hundred runs.
+    #[arg(long)]
+    preset: Option<String>,
+    /// With --quality or --positions: windows of each run.
+    #[arg(long, default_value_t = 40)]
+    windows: usize,
+    /// With --quality: runs of each kind, each with a seed of its own.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// With --quality or --positions: a UTF-8 text to train on; without it, the built-in corpus.
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// With --quality: a folder for two plots (SVG).
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Codec {
+    pub(crate) fn run(self) -> Result<End> {
+        if self.quality {
+            self.compare()?
+        } else {
+            self.measure()?
+        }
+        Ok(End::Done)
+    }
+
+    fn measure(&self) -> Result<()> {
+        let preset = preset("nano")?;
+        eprintln!("training {} for two windows, 20 peers, for pseudo-gradients to encode", preset.name);
+        let sample = Sample::train(&preset)?;
+        let options =
+            Options { params: self.params, threads: usize::from(self.threads), repeats: usize::from(self.repeats) };
+        let rows = codec::measure(&sample, &options);
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&rows)?);
+        } else {
+            print_speed(&rows);
+        }
+        Ok(())
+    }
+
+    fn compare(&self) -> Result<()> {
+        let options = quality::Options {
+            preset: self.small_preset()?,
+            peers: 4,
+            windows: self.windows,
+            seeds: (1..=self.seeds.max(1)).collect(),
+        };
+        let text = self.text()?;
+        let (formats, rules) = (quality::format_arms(), quality::rule_arms());
+        let bar = ProgressBar::new(((formats.len() + rules.len()) * options.seeds.len()) as u64);
+        bar.set_style(ProgressStyle::with_template("run {pos}/{len} {bar:24} {elapsed_precise}, {eta} left")?);
+        let done = || bar.inc(1);
+        let formats = quality::measure(&formats, &text, &options, &done)?;
+        let rules = quality::measure(&rules, &text, &options, &done)?;
+        bar.finish_and_clear();
+        if let Some(folder) = &self.plots {
+            fs::create_dir_all(folder).wrap_err_with(|| format!("making {}", folder.display()))?;
+            quality::plot(
+                &folder.join("rules.svg"),
+                "Outer rule and rate",
+                "α, the outer rate",
+                &quality::by_rate(&rules),
+            )?;
+            let quarters = quality::by_quarter(&formats);
+            quality::plot(&folder.join("formats.svg"), "Formats", "quarter of the run", &quarters)?;
+        }
+        if self.json {
+            let all = serde_json::json!({ "formats": formats, "rules": rules });
+            println!("{}", serde_json::to_string_pretty(&all)?);
+            return Ok(());
+        }
+        print_formats(&formats);
+        print_rules(&rules);
+        Ok(())
+    }
+}
+
+fn preset(name: &str) -> Result<Preset> {
+    presets::preset(name)
+        .ok_or_else(|| eyre!("there is no preset {name:?}; choose one of {}", presets::names().join(", ")))
+}
+
+fn print_speed(rows: &[Row]) {
+    println!("| format | bits/value | × below f32 | 1-D share | encode M/s | GB/s | of copy | decode 20 M/s |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {:.3} | {:.1} | {:.2} % | {:.0} | {:.2} | {:.0} % | {:.0} |",
+            serde_json::to_value(row.format).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
+            row.bits_per_value,
+            row.ratio_f32,
+            100.0 * row.one_dimensional_share,
+            row.encode_params_per_s / 1e6,
+            row.encode_gb_per_s,
+            100.0 * row.encode_fraction_of_copy,
+            row.decode20_params_per_s / 1e6,
+        );
+    }
+    if let Some(row) = rows.first() {
+        println!("\n{} parameters, {} threads, copy {:.1} GB/s", row.params, row.threads, row.copy_gb_per_s);
+    }
+}
+
+fn print_formats(rows: &[quality::Row]) {
+    println!("| format | divided by | α | loss | spread | relative error of what is kept | bits/value |");
+    println!("|---|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {} | {} | {:.4} | {:.4} | {:.4} | {:.2} |",
+            row.format, row.rule, row.rate, row.loss, row.spread, row.relative_error, row.bits_per_value
+        );
+    }
+}
+
+/// One line a rule, one column a rate.
+fn print_rules(rows: &[quality::Row]) {
+    let mut rates: Vec<f64> = rows.iter().map(|row| row.rate).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.dedup();
+    let head: Vec<String> = rates.iter().map(|rate| format!("α = {rate}")).collect();
+    println!("\n| format, divided by | {} |", head.join(" | "));
+    println!("|---|{}", "---|".repeat(rates.len()));
+    let mut seen: Vec<String> = Vec::new();
+    for row in rows {
+        let name = format!("{}, {}", row.format, row.rule);
+        if seen.contains(&name) {
+            continue;
+        }
+        let same = |other: &&quality::Row| (other.format, other.rule) == (row.format, row.rule);
+        let cell = |rate: &f64| {
+            let cell = rows.iter().filter(same).find(|row| row.rate == *rate);
+            cell.map_or("–".to_owned(), |row| format!("{:.4} ± {:.3}", row.loss, row.spread / 2.0))
+        };
+        println!("| {name} | {} |", rates.iter().map(cell).collect::<Vec<_>>().join(" | "));
+        seen.push(name);
+    }
+}

@@ -1,0 +1,170 @@
+//! Causal grouped-query attention of one sequence and one key-value head, forward and backward.
+//!
+//! Queries are taken in blocks; a block's scores against all keys up to its last position are the largest thing in memory.
+//! The backward pass computes them again from the queries, the keys and one number a row.
+
+use std::cell::RefCell;
+
+use crate::kernels::{causal_softmax, causal_softmax_backward, dot, simd};
+use crate::product::{Matrix, Onto, product, transpose};
+use crate::rope::Rotation;
+
+/// Queries of a block.
+const BLOCK: usize = 64;
+
+thread_local! {
+    /// Room for one call, kept from call to call: fresh memory costs page faults.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What all calls of a pass share.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub(crate) rotation: &'a Rotation,
+    pub(crate) positions: usize,
+    /// Elements of a head.
+    pub(crate) dim: usize,
+    /// Query heads that share a key-value head.
+    pub(crate) group: usize,
+    /// Elements between the rows of projections: those of all queries, keys and values.
+    pub(crate) stride: usize,
+}
+
+/// One sequence's projections, as seen from a key-value head: rows `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Projections<'a> {
+    /// From the first of the group's queries on.
+    pub(crate) queries: &'a [f32],
+    pub(crate) key: &'a [f32],
+    pub(crate) value: &'a [f32],
+}
+
+impl Attention<'_> {
+    /// Sets `out`, `[group, positions, dim]`, to the mixed values and `log_sums`, `[group, positions]`, to the logarithms of
+    /// the softmax's sums.
+    pub(crate) fn forward(&self, out: &mut [f32], log_sums: &mut [f32], projections: Projections<'_>) {
+        let (positions, dim) = (self.positions, self.dim);
+        with_scratch([positions * dim; 4], BLOCK * positions, |[query, key_t, value, rows], scores| {
+            self.rotate(rows, projections.key, 1.0);
+            transpose(key_t, rows, dim);
+            self.copy(value, projections.value, self.stride);
+            let heads = out.chunks_exact_mut(positions * dim).zip(log_sums.chunks_exact_mut(positions));
+            for (head, (out, log_sums)) in heads.enumerate() {
+                self.rotate(query, &projections.queries[head * dim..], self.scale());
+                for (block, (out, log_sums)) in out.chunks_mut(BLOCK * dim).zip(log_sums.chunks_mut(BLOCK)).enumerate()
+                {
+                    let first = block * BLOCK;
+                    let (rows, seen) = (log_sums.len(), first + log_sums.len());
+                    let scores = &mut scores[..rows * seen];
+                    let query = Matrix::new(&query[first * dim..], rows, dim);
+                    product(scores, query, Matrix::strided(key_t, dim, seen, positions), Onto::Replace);
+                    let mut totals = [1.0; BLOCK];
+                    causal_softmax(scores, seen, first + 1, |row, largest, total| {
+                        totals[row] = total;
+                        log_sums[row] = largest + total.ln();
+                    });
+                    product(out, Matrix::new(scores, rows, seen), Matrix::new(value, seen, dim), Onto::Replace);
+                    for (out, total) in out.chunks_exact_mut(dim).zip(totals) {
+                        for out in out {
+                            *out /= total;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is what
+    /// [`Attention::forward`] gave and `d_mixed` its gradient, both from the group's first head on with rows `mixed_stride`
+    /// apart.
+    pub(crate) fn backward(
+        &self,
+        d: &mut [f32],
+        projections: Projections<'_>,
+        (mixed, d_mixed, mixed_stride): (&[f32], &[f32], usize),
+        log_sums: &[f32],
+    ) {
+        let (positions, dim) = (self.positions, self.dim);
+        let (d_queries, d_key_value) = d.split_at_mut(self.group * positions * dim);
+        let (d_key, d_value) = d_key_value.split_at_mut(positions * dim);
+        d_key.fill(0.0);
+        d_value.fill(0.0);
+        let room = [positions * dim; 5];
+        with_scratch(room, (2 * BLOCK + 1) * positions, |[query, key, key_t, value_t, d_out], scores| {
+            self.rotate(key, projections.key, 1.0);
+            transpose(key_t, key, dim);
+            self.copy(d_out, projections.value, self.stride);
+            transpose(value_t, d_out, dim);
+            let (pull, scores) = scores.split_at_mut(positions);
+            let (scores, d_scores) = scores.split_at_mut(BLOCK * positions);
+            for (head, d_query) in d_queries.chunks_exact_mut(positions * dim).enumerate() {
+                let log_sums = &log_sums[head * positions..][..positions];
+                self.rotate(query, &projections.queries[head * dim..], self.scale());
+                self.copy(d_out, &d_mixed[head * dim..], mixed_stride);
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows = d_out.chunks_exact(dim).zip(mixed[head * dim..].chunks(mixed_stride));
+                        for (pull, (d_out, mixed)) in pull.iter_mut().zip(rows) {
+                            *pull = dot(d_out, &mixed[..dim]);
+                        }
+                    },
+                );
+                for (block, d_query) in d_query.chunks_mut(BLOCK * dim).enumerate() {
+                    let (first, rows) = (block * BLOCK, d_query.len() / dim);
+                    let seen = first + rows;
+                    let (scores, d_scores) = (&mut scores[..rows * seen], &mut d_scores[..rows * seen]);
+                    let query = Matrix::new(&query[first * dim..], rows, dim);
+                    let d_out = Matrix::new(&d_out[first * dim..], rows, dim);
+                    product(scores, query, Matrix::strided(key_t, dim, seen, positions), Onto::Replace);
+                    product(d_scores, d_out, Matrix::strided(value_t, dim, seen, positions), Onto::Replace);
+                    let range = first..seen;
+                    causal_softmax_backward(scores, d_scores, seen, first + 1, &log_sums[range.clone()], &pull[range]);
+                    let (weights, d_scores) = (Matrix::new(scores, rows, seen), Matrix::new(d_scores, rows, seen));
+                    product(d_value, weights.transposed(), d_out, Onto::Add);
+                    product(d_query, d_scores, Matrix::new(key, seen, dim), Onto::Replace);
+                    product(d_key, d_scores.transposed(), query, Onto::Add);
+                }
+                simd(
+                    #[inline(always)]
+                    || self.rotation.backward(d_query, self.scale()),
+                );
+            }
+            simd(
+                #[inline(always)]
+                || self.rotation.backward(d_key, 1.0),
+            );
+        });
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+
+    fn rotate(&self, out: &mut [f32], x: &[f32], scale: f32) {
+        simd(
+            #[inline(always)]
+            || self.rotation.forward(out, x, self.stride, scale),
+        );
+    }
+
+    /// Copies one head's rows.
+    fn copy(&self, out: &mut [f32], x: &[f32], stride: usize) {
+        for (out, x) in out.chunks_exact_mut(self.dim).zip(x.chunks(stride)) {
+            out.copy_from_slice(&x[..self.dim]);
+        }
+    }
+}
+
+/// Calls `work` with slices of the given lengths, whose values are whatever the last call left there.
+fn with_scratch<const N: usize>(sizes: [usize; N], last: usize, work: impl FnOnce([&mut [f32]; N], &mut [f32])) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let all = sizes.iter().sum::<usize>() + last;
+        if scratch.len() < all {
+            scratch.resize(all, 0.0);
+        }
+        let mut rest = &mut scratch[..all];
+        let parts = sizes.map(|size| rest.split_off_mut(..size).expect("room for all parts"));
+        work(parts, rest);
+    });
+}

@@ -1,0 +1,224 @@
+//! The forward pass: row-wise work in blocks of rows, attention by sequence and key-value head, in turns.
+
+use std::mem;
+
+use crate::attention::{Attention, Projections};
+use crate::buffers::{Buffers, Layer, Transposed};
+use crate::jobs::{Job, run};
+use crate::kernels::{rms_norm, swiglu};
+use crate::meter::{Meter, Work};
+use crate::product::{Matrix, Onto, product, transpose_columns};
+use crate::rope::Rotation;
+use crate::shape::{Batch, LayerRanges, Shape};
+
+/// Columns that one task transposes.
+const TRANSPOSED_COLUMNS: usize = 64;
+
+/// What both passes read.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) shape: &'a Shape,
+    pub(crate) theta: &'a [f32],
+    pub(crate) batch: Batch,
+    pub(crate) rotation: &'a Rotation,
+    pub(crate) meter: &'a Meter,
+}
+
+impl Context<'_> {
+    pub(crate) fn attention(&self) -> Attention<'_> {
+        let Shape { dim, .. } = *self.shape;
+        let (positions, group) = (self.batch.positions, self.shape.group());
+        Attention { rotation: self.rotation, positions, dim, group, stride: self.shape.qkv() }
+    }
+
+    /// The projections of one sequence, from `[rows, qkv]`, as seen from one key-value head.
+    pub(crate) fn projections<'a>(&self, qkv: &'a [f32], sequence: usize, kv_head: usize) -> Projections<'a> {
+        let Shape { heads, kv_heads, dim, .. } = *self.shape;
+        let rows = self.batch.positions * self.shape.qkv();
+        let from = |head: usize| &qkv[sequence * rows..][..rows][head * dim..];
+        Projections {
+            queries: from(kv_head * self.shape.group()),
+            key: from(heads + kv_head),
+            value: from(heads + kv_heads + kv_head),
+        }
+    }
+}
+
+/// From tokens to `buffers.out`, the residual stream after the last layer.
+///
+/// `kept` is the number of layers that there is memory for: all, or two in turns.
+pub(crate) fn forward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32], kept: usize) {
+    let Context { shape, theta, .. } = context;
+    let depth = shape.layers.len();
+    let first = if depth == 0 { &mut buffers.out } else { &mut buffers.layers[0].x };
+    let embedding = &theta[shape.embedding.clone()];
+    for (x, &token) in first.chunks_exact_mut(shape.hidden).zip(inputs) {
+        x.copy_from_slice(&embedding[token as usize * shape.hidden..][..shape.hidden]);
+    }
+    let mut jobs = vec![];
+    if let Some(layer) = shape.layers.first() {
+        transpose_qkv(&mut jobs, context, layer, &mut buffers.transposed.qkv);
+    }
+    run(jobs);
+    for at in 0..=depth {
+        let mut done = (at > 0).then(|| mem::take(&mut buffers.layers[(at - 1) % kept]));
+        let mut next = (at < depth).then(|| mem::take(&mut buffers.layers[at % kept]));
+        rows(context, buffers, at, done.as_mut(), next.as_mut());
+        if let Some(layer) = &mut next {
+            mix(context, buffers, at, layer);
+        }
+        if let Some(layer) = done {
+            buffers.layers[(at - 1) % kept] = layer;
+        }
+        if let Some(layer) = next {
+            buffers.layers[at % kept] = layer;
+        }
+    }
+}
+
+/// One block of rows: the end of the layer before and the beginning of the next.
+struct Block<'a> {
+    /// Slices of the layer before, if there is one: mixed by heads, and what follows from it.
+    done: Option<Done<'a>>,
+    /// Where the residual stream comes in (and goes to, after `done`).
+    x: &'a mut [f32],
+    qkv: Option<&'a mut [f32]>,
+    normed: &'a mut [f32],
+}
+
+struct Done<'a> {
+    x: &'a [f32],
+    mixed: &'a mut [f32],
+    middle: &'a mut [f32],
+    gate_up: &'a mut [f32],
+    gated: &'a mut [f32],
+}
+
+/// Finishes layer `at − 1` and projects for layer `at`, block by block.
+fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mut Layer>, next: Option<&mut Layer>) {
+    let Context { shape, batch, .. } = context;
+    let (block, hidden) = (batch.block(), shape.hidden);
+    let (x, qkv) = match next {
+        Some(Layer { x, qkv, .. }) => (x, Some(qkv)),
+        None => (&mut buffers.out, None),
+    };
+    let mut x = x.chunks_mut(block * hidden);
+    let mut qkv = qkv.map(|qkv| qkv.chunks_mut(block * shape.qkv()));
+    let mut normed = buffers.normed.chunks_mut(block * hidden);
+    let mut done = done.map(|layer| {
+        let gated = buffers.gated.chunks_mut(block * shape.ffn);
+        let wide = layer.gate_up.chunks_mut(block * 2 * shape.ffn).zip(gated);
+        let narrow = layer.x.chunks(block * hidden).zip(layer.mixed.chunks_mut(block * hidden));
+        narrow.zip(layer.middle.chunks_mut(block * hidden)).zip(wide)
+    });
+    let (heads, transposed) = (&buffers.heads, &buffers.transposed);
+    let mut jobs: Vec<Job<'_>> = vec![];
+    for number in 0..batch.blocks() {
+        let block = Block {
+            done: done.as_mut().map(|parts| {
+                let (((x, mixed), middle), (gate_up, gated)) = parts.next().expect("one a block");
+                Done { x, mixed, middle, gate_up, gated }
+            }),
+            x: x.next().expect("one a block"),
+            qkv: qkv.as_mut().map(|parts| parts.next().expect("one a block")),
+            normed: normed.next().expect("one a block"),
+        };
+        jobs.push(Box::new(move || block.run(context, at, number, heads, transposed)));
+    }
+    run(jobs);
+}
+
+impl Block<'_> {
+    fn run(self, context: Context<'_>, at: usize, number: usize, heads: &[f32], transposed: &Transposed) {
+        let Context { shape, theta, meter, .. } = context;
+        let Shape { hidden, epsilon, .. } = *shape;
+        let Self { done, x, qkv, normed } = self;
+        let rows = x.len() / hidden;
+        if let Some(done) = done {
+            let weights = &shape.layers[at - 1];
+            meter.time(Work::Elementwise, || gather(context, done.mixed, heads, number * context.batch.block()));
+            done.run(context, weights, x, normed, transposed);
+        }
+        if let Some(qkv) = qkv {
+            let weights = &shape.layers[at];
+            meter.time(Work::Elementwise, || rms_norm(normed, x, &theta[weights.input_norm.clone()], epsilon));
+            let weight = Matrix::new(&transposed.qkv, hidden, shape.qkv());
+            meter.time(Work::Products, || product(qkv, Matrix::new(normed, rows, hidden), weight, Onto::Replace));
+        }
+    }
+}
+
+impl Done<'_> {
+    /// From what attention mixed to the residual stream behind the layer.
+    fn run(self, context: Context<'_>, weights: &LayerRanges, x: &mut [f32], normed: &mut [f32], t: &Transposed) {
+        let Context { shape, theta, meter, .. } = context;
+        let Shape { hidden, ffn, epsilon, .. } = *shape;
+        let rows = x.len() / hidden;
+        let products = |out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, onto| {
+            meter.time(Work::Products, || product(out, a, b, onto));
+        };
+        self.middle.copy_from_slice(self.x);
+        products(self.middle, Matrix::new(self.mixed, rows, hidden), Matrix::new(&t.o, hidden, hidden), Onto::Add);
+        meter.time(Work::Elementwise, || rms_norm(normed, self.middle, &theta[weights.post_norm.clone()], epsilon));
+        let gate_up = Matrix::new(&t.gate_up, hidden, 2 * ffn);
+        products(self.gate_up, Matrix::new(normed, rows, hidden), gate_up, Onto::Replace);
+        meter.time(Work::Elementwise, || swiglu(self.gated, self.gate_up, ffn));
+        x.copy_from_slice(self.middle);
+        products(x, Matrix::new(self.gated, rows, ffn), Matrix::new(&t.down, ffn, hidden), Onto::Add);
+    }
+}
+
+/// Copies rows from `first` on, as many as `out` has, from `[sequences, heads, positions, dim]` to `[rows, heads · dim]`.
+fn gather(context: Context<'_>, out: &mut [f32], heads: &[f32], first: usize) {
+    let Shape { dim, hidden, .. } = *context.shape;
+    let positions = context.batch.positions;
+    for (row, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
+        let sequence = &heads[row / positions * positions * hidden..];
+        for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+            out.copy_from_slice(&sequence[(head * positions + row % positions) * dim..][..dim]);
+        }
+    }
+}
+
+/// Attention of layer `at`, and beside it the transposes that the next blocks of rows need.
+fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer) {
+    let Context { shape, batch, meter, theta, .. } = context;
+    let Transposed { qkv, o, gate_up, down } = &mut buffers.transposed;
+    let weights = &shape.layers[at];
+    let mut jobs: Vec<Job<'_>> = vec![];
+    let size = shape.group() * batch.positions;
+    let parts = buffers.heads.chunks_mut(size * shape.dim).zip(layer.log_sums.chunks_mut(size));
+    for (number, (out, log_sums)) in parts.enumerate() {
+        let projections = context.projections(&layer.qkv, number / shape.kv_heads, number % shape.kv_heads);
+        jobs.push(Box::new(move || {
+            meter.time(Work::Attention, || context.attention().forward(out, log_sums, projections));
+        }));
+    }
+    transposes(&mut jobs, meter, o, &theta[weights.o.clone()], shape.hidden);
+    transposes(&mut jobs, meter, gate_up, &theta[weights.gate_up.clone()], shape.hidden);
+    transposes(&mut jobs, meter, down, &theta[weights.down.clone()], shape.ffn);
+    if let Some(next) = shape.layers.get(at + 1) {
+        transpose_qkv(&mut jobs, context, next, qkv);
+    }
+    run(jobs);
+}
+
+fn transpose_qkv<'a>(jobs: &mut Vec<Job<'a>>, context: Context<'a>, weights: &LayerRanges, out: &'a mut [f32]) {
+    transposes(jobs, context.meter, out, &context.theta[weights.qkv.clone()], context.shape.hidden);
+}
+
+pub(crate) fn transposes<'a>(
+    jobs: &mut Vec<Job<'a>>,
+    meter: &'a Meter,
+    out: &'a mut [f32],
+    weight: &'a [f32],
+    columns: usize,
+) {
+    let rows = weight.len() / columns;
+    for (number, out) in out.chunks_mut(TRANSPOSED_COLUMNS * rows).enumerate() {
+        jobs.push(Box::new(move || {
+            let first = number * TRANSPOSED_COLUMNS;
+            meter.time(Work::Elementwise, || transpose_columns(out, weight, columns, first));
+        }));
+    }
+}

@@ -1,0 +1,252 @@
+//! The built-in engine: losses, logits and gradients of a Llama-family decoder on CPUs.
+//!
+//! | what | module |
+//! |---|---|
+//! | sizes, places of tensors, how rows are cut into blocks | `shape` |
+//! | memory that passes keep | `buffers` |
+//! | from tokens to the residual stream | `forward` |
+//! | output projection and cross-entropy | `loss` |
+//! | from the loss to every gradient | `backward` |
+//! | one head's attention, both ways | `attention`, `rope` |
+//! | vector kernels for everything elementwise | `kernels` |
+//! | matrix products | `product` |
+//! | the same from the formulas, slow and plain | [`oracle`] |
+//!
+//! The model is Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary embedding by rotated halves, grouped-query attention,
+//! SwiGLU, no biases. There is no graph and no tensor type: parameters are one flat slice in the order of
+//! [`Layout::llama`](templar_protocol::layout::Layout::llama), and every operator has its backward pass written beside it.
+//!
+//! The same inputs give the same bits whatever the number of threads: work is cut by shapes alone, and what several tasks
+//! contribute to is summed in a fixed order.
+//!
+//! ```
+//! use templar_engine::Engine;
+//! use templar_protocol::layout::{Layout, ModelSpec};
+//!
+//! let spec = ModelSpec {
+//!     vocab_size: 32, hidden_size: 16, layers: 2, heads: 4, kv_heads: 2, ffn_size: 24, seq_len: 8,
+//!     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false,
+//! };
+//! let mut theta = Layout::llama(&spec).theta0(&spec, 7);
+//! let (mut engine, mut gradient) = (Engine::new(&spec), vec![0.0; theta.len()]);
+//! let tokens = [1, 2, 3, 4, 1, 2, 3, 4];
+//! let before = engine.gradient(&theta, &tokens, 2, 1.0, &mut gradient, false);
+//! theta.iter_mut().zip(&gradient).for_each(|(theta, gradient)| *theta -= 0.1 * gradient);
+//! assert!(engine.losses(&theta, &tokens, 2)[0] < before[0]);
+//! ```
+
+mod attention;
+mod backward;
+mod buffers;
+mod forward;
+#[cfg(test)]
+mod gradient_checks;
+mod jobs;
+mod kernels;
+mod loss;
+mod meter;
+pub mod oracle;
+mod product;
+mod rope;
+mod shape;
+
+use std::time::Instant;
+
+use templar_protocol::layout::ModelSpec;
+
+use buffers::Buffers;
+use forward::Context;
+use jobs::Job;
+use loss::HeadGradient;
+use meter::Meter;
+use product::{Matrix, Onto};
+use rope::Rotation;
+use shape::{Batch, Shape};
+
+pub use kernels::simd;
+pub use meter::Work;
+
+/// A model's shape and the memory that passes over it keep. Parameters stay with the caller.
+pub struct Engine {
+    spec: ModelSpec,
+    shape: Shape,
+    rotation: Rotation,
+    buffers: Buffers,
+    meter: Meter,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine for models of this shape; memory comes with the first batch.
+    pub fn new(spec: &ModelSpec) -> Self {
+        Self {
+            spec: spec.clone(),
+            shape: Shape::new(spec),
+            rotation: Rotation::new(spec, 1),
+            buffers: Buffers::default(),
+            meter: Meter::default(),
+        }
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> usize {
+        self.shape.parameters
+    }
+
+    /// Seconds that went into a kind of work since the engine was made, summed over threads.
+    pub fn seconds(&self, work: Work) -> f64 {
+        self.meter.seconds(work)
+    }
+
+    /// Mean loss of each sequence in nats per target token: the cross-entropy of predicting each token but the first.
+    ///
+    /// # Panics
+    /// If `theta` does not fit the model, `tokens` is not `sequences` rows of equal length of at least 2, or a token is
+    /// outside the vocabulary.
+    pub fn losses(&mut self, theta: &[f32], tokens: &[u32], sequences: usize) -> Vec<f64> {
+        let (inputs, targets) = self.split(tokens, sequences);
+        let batch = self.forward(theta, &inputs, sequences, false);
+        let (context, buffers) = self.parts(theta, batch);
+        means(&loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, None), sequences)
+    }
+
+    /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean, or with `accumulate` gets that
+    /// added.
+    ///
+    /// # Panics
+    /// As [`Engine::losses`], and if `gradient` does not have one element a parameter.
+    pub fn gradient(
+        &mut self,
+        theta: &[f32],
+        tokens: &[u32],
+        sequences: usize,
+        share: f32,
+        gradient: &mut [f32],
+        accumulate: bool,
+    ) -> Vec<f64> {
+        assert_eq!(gradient.len(), self.shape.parameters, "one element of the gradient a parameter");
+        let onto = if accumulate { Onto::Add } else { Onto::Replace };
+        let (inputs, targets) = self.split(tokens, sequences);
+        let batch = self.forward(theta, &inputs, sequences, true);
+        let (context, buffers) = self.parts(theta, batch);
+        let head = HeadGradient {
+            scale: share / targets.len() as f32,
+            d_head: &mut gradient[context.shape.head.clone()],
+            onto,
+            d_normed: &mut buffers.gradients.d_normed,
+        };
+        let losses = loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, Some(head));
+        backward::backward(context, buffers, &inputs, gradient, onto);
+        means(&losses, sequences)
+    }
+
+    /// Logits of every position: flat `[sequences, positions, vocabulary]`.
+    ///
+    /// # Panics
+    /// As [`Engine::losses`], but a sequence may have one token only.
+    pub fn logits(&mut self, theta: &[f32], tokens: &[u32], sequences: usize) -> Vec<f32> {
+        self.forward(theta, tokens, sequences, false);
+        self.project(theta, 0)
+    }
+
+    /// Logits of the token after one sequence.
+    ///
+    /// # Panics
+    /// As [`Engine::logits`].
+    pub fn next_logits(&mut self, theta: &[f32], tokens: &[u32]) -> Vec<f32> {
+        let batch = self.forward(theta, tokens, 1, false);
+        self.project(theta, batch.rows() - 1)
+    }
+
+    /// Checks the input, and computes the final norm's output for every position.
+    fn forward(&mut self, theta: &[f32], inputs: &[u32], sequences: usize, training: bool) -> Batch {
+        assert_eq!(theta.len(), self.shape.parameters, "parameters do not fit the model");
+        let positions = row_length(inputs, sequences);
+        assert!(inputs.iter().all(|&token| token < self.spec.vocab_size), "a token is outside the vocabulary");
+        if self.rotation.positions() < positions {
+            self.rotation = Rotation::new(&self.spec, positions);
+        }
+        let batch = Batch { sequences, positions };
+        let kept = self.buffers.fit(&self.shape, batch, training);
+        let (context, buffers) = self.parts(theta, batch);
+        forward::forward(context, buffers, inputs, kept);
+        let (shape, size) = (context.shape, batch.block() * context.shape.hidden);
+        let mut jobs: Vec<Job<'_>> = vec![];
+        for (normed, x) in buffers.normed.chunks_mut(size).zip(buffers.out.chunks(size)) {
+            let norm = || kernels::rms_norm(normed, x, &theta[shape.norm.clone()], shape.epsilon);
+            jobs.push(Box::new(move || context.meter.time(Work::Elementwise, norm)));
+        }
+        jobs::run(jobs);
+        batch
+    }
+
+    /// Logits of the rows from `first` on.
+    fn project(&mut self, theta: &[f32], first: usize) -> Vec<f32> {
+        let Shape { hidden, vocabulary, .. } = self.shape;
+        let normed = &self.buffers.normed[first * hidden..];
+        let head = Matrix::new(&theta[self.shape.head.clone()], vocabulary, hidden).transposed();
+        let mut logits = vec![0.0; normed.len() / hidden * vocabulary];
+        let mut jobs: Vec<Job<'_>> = vec![];
+        for (logits, normed) in logits.chunks_mut(256 * vocabulary).zip(normed.chunks(256 * hidden)) {
+            let normed = Matrix::new(normed, normed.len() / hidden, hidden);
+            jobs.push(Box::new(move || product::product(logits, normed, head, Onto::Replace)));
+        }
+        jobs::run(jobs);
+        logits
+    }
+
+    fn parts<'a>(&'a mut self, theta: &'a [f32], batch: Batch) -> (Context<'a>, &'a mut Buffers) {
+        let Self { shape, rotation, buffers, meter, .. } = self;
+        (Context { shape, theta, batch, rotation, meter }, buffers)
+    }
+
+    /// What the model sees, and what it should say.
+    fn split(&self, tokens: &[u32], sequences: usize) -> (Vec<u32>, Vec<u32>) {
+        let length = row_length(tokens, sequences);
+        assert!(length >= 2, "a sequence of one token has no target");
+        assert!(tokens.iter().all(|&token| token < self.spec.vocab_size), "a token is outside the vocabulary");
+        let rows = || tokens.chunks_exact(length);
+        let inputs = rows().flat_map(|row| &row[..length - 1]).copied().collect();
+        (inputs, rows().flat_map(|row| &row[1..]).copied().collect())
+    }
+}
+
+/// Floating-point operations per second of plain matrix products on all threads, measured for at least `seconds`: what this
+/// machine could give at most. Every thread multiplies matrices of its own, 512 × 512 × 512.
+pub fn product_flops_per_s(seconds: f64) -> f64 {
+    const SIZE: usize = 512;
+    let threads = rayon::current_num_threads();
+    let (a, b) = (vec![0.5; SIZE * SIZE], vec![0.25; SIZE * SIZE]);
+    let mut out = vec![0.0; threads * SIZE * SIZE];
+    let (start, mut best) = (Instant::now(), 0.0f64);
+    while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
+        let start = Instant::now();
+        let mut jobs: Vec<Job<'_>> = vec![];
+        for out in out.chunks_mut(SIZE * SIZE) {
+            let (a, b) = (Matrix::new(&a, SIZE, SIZE), Matrix::new(&b, SIZE, SIZE));
+            jobs.push(Box::new(move || (0..4).for_each(|_| product::product(out, a, b, Onto::Replace))));
+        }
+        jobs::run(jobs);
+        best = best.max(4.0 * 2.0 * (threads * SIZE * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn means(losses: &[f64], sequences: usize) -> Vec<f64> {
+    let targets = losses.len() / sequences;
+    losses.chunks_exact(targets).map(|row| row.iter().sum::<f64>() / targets as f64).collect()
+}
+
+fn row_length(tokens: &[u32], sequences: usize) -> usize {
+    assert!(sequences > 0 && !tokens.is_empty() && tokens.len().is_multiple_of(sequences), "tokens are no rectangle");
+    tokens.len() / sequences
+}

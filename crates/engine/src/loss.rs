@@ -1,0 +1,189 @@
+//! The output projection and the cross-entropy, in chunks of rows, so that a large vocabulary does not blow memory.
+//!
+//! Logits are kept transposed, `[vocabulary, chunk]`: blocks of the vocabulary are then contiguous and independent. Each block
+//! finds its own softmax per column, the blocks' sums are combined, and the logits become their gradient where they lie.
+
+use crate::buffers::{LossBuffers, resize};
+use crate::forward::{Context, transposes};
+use crate::jobs::{Job, run};
+use crate::kernels::{column_softmax, scale_columns};
+use crate::meter::{Meter, Work};
+use crate::product::{Matrix, Onto, product};
+
+/// Most logits that are kept at once, unless a chunk would have too few rows to be worth it.
+const LOGITS: usize = 16 << 20;
+const LEAST_ROWS: usize = 128;
+/// Rows of a task of the backward product.
+const TASK_ROWS: usize = 128;
+/// Logits of a block of the vocabulary: as many as stay in a core's second-level cache.
+const BLOCK_LOGITS: usize = 128 << 10;
+
+/// Where the gradient goes.
+pub(crate) struct HeadGradient<'a> {
+    /// What every target's loss is multiplied by in the loss whose gradient this is.
+    pub(crate) scale: f32,
+    /// `[vocabulary, hidden]`.
+    pub(crate) d_head: &'a mut [f32],
+    pub(crate) onto: Onto,
+    /// Of the normed rows, `[rows, hidden]`.
+    pub(crate) d_normed: &'a mut [f32],
+}
+
+/// The loss of every target, in nats; with `gradient`, also its gradient.
+pub(crate) fn cross_entropy(
+    context: Context<'_>,
+    buffers: &mut LossBuffers,
+    normed: &[f32],
+    targets: &[u32],
+    mut gradient: Option<HeadGradient<'_>>,
+) -> Vec<f64> {
+    let hidden = context.shape.hidden;
+    let chunk = (LOGITS / context.shape.vocabulary).max(LEAST_ROWS);
+    // Chunks of one size, rather than a small last one.
+    let chunk = targets.len().div_ceil(targets.len().div_ceil(chunk));
+    let mut losses = Vec::with_capacity(targets.len());
+    for (at, (targets, normed)) in targets.chunks(chunk).zip(normed.chunks(chunk * hidden)).enumerate() {
+        let mut chunk = Chunk::new(context, buffers, normed, targets);
+        chunk.project(normed);
+        let scale = gradient.as_ref().map(|gradient| gradient.scale);
+        losses.extend(chunk.combine(scale));
+        if let Some(gradient) = &mut gradient {
+            let onto = if at == 0 { gradient.onto } else { Onto::Add };
+            chunk.weight_gradient(gradient.d_head, normed, gradient.scale, onto);
+            let from = losses.len() - targets.len();
+            chunk.input_gradient(&mut gradient.d_normed[from * hidden..][..normed.len()]);
+        }
+    }
+    losses
+}
+
+/// Some rows' logits.
+struct Chunk<'a> {
+    meter: &'a Meter,
+    hidden: usize,
+    /// `[vocabulary, hidden]`.
+    head: &'a [f32],
+    targets: &'a [u32],
+    /// Tokens in a block of the vocabulary.
+    block: usize,
+    /// `[vocabulary, rows]`.
+    logits: &'a mut [f32],
+    normed_t: &'a mut [f32],
+    /// `[largest, sum, target's logit][rows]` a block.
+    blocks: &'a mut [f32],
+}
+
+impl<'a> Chunk<'a> {
+    fn new(context: Context<'a>, buffers: &'a mut LossBuffers, normed: &[f32], targets: &'a [u32]) -> Self {
+        let (rows, vocabulary) = (targets.len(), context.shape.vocabulary);
+        let block = (BLOCK_LOGITS / rows).clamp(32, 1024).next_multiple_of(16);
+        resize(&mut buffers.logits, vocabulary * rows);
+        resize(&mut buffers.normed, normed.len());
+        resize(&mut buffers.blocks, 3 * rows * vocabulary.div_ceil(block));
+        Self {
+            meter: context.meter,
+            hidden: context.shape.hidden,
+            head: &context.theta[context.shape.head.clone()],
+            targets,
+            block,
+            logits: &mut buffers.logits,
+            normed_t: &mut buffers.normed,
+            blocks: &mut buffers.blocks,
+        }
+    }
+
+    /// Logits, and each block's share of the softmax, which they become.
+    fn project(&mut self, normed: &[f32]) {
+        let (rows, hidden, meter, targets, size) =
+            (self.targets.len(), self.hidden, self.meter, self.targets, self.block);
+        let mut jobs = vec![];
+        transposes(&mut jobs, meter, self.normed_t, normed, hidden);
+        run(jobs);
+        let normed_t = Matrix::new(self.normed_t, hidden, rows);
+        let mut jobs: Vec<Job<'_>> = vec![];
+        let parts = self.logits.chunks_mut(size * rows).zip(self.head.chunks(size * hidden));
+        for (number, ((logits, head), stats)) in parts.zip(self.blocks.chunks_mut(3 * rows)).enumerate() {
+            jobs.push(Box::new(move || {
+                let head = Matrix::new(head, head.len() / hidden, hidden);
+                meter.time(Work::Products, || product(logits, head, normed_t, Onto::Replace));
+                meter.time(Work::Elementwise, || {
+                    let (largest, rest) = stats.split_at_mut(rows);
+                    let (total, target) = rest.split_at_mut(rows);
+                    for (at, row) in own_targets(targets, number * size, logits.len() / rows) {
+                        target[at] = logits[row * rows + at];
+                    }
+                    column_softmax(logits, largest, total);
+                });
+            }));
+        }
+        run(jobs);
+    }
+
+    /// Every target's loss. With a scale, each block's `largest` becomes what its values must be multiplied by.
+    fn combine(&mut self, scale: Option<f32>) -> Vec<f64> {
+        let rows = self.targets.len();
+        let stride = 3 * rows;
+        let loss = |(at, target): (usize, &u32)| {
+            let parts =
+                || self.blocks.chunks_exact(stride).map(|stats| (f64::from(stats[at]), f64::from(stats[rows + at])));
+            let largest = parts().map(|(largest, _)| largest).fold(f64::MIN, f64::max);
+            let total: f64 = parts().map(|(own, total)| total * (own - largest).exp()).sum();
+            let log_sum = largest + total.ln();
+            let target = self.blocks[*target as usize / self.block * stride + 2 * rows + at];
+            if let Some(scale) = scale {
+                for stats in self.blocks.chunks_exact_mut(stride) {
+                    stats[at] = ((f64::from(stats[at]) - log_sum).exp() * f64::from(scale)) as f32;
+                }
+            }
+            log_sum - f64::from(target)
+        };
+        self.targets.iter().enumerate().map(loss).collect()
+    }
+
+    /// Turns the logits into their gradient, and that into the projection's.
+    fn weight_gradient(&mut self, d_head: &mut [f32], normed: &[f32], scale: f32, onto: Onto) {
+        let (rows, hidden, meter, targets, size) =
+            (self.targets.len(), self.hidden, self.meter, self.targets, self.block);
+        let mut jobs: Vec<Job<'_>> = vec![];
+        let parts = self.logits.chunks_mut(size * rows).zip(d_head.chunks_mut(size * hidden));
+        for (number, ((logits, d_head), stats)) in parts.zip(self.blocks.chunks(3 * rows)).enumerate() {
+            jobs.push(Box::new(move || {
+                let tokens = logits.len() / rows;
+                meter.time(Work::Elementwise, || {
+                    scale_columns(logits, &stats[..rows]);
+                    for (at, row) in own_targets(targets, number * size, tokens) {
+                        logits[row * rows + at] -= scale;
+                    }
+                });
+                let (logits, normed) = (Matrix::new(logits, tokens, rows), Matrix::new(normed, rows, hidden));
+                meter.time(Work::Products, || product(d_head, logits, normed, onto));
+            }));
+        }
+        run(jobs);
+    }
+
+    /// The gradient of the projection's input.
+    fn input_gradient(&self, d_normed: &mut [f32]) {
+        let (rows, hidden, meter) = (self.targets.len(), self.hidden, self.meter);
+        let vocabulary = self.head.len() / hidden;
+        let head = Matrix::new(self.head, vocabulary, hidden);
+        let mut jobs: Vec<Job<'_>> = vec![];
+        for (number, d_normed) in d_normed.chunks_mut(TASK_ROWS * hidden).enumerate() {
+            jobs.push(Box::new(move || {
+                let d_logits = &self.logits[number * TASK_ROWS..];
+                let d_logits = Matrix::strided(d_logits, vocabulary, d_normed.len() / hidden, rows).transposed();
+                meter.time(Work::Products, || product(d_normed, d_logits, head, Onto::Replace));
+            }));
+        }
+        run(jobs);
+    }
+}
+
+/// The targets that lie among `tokens` tokens from `first` on: their row of the chunk, and their place in the block.
+fn own_targets(targets: &[u32], first: usize, tokens: usize) -> impl Iterator<Item = (usize, usize)> {
+    let own = move |(at, &target): (usize, &u32)| {
+        let place = (target as usize).checked_sub(first)?;
+        (place < tokens).then_some((at, place))
+    };
+    targets.iter().enumerate().filter_map(own)
+}

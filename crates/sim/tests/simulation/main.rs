@@ -1,0 +1,70 @@
+//! The protocol under a virtual clock: what must hold whatever happens to nodes, disks and buckets.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod crashes;
+mod hostile;
+mod protocol;
+mod storage;
+
+use templar_node::events::{Event, NodeEvent};
+use templar_protocol::fault::FaultKind;
+use templar_protocol::roster::Uid;
+use templar_sim::report::WindowReport;
+use templar_sim::simulation::{Incident, Outcome, Scenario, What};
+
+fn run(scenario: Scenario) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = scenario.run(folder.path());
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    outcome
+}
+
+fn assert_one_history(outcome: &Outcome) {
+    for window in &outcome.report.windows {
+        assert!(window.one_root, "{window:?}");
+    }
+    let last = outcome.report.windows.last().unwrap().state_root;
+    for node in &outcome.report.nodes {
+        assert_eq!(node.final_state_root, last, "{}", node.name);
+    }
+}
+
+fn certified(outcome: &Outcome) -> Vec<bool> {
+    outcome.report.windows.iter().map(|window| window.certified).collect()
+}
+
+/// After the commitment and before the key: a miner that is killed here has something to lose.
+const MID_WINDOW: u64 = 5;
+
+fn at(window: u64, block: u64, what: What) -> Incident {
+    Incident { window, block, what }
+}
+
+fn kill(node: &str, window: u64) -> Incident {
+    at(window, MID_WINDOW, What::Kill(node.into()))
+}
+
+fn start(node: &str, window: u64) -> Incident {
+    at(window, MID_WINDOW, What::Start(node.into()))
+}
+
+fn faults_of(window: &WindowReport, uid: u16) -> Vec<FaultKind> {
+    window.faults.iter().filter(|fault| fault.uid == Uid(uid)).map(|fault| fault.fault).collect()
+}
+
+fn any(outcome: &Outcome, node: &str, test: impl Fn(&Event) -> bool) -> bool {
+    outcome.log.iter().any(|NodeEvent { node: name, event }| name == node && test(event))
+}
+
+fn count(outcome: &Outcome, node: &str, test: impl Fn(&Event) -> bool) -> usize {
+    outcome.log.iter().filter(|NodeEvent { node: name, event }| name == node && test(event)).count()
+}
+
+fn trained(outcome: &Outcome, node: &str, wanted: u64) -> bool {
+    any(outcome, node, |event| matches!(event, Event::Trained { window, .. } if *window == wanted))
+}
+
+fn voted(outcome: &Outcome, node: &str, wanted: u64) -> bool {
+    any(outcome, node, |event| matches!(event, Event::Voted { window, .. } if *window == wanted))
+}

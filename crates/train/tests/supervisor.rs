@@ -1,0 +1,184 @@
+//! What a node makes of workers that misbehave: always a typed error, another worker for the next job, and no moments lost.
+//!
+//! Workers here are fakes in plain Python (`tests/fake_worker`), so that this runs where PyTorch is not installed.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use templar_model::presets;
+use templar_protocol::{
+    layout::{Layout, ModelSpec},
+    run::InnerSpec,
+};
+use templar_train::{
+    StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer, WorkerError,
+    conformance,
+    worker::{LINE_BYTES_MAX, Timeouts},
+};
+
+fn tiny() -> (ModelSpec, InnerSpec) {
+    let preset = presets::preset("nano").unwrap();
+    let model = ModelSpec {
+        vocab_size: 32,
+        hidden_size: 16,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn_size: 24,
+        seq_len: 8,
+        ..preset.model
+    };
+    (model, preset.inner)
+}
+
+struct Setting {
+    trainer: TorchTrainer,
+    theta: Vec<f32>,
+    batches: Vec<TokenBatch>,
+}
+
+impl Setting {
+    /// A trainer whose first worker misbehaves, and whose next ones do not.
+    fn new(misbehaviour: &str, folder: &Path) -> Self {
+        let fake = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fake_worker");
+        let variable = |name: &str, value: &Path| (name.to_owned(), value.display().to_string());
+        let options = TorchOptions {
+            environment: vec![
+                variable("PYTHONPATH", &fake),
+                variable("FAKE", Path::new(misbehaviour)),
+                variable("FAKE_ONCE", &folder.join("has-misbehaved")),
+            ],
+            timeouts: Timeouts {
+                start: Duration::from_secs(if misbehaviour == "silent" { 5 } else { 60 }),
+                first: Duration::from_secs(20),
+                step: Duration::from_secs(3),
+                transfer: Duration::from_secs(20),
+            },
+            ..TorchOptions::default()
+        };
+        let (model, inner) = tiny();
+        let theta = Layout::llama(&model).theta0(&model, 1);
+        let batches = conformance::batches(&model, 2, 3, "supervised");
+        Self { trainer: TorchTrainer::new(&model, &inner, options), theta, batches }
+    }
+
+    fn train(&mut self) -> Result<TrainOutcome, TrainError> {
+        let job = TrainJob { theta: &self.theta, batches: &self.batches, first_step: 0 };
+        self.trainer.train(&job, &mut |_: &StepStats| ControlFlow::Continue(()))
+    }
+
+    /// How the job of a misbehaving worker ends; the next job must succeed with another worker.
+    fn failure(misbehaviour: &str) -> WorkerError {
+        let folder = tempfile::tempdir().unwrap();
+        let mut setting = Self::new(misbehaviour, folder.path());
+        let fresh = setting.trainer.export_state();
+        let result = setting.train();
+        let Err(TrainError::Worker(error)) = result else { panic!("{misbehaviour}: {result:?}") };
+        assert_eq!(setting.trainer.export_state(), fresh, "{misbehaviour}: a failed job leaves the moments alone");
+        let next = setting.train().unwrap_or_else(|error| panic!("after {misbehaviour}: {error}"));
+        assert_eq!((next.steps.len(), next.tokens), (2, 2 * 3 * 8), "{misbehaviour}");
+        error
+    }
+}
+
+#[test]
+fn a_sound_worker_is_used_again_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("", folder.path());
+    for job in 1..3 {
+        let outcome = setting.train().unwrap();
+        assert!(outcome.delta.iter().all(|&delta| delta == outcome.delta[0]) && outcome.delta[0] > 0.0);
+        // The fake counts the steps that it has seen in its moments: one process saw both jobs.
+        assert_eq!(setting.trainer.export_state()[16..24], u64::to_le_bytes(2 * job));
+    }
+    assert_eq!(setting.trainer.stats().and_then(|stats| stats.mfu()), Some(0.25));
+    let batch = setting.batches[0].clone();
+    assert_eq!(setting.trainer.evaluate(&setting.theta, &batch).unwrap(), [2.0; 3]);
+}
+
+#[test]
+fn whatever_a_worker_does_is_a_typed_error_and_the_next_job_works() {
+    let died = Setting::failure("dies");
+    assert!(
+        matches!(&died, WorkerError::Died { status, stderr, .. } if status.contains('7') && stderr == "out of imagination"),
+        "{died:?}"
+    );
+    assert!(matches!(Setting::failure("other-version"), WorkerError::Version { found: 2, expected: 1 }));
+    let oversized = Setting::failure("oversized");
+    assert!(matches!(oversized, WorkerError::LineTooLong { limit_bytes: LINE_BYTES_MAX, .. }), "{oversized:?}");
+    let refused = Setting::failure("refuses");
+    assert!(matches!(&refused, WorkerError::Failed { why, .. } if why == "no memory left"), "{refused:?}");
+    for misbehaviour in ["garbage", "talks", "nan-loss", "other-rate", "miscounts"] {
+        let error = Setting::failure(misbehaviour);
+        assert!(matches!(error, WorkerError::Protocol { .. }), "{misbehaviour}: {error:?}");
+    }
+    for misbehaviour in ["wrong-shape", "short-delta", "no-delta"] {
+        let error = Setting::failure(misbehaviour);
+        assert!(matches!(error, WorkerError::Tensors { file: "delta", .. }), "{misbehaviour}: {error:?}");
+    }
+    assert_eq!(Setting::failure("bad-moments"), WorkerError::NotFinite { file: "state" });
+}
+
+#[test]
+fn hanging_workers_are_ended_in_time() {
+    for (misbehaviour, limit) in [("hangs", 3), ("silent", 5)] {
+        let started = Instant::now();
+        let error = Setting::failure(misbehaviour);
+        assert!(matches!(error, WorkerError::TimedOut { limit_s, .. } if limit_s == limit), "{misbehaviour}: {error:?}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{misbehaviour} took {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn divergence_and_evaluations_are_checked_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("diverges", folder.path());
+    assert_eq!(setting.train().unwrap_err(), TrainError::NonFiniteStep { step: 1, what: "gradient" });
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("inf-delta", folder.path());
+    assert_eq!(setting.train().unwrap_err(), TrainError::NonFiniteStep { step: 1, what: "update" });
+
+    for (misbehaviour, is_shape) in [("nan-losses", false), ("wrong-losses", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut setting = Setting::new(misbehaviour, folder.path());
+        let batch = setting.batches[0].clone();
+        let error = setting.trainer.evaluate(&setting.theta, &batch).unwrap_err();
+        let TrainError::Worker(error) = error else { panic!("{error:?}") };
+        let is_as_expected = match error {
+            WorkerError::Tensors { file: "losses", .. } => is_shape,
+            WorkerError::NotFinite { file: "losses" } => !is_shape,
+            _ => false,
+        };
+        assert!(is_as_expected, "{misbehaviour}: {error:?}");
+        assert_eq!(setting.trainer.evaluate(&setting.theta, &batch).unwrap(), [2.0; 3], "another worker does it");
+    }
+}
+
+/// A worker that dies between two jobs costs nothing: the next one gets the moments.
+#[test]
+fn moments_outlive_the_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("dies", folder.path());
+    setting.train().unwrap_err();
+    setting.train().unwrap();
+    let state = setting.trainer.export_state();
+    let mut restarted = Setting::new("", folder.path());
+    restarted.trainer.import_state(&state).unwrap();
+    restarted.train().unwrap();
+    assert_eq!(restarted.trainer.export_state()[16..24], u64::to_le_bytes(4), "two steps before, two after");
+}
+
+#[test]
+fn a_python_that_is_not_there_is_an_error_with_its_name() {
+    let (model, inner) = tiny();
+    let options = TorchOptions { python: PathBuf::from("/no/python/here"), ..TorchOptions::default() };
+    let error = TorchTrainer::new(&model, &inner, options).start().unwrap_err();
+    assert!(
+        matches!(&error, TrainError::Worker(WorkerError::Start { command, .. }) if command == "/no/python/here"),
+        "{error:?}"
+    );
+}

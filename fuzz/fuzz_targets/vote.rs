@@ -1,0 +1,26 @@
+//! Words on chain: votes and header words. What is read is written back to the same bytes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use templar_protocol::{
+    roster::Commitment,
+    word::{HeaderWord, Vote, fields},
+};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&[candidates, window], field)) = bytes.split_first_chunk::<2>() else { return };
+    let window = u32::from(window);
+    for at in 0..3 {
+        let mut all = vec![Vec::new(); 3];
+        all[at] = field.to_vec();
+        let commitment = Commitment { block: 1, fields: all };
+        if let Ok(vote) = Vote::read(&commitment, window, usize::from(candidates)) {
+            assert_eq!(fields(b"", None, Some(&vote))[at], field);
+            assert_eq!(Vote::read_root(&commitment, window), Ok(vote.root));
+        }
+        if let Ok(word) = HeaderWord::read(&commitment, window) {
+            assert_eq!(fields(b"", Some(&word), None)[at], field);
+        }
+        let _ = Vote::read_root(&commitment, window);
+    }
+});

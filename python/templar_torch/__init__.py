@@ -1,0 +1,18 @@
+"""Templar's training engine on PyTorch.
+
+A Templar node starts ``python -m templar_torch`` and speaks with it by the protocol of ``docs/spec/worker.md``.
+
+| what | module |
+|---|---|
+| shape of the model, settings of the inner optimiser | :mod:`templar_torch.spec` |
+| the decoder | :mod:`templar_torch.model` |
+| schedule, clipping, AdamW | :mod:`templar_torch.optim` |
+| batches, micro-batches, ranks: one inner step | :mod:`templar_torch.engine` |
+| several processes as one | :mod:`templar_torch.ranks` |
+| tensors in shared files | :mod:`templar_torch.tensors` |
+| how much of the device is used | :mod:`templar_torch.flops` |
+| the protocol | :mod:`templar_torch.worker` |
+| speed on a device | :mod:`templar_torch.bench` |
+"""
+
+__version__ = "0.1.0"

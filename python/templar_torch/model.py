@@ -1,0 +1,198 @@
+"""The decoder: token embedding, pre-norm blocks of grouped-query attention and SwiGLU, final norm, output projection.
+
+As Hugging Face's ``LlamaForCausalLM`` computes it: RMSNorm, rotary embedding by rotated halves, no biases, optionally the
+embedding as output projection. Parameters carry Hugging Face's names and are f32; products run in ``compute_dtype``, to
+which each weight is cast where it is used, so that the optimiser always works on f32.
+
+Shapes in names: B sequences, T positions, D hidden, H heads, K key-value heads, E elements of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .spec import ModelSpec
+
+IGNORED = -100
+"""Target of a position that has none."""
+
+
+class Weight(nn.Module):
+    """One parameter; its name in the model is the module's name and ``.weight``."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*shape))
+
+
+class Linear(Weight):
+    """x Wᵀ for a weight of shape [out, in], in the precision of x."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__(size_out, size_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RmsNorm(Weight):
+    """Root-mean-square norm, computed in f32."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__(size)
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
+        return (wide * scale * self.weight.float()).to(x.dtype)
+
+
+def rotary_tables(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · base^(−2i/E), each [T, E/2]. Computed in f64, which not every device has."""
+    half = spec.head_dim // 2
+    positions = torch.arange(spec.seq_len, dtype=torch.float64, device="cpu")
+    frequencies = spec.rope_theta ** (-2.0 * torch.arange(half, dtype=torch.float64, device="cpu") / spec.head_dim)
+    angles_te = torch.outer(positions, frequencies)
+    return angles_te.cos().float(), angles_te.sin().float()
+
+
+def rotate(x_bhte: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+    """Element i turns with element i + E/2, by the angle of its position."""
+    first, second = x_bhte.float().chunk(2, dim=-1)
+    turned = torch.cat((first * cos_te - second * sin_te, second * cos_te + first * sin_te), dim=-1)
+    return turned.to(x_bhte.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention in which several heads share a key and a value."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        d, kv = spec.hidden_size, spec.kv_heads * spec.head_dim
+        self.head_dim = spec.head_dim
+        self.q_proj = Linear(d, d)
+        self.k_proj = Linear(d, kv)
+        self.v_proj = Linear(d, kv)
+        self.o_proj = Linear(d, d)
+
+    def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+        def heads(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        query_bhte = rotate(heads(self.q_proj(x_btd)), cos_te, sin_te)
+        key_bkte = rotate(heads(self.k_proj(x_btd)), cos_te, sin_te)
+        value_bkte = heads(self.v_proj(x_btd))
+        shared = query_bhte.shape[1] != key_bkte.shape[1]
+        mixed_bhte = F.scaled_dot_product_attention(
+            query_bhte, key_bkte, value_bkte, is_causal=True, enable_gqa=shared
+        )
+        return self.o_proj(mixed_bhte.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gate_proj = Linear(spec.hidden_size, spec.ffn_size)
+        self.up_proj = Linear(spec.hidden_size, spec.ffn_size)
+        self.down_proj = Linear(spec.ffn_size, spec.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One layer; the order of its parts is the canonical order of its parameters."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.mlp = FeedForward(spec)
+
+    def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
+        x_btd = x_btd + self.self_attn(self.input_layernorm(x_btd), cos_te, sin_te)
+        return x_btd + self.mlp(self.post_attention_layernorm(x_btd))
+
+
+class Embedding(Weight):
+    """Rows of a [V, D] weight by token."""
+
+    def forward(self, tokens_bt: Tensor) -> Tensor:
+        return F.embedding(tokens_bt, self.weight)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm: Hugging Face's ``model.``"""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.norm = RmsNorm(spec.hidden_size, spec.norm_eps)
+
+
+class Llama(nn.Module):
+    """The whole model. It has shapes only: :meth:`materialise` gives it memory, and parameters come from the node."""
+
+    cos_te: Tensor
+    sin_te: Tensor
+
+    def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.compute_dtype = compute_dtype
+        self.checkpointing = checkpointing
+        with torch.device("meta"):
+            self.model = Decoder(spec)
+            self.lm_head = None if spec.tied_embeddings else Linear(spec.hidden_size, spec.vocab_size)
+            for name in ("cos_te", "sin_te"):
+                self.register_buffer(name, torch.empty(spec.seq_len, spec.head_dim // 2), persistent=False)
+
+    def materialise(self, device: torch.device) -> None:
+        """Memory for the parameters: for this rank's shards only, if they are sharded by now."""
+        self.to_empty(device=device)
+        for buffer, table in zip((self.cos_te, self.sin_te), rotary_tables(self.spec), strict=True):
+            buffer.copy_(table)
+
+    def compile_parts(self) -> None:
+        """Compiles block by block, so that all layers share one compilation, and the loss."""
+        for block in self.model.layers:
+            block.compile()
+        self.token_losses = torch.compile(self.token_losses)  # type: ignore[method-assign]
+
+    def forward(self, tokens_bt: Tensor) -> Tensor:
+        """Mean loss of each sequence, in nats per target token: [B].
+
+        All T positions pass through, although the last predicts nothing: 2,048 suits a GPU's tiles, 2,047 does not.
+        """
+        positions = tokens_bt.shape[1]
+        cos_te, sin_te = self.cos_te[:positions], self.sin_te[:positions]
+        x_btd = self.model.embed_tokens(tokens_bt).to(self.compute_dtype)
+        for block in self.model.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x_btd = checkpoint(block, x_btd, cos_te, sin_te, use_reentrant=False)
+            else:
+                x_btd = block(x_btd, cos_te, sin_te)
+        targets_bt = F.pad(tokens_bt[:, 1:], (0, 1), value=IGNORED)
+        return self.token_losses(x_btd, targets_bt).sum(1) / (positions - 1)
+
+    def token_losses(self, x_btd: Tensor, targets_bt: Tensor) -> Tensor:
+        """Cross-entropy of each position, 0 where there is no target: [B, T]. The softmax is f32's."""
+        logits_btv = self.logits(x_btd)
+        losses = F.cross_entropy(
+            logits_btv.flatten(0, 1).float(), targets_bt.flatten(), reduction="none", ignore_index=IGNORED
+        )
+        return losses.view_as(targets_bt)
+
+    def logits(self, x_btd: Tensor) -> Tensor:
+        normed_btd = self.model.norm(x_btd)
+        if self.lm_head is not None:
+            return self.lm_head(normed_btd)
+        return F.linear(normed_btd, self.model.embed_tokens.weight.to(normed_btd.dtype))

@@ -1,0 +1,52 @@
+"""Several processes as one: rank 0 speaks with the node, all of them compute."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+IDLE = timedelta(days=365)
+"""How long ranks wait for each other: windows may be far apart, and the node ends a worker that hangs."""
+
+
+class Ranks:
+    """This process among those that torchrun started; one alone if it did not."""
+
+    def __init__(self) -> None:
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local = int(os.environ.get("LOCAL_RANK", "0"))
+
+    def join(self) -> None:
+        """Meets the others: through gloo for words and on CPUs, through NCCL (or RCCL) between GPUs."""
+        if self.world > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=IDLE)
+
+    def leave(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def share(self, value: Value) -> Value:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.sum(torch.zeros(1))

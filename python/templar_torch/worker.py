@@ -1,0 +1,229 @@
+"""The worker's side of ``docs/spec/worker.md``: lines of JSON on standard input and output, tensors in shared files."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from . import __version__
+from .engine import Engine, NonFiniteStep, Options
+from .ranks import Ranks
+from .spec import InnerSpec, ModelSpec, read
+from .tensors import TensorFile, create
+
+PROTOCOL = 1
+LINE_BYTES_MAX = 1 << 16
+TEXT_MAX = 2000
+"""Characters of an explanation."""
+ORPHAN_S = 1.0
+"""How often a rank looks whether its parent still lives."""
+
+Message = dict[str, Any]
+
+
+class Refused(Exception):
+    """A message that this worker cannot act on."""
+
+
+class Lines:
+    """One JSON object a line, both ways. Ends the process when the node's end of the pipe closes."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source = os.fdopen(source, "rb")
+        self._target = target
+        self._queue: queue.Queue[bytes] = queue.Queue()
+        # A thread of its own, so that a worker in the middle of a step notices that its node is gone.
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while line := self._source.readline(LINE_BYTES_MAX + 1):
+            self._queue.put(line)
+        os._exit(1)
+
+    def receive(self) -> Message:
+        line = self._queue.get()
+        if len(line) > LINE_BYTES_MAX:
+            raise Refused(f"a line has more than {LINE_BYTES_MAX} bytes")
+        message = json.loads(line)
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise Refused("a line is no message")
+        return message
+
+    def send(self, kind: str, /, **fields: Any) -> None:
+        line = json.dumps({"type": kind, **fields}, allow_nan=False).encode() + b"\n"
+        if len(line) > LINE_BYTES_MAX:
+            raise Refused(f"a {kind} message would have {len(line)} bytes")
+        while line:
+            line = line[os.write(self._target, line) :]
+
+
+class Worker:
+    """Rank 0 has the lines; the other ranks hear from it."""
+
+    def __init__(self, lines: Lines | None, ranks: Ranks) -> None:
+        self.lines, self.ranks = lines, ranks
+        self.folder = Path()
+        self._engine: Engine | None = None
+        self._loaded: int | None = None
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise Refused("nothing is configured yet")
+        return self._engine
+
+    def run(self) -> None:
+        """Serves until the node says that it is enough."""
+        actions: dict[str, Callable[[Message], None]] = {
+            "configure": self.configure,
+            "train": self.train,
+            "evaluate": self.evaluate,
+            "export_state": self.export_state,
+            "import_state": self.import_state,
+        }
+        while (message := self.hear())["type"] != "shutdown":
+            action = actions.get(message["type"])
+            if action is None:
+                raise Refused(f"there is no message {message['type'][:80]!r}")
+            action(message)
+
+    def hear(self) -> Message:
+        """The node's next message, on all ranks."""
+        return self.ranks.share(self.lines.receive() if self.lines else {})
+
+    def say(self, kind: str, /, **fields: Any) -> None:
+        if self.lines:
+            self.lines.send(kind, **fields)
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def output(self, name: str, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, **texts: str) -> TensorFile:
+        """A new file of rank 0, open on all ranks."""
+        if self.ranks.rank == 0:
+            create(self.file(name), shapes, dtype, texts)
+        self.ranks.wait()
+        return TensorFile(self.file(name), writable=True)
+
+    def configure(self, message: Message) -> None:
+        self.folder = Path(message["folder"])
+        model, inner = read(ModelSpec, message["model"]), read(InnerSpec, message["inner"])
+        self._engine = Engine(model, inner, Options(**message["options"]), self.ranks)
+        self._loaded = None
+        self.say("configured", device=str(self.engine.device), ranks=self.ranks.world, parameters=model.parameters)
+
+    def _load(self, message: Message) -> TensorFile:
+        theta = TensorFile(self.file("theta"))
+        if self._loaded is None or self._loaded != message["theta_version"]:
+            self.engine.load(theta)
+        self._loaded = message["theta_version"]
+        return theta
+
+    def _batches(self) -> list[torch.Tensor]:
+        tensors = TensorFile(self.file("batches")).tensors
+        return [tensors[f"batch.{nth}"].long() for nth in range(len(tensors))]
+
+    def train(self, message: Message) -> None:
+        theta, engine = self._load(message), self.engine
+        # Whatever comes of it, the parameters are others than the file's.
+        self._loaded = None
+        engine.begin()
+        steps = 0
+        try:
+            for nth, tokens_bt in enumerate(self._batches()):
+                stats = engine.step(tokens_bt, message["first_step"] + nth)
+                steps += 1
+                self.say("step", **asdict(stats))
+                answer = self.hear()["type"]
+                if answer not in ("continue", "stop"):
+                    raise Refused(f"after a step comes continue or stop, not {answer[:80]!r}")
+                if answer == "stop":
+                    break
+        except NonFiniteStep as error:
+            engine.end()
+            return self.say("failed", kind="non_finite_step", step=error.step, what=error.what)
+        engine.end()
+        delta = self.output("delta", engine.spec.tensors(), torch.float32)
+        engine.write_delta(theta, delta)
+        self.ranks.wait()
+        self.say("trained", steps=steps, engine=engine.stats().json() if steps else None)
+
+    def evaluate(self, message: Message) -> None:
+        self._load(message)
+        losses = self.engine.evaluate(self._batches()[0])
+        finite = losses.isfinite()
+        if not finite.all():
+            return self.say("failed", kind="non_finite_loss", sequence=int(finite.long().argmin()))
+        self.output("losses", {"losses": tuple(losses.shape)}, torch.float64).tensors["losses"].copy_(losses)
+        self.ranks.wait()
+        self.say("evaluated")
+
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self.engine.spec.tensors()
+        return {f"{moment}.{name}": shape for moment in ("first", "second") for name, shape in shapes.items()}
+
+    def export_state(self, message: Message) -> None:
+        optimiser = self.engine.optimiser
+        state = self.output("state", self._state_shapes(), torch.float32, steps=str(optimiser.steps))
+        for target, source in zip(state.tensors.values(), (*optimiser.first, *optimiser.second), strict=True):
+            self.engine.shard_of(target).copy_(source)
+        self.ranks.wait()
+        self.say("exported")
+
+    def import_state(self, message: Message) -> None:
+        state = TensorFile(self.file("state"))
+        state.expect(self._state_shapes())
+        optimiser = self.engine.optimiser
+        names = self._state_shapes()
+        for name, target in zip(names, (*optimiser.first, *optimiser.second), strict=True):
+            target.copy_(self.engine.shard_of(state.tensors[name]))
+        optimiser.steps = int(state.metadata["steps"])
+        self.ranks.wait()
+        self.say("imported")
+
+
+def watch_parent(parent: int) -> None:
+    """Ends this process when its parent is gone: torchrun, when the node killed it."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_S)
+    os._exit(1)
+
+
+def main(parent: int) -> NoReturn:
+    """Serves the node until it says that it is enough, or is gone."""
+    ranks = Ranks()
+    # Libraries print what they like: to the standard error.
+    target = os.dup(1)
+    os.dup2(2, 1)
+    lines = Lines(os.dup(0), target) if ranks.rank == 0 else None
+    code = 1
+    threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+    try:
+        if lines:
+            hello = lines.receive()
+            lines.send("hello", protocol=PROTOCOL, name=f"templar_torch {__version__}, torch {torch.__version__}")
+            if hello["type"] != "hello" or hello.get("protocol") != PROTOCOL:
+                raise Refused(f"the node speaks protocol {hello.get('protocol')!r}, this worker {PROTOCOL}")
+        ranks.join()
+        Worker(lines, ranks).run()
+        ranks.leave()
+        code = 0
+    except BaseException as error:
+        traceback.print_exc()
+        if lines:
+            lines.send("failed", kind="internal", why=f"{type(error).__name__}: {error}"[:TEXT_MAX])
+    finally:
+        sys.stderr.flush()
+        # Other threads, and ranks that wait for this one, must not keep the process.
+        os._exit(code)

@@ -1,0 +1,176 @@
+"""The model, the optimiser and the files, each against something simpler."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import INNER, MODEL, tied, tokens, write_theta
+from templar_torch.engine import Engine, Options
+from templar_torch.flops import flops_per_token, peak_flops_per_s
+from templar_torch.optim import AdamW, learning_rate
+from templar_torch.ranks import Ranks
+from templar_torch.spec import InnerSpec, ModelSpec, read
+from templar_torch.tensors import TensorFile, create
+
+
+def naive_losses(theta: dict[str, torch.Tensor], spec: ModelSpec, rows: torch.Tensor) -> torch.Tensor:
+    """The formulas in f64, head by head and position by position."""
+    theta = {name: tensor.double() for name, tensor in theta.items()}
+    half = spec.head_dim // 2
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + spec.norm_eps).sqrt() * theta[f"{name}.weight"]
+
+    def turned(x: torch.Tensor, position: int) -> torch.Tensor:
+        angles = torch.tensor([position * spec.rope_theta ** (-2 * i / spec.head_dim) for i in range(half)]).double()
+        a, b = x[:half], x[half:]
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()])
+
+    def attention(x: torch.Tensor, layer: str) -> torch.Tensor:
+        q, k, v = (x @ theta[f"{layer}.self_attn.{part}_proj.weight"].T for part in "qkv")
+        out = torch.zeros_like(x)
+        for head in range(spec.heads):
+            own = slice(head * spec.head_dim, (head + 1) * spec.head_dim)
+            shared = head // (spec.heads // spec.kv_heads)
+            group = slice(shared * spec.head_dim, (shared + 1) * spec.head_dim)
+            for now in range(len(x)):
+                query = turned(q[now, own], now)
+                scores = torch.stack([query @ turned(k[then, group], then) for then in range(now + 1)])
+                out[now, own] = (scores / math.sqrt(spec.head_dim)).softmax(0) @ v[: now + 1, group]
+        return out @ theta[f"{layer}.self_attn.o_proj.weight"].T
+
+    def loss(row: torch.Tensor) -> torch.Tensor:
+        x = theta["model.embed_tokens.weight"][row[:-1]]
+        for nth in range(spec.layers):
+            layer = f"model.layers.{nth}"
+            x = x + attention(norm(x, f"{layer}.input_layernorm"), layer)
+            y = norm(x, f"{layer}.post_attention_layernorm")
+            gate, up, down = (theta[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            x = x + (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
+        head = theta["model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"]
+        return F.cross_entropy(norm(x, "model.norm") @ head.T, row[1:])
+
+    return torch.stack([loss(row) for row in rows])
+
+
+def engine(model: ModelSpec = MODEL, inner: InnerSpec = INNER, **options: object) -> Engine:
+    return Engine(model, inner, Options(device="cpu", threads=1, compile=False, **options), Ranks())
+
+
+@pytest.mark.parametrize("model", [MODEL, tied()])
+def test_losses_and_gradients_are_the_formulas(tmp_path: Path, model: ModelSpec) -> None:
+    write_theta(tmp_path / "theta", model)
+    theta, rows = TensorFile(tmp_path / "theta"), tokens(1, model=model)[0]
+    expected = naive_losses(theta.tensors, model, rows)
+    ours = engine(model)
+    ours.load(theta)
+    assert torch.allclose(ours.evaluate(rows), expected, atol=1e-5)
+
+    leaves = {name: tensor.double().requires_grad_() for name, tensor in theta.tensors.items()}
+    naive_losses(leaves, model, rows).mean().backward()
+    (ours.model(rows).sum() / len(rows)).backward()
+    for name, parameter in ours.parameters.items():
+        assert parameter.grad is not None and leaves[name].grad is not None
+        scale = leaves[name].grad.abs().max()
+        assert torch.allclose(parameter.grad.double(), leaves[name].grad, rtol=1e-3, atol=1e-5 * scale), name
+
+
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"offload_optimiser": True}, {}])
+def test_ways_of_computing_agree(tmp_path: Path, options: dict[str, bool]) -> None:
+    write_theta(tmp_path / "theta", MODEL)
+    theta, batches = TensorFile(tmp_path / "theta"), tokens(3, sequences=7)
+    whole = engine(inner=dataclasses.replace(INNER, micro_batch_sequences=7))
+    parts = engine(inner=dataclasses.replace(INNER, micro_batch_sequences=3), **options)
+    runs = []
+    for one in (whole, parts):
+        one.load(theta)
+        evaluated = one.evaluate(batches[0]).mean().item()
+        one.begin()
+        steps = [one.step(batch, nth) for nth, batch in enumerate(batches)]
+        one.end()
+        assert steps[0].loss == pytest.approx(evaluated, abs=1e-6)
+        runs.append(steps)
+    for one, two in zip(*runs, strict=True):
+        assert one.loss == pytest.approx(two.loss, abs=1e-4) and one.grad_norm == pytest.approx(two.grad_norm, rel=1e-3)
+    assert runs[0][0].grad_norm > INNER.clip_norm, "clipping is part of the test"
+
+
+def test_bf16_products_leave_the_parameters_f32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_theta(tmp_path / "theta", MODEL)
+    theta, batches = TensorFile(tmp_path / "theta"), tokens(3)
+    wide = engine()
+    monkeypatch.setattr("templar_torch.engine.choose_dtype", lambda device: torch.bfloat16)
+    narrow = engine(checkpointing=True)
+    losses = []
+    for one in (wide, narrow):
+        one.load(theta)
+        losses.append([one.step(batch, nth).loss for nth, batch in enumerate(batches)])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+    narrow.load(theta)
+    for shard, given in zip(narrow.shards, theta.tensors.values(), strict=True):
+        assert shard.dtype == torch.float32 and (shard == given).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_adamw_follows_the_textbook(scale: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    theta = [torch.randn(3, 2, generator=generator), torch.randn(4, generator=generator)]
+    ours = AdamW(INNER, [tensor.clone() for tensor in theta], [True, False])
+    expected = [tensor.double() for tensor in theta]
+    first, second = ([torch.zeros_like(tensor) for tensor in expected] for _ in range(2))
+    for step in range(1, 7):
+        lr = learning_rate(INNER, step)
+        gradients = [torch.randn(tensor.shape, generator=generator) for tensor in theta]
+        ours.step([gradient.clone() for gradient in gradients], scale, lr)
+        for nth, gradient in enumerate(gradients):
+            g = scale * gradient.double()
+            first[nth] = INNER.beta1 * first[nth] + (1 - INNER.beta1) * g
+            second[nth] = INNER.beta2 * second[nth] + (1 - INNER.beta2) * g * g
+            m, v = first[nth] / (1 - INNER.beta1**step), second[nth] / (1 - INNER.beta2**step)
+            decay = INNER.weight_decay if nth == 0 else 0.0
+            expected[nth] = expected[nth] - lr * (m / (v.sqrt() + INNER.epsilon) + decay * expected[nth])
+    assert ours.steps == 6
+    for ours_now, wanted in zip(ours.tensors, expected, strict=True):
+        assert torch.allclose(ours_now.double(), wanted, atol=2e-6)
+
+
+def test_rate_rises_falls_and_stays() -> None:
+    inner = dataclasses.replace(INNER, lr=2.0, warmup_steps=4, decay_steps=10, final_lr_fraction=0.1)
+    rates = [learning_rate(inner, step) for step in (0, 3, 4, 9, 14, 1 << 40)]
+    assert rates == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
+    assert learning_rate(dataclasses.replace(inner, warmup_steps=0), 0) == 2.0
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    matrices = 2 * (2 * 16 * 16 + 2 * 8 * 16 + 3 * 16 * 24) + 32 * 16
+    norms = 5 * 16
+    attention = 6 * 2 * 16 * 8
+    assert flops_per_token(MODEL, 8) == flops_per_token(tied(), 8) == 6 * (matrices + norms) + attention
+    assert peak_flops_per_s("NVIDIA H200") == 989e12 and peak_flops_per_s("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops_per_s("cpu") is None
+
+
+def test_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    create(path, {"a": (2, 3), "b": ()}, torch.float32, {"steps": "4"})
+    TensorFile(path, writable=True).tensors["a"].fill_(2.0)
+    file = TensorFile(path)
+    assert file.metadata == {"steps": "4"} and file.tensors["a"].sum() == 12 and file.tensors["b"] == 0
+    file.expect({"a": (2, 3), "b": ()})
+    with pytest.raises(ValueError):
+        file.expect({"a": (3, 2), "b": ()})
+    good = path.read_bytes()
+    for bad in (good[:7], good[:-1], b"\xff" * 8 + good[8:], good.replace(b"[0,24]", b"[0,99]")):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError):
+            TensorFile(path)
+    values = dataclasses.asdict(MODEL)
+    assert read(ModelSpec, values) == MODEL
+    for change in ({"layers": -1}, {"layers": "2"}, {"layers": True}, {"norm_eps": float("nan")}, {"width": 3}):
+        with pytest.raises(ValueError):
+            read(ModelSpec, values | change)

@@ -1,0 +1,119 @@
+"""The protocol through real processes, alone and with two ranks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import MODEL, Node, tokens, write_theta
+
+MakeNode = Callable[..., Node]
+
+
+def test_jobs_repeat_stop_early_and_go_on_from_exported_state(node: MakeNode) -> None:
+    one, two = node(), node()
+    batches = tokens(4)
+    one.configure()
+    two.configure(offload_optimiser=True)
+    whole = one.train(batches, first_step=0)
+    assert [message["type"] for message in whole] == ["step"] * 4 + ["trained"] and whole[-1]["steps"] == 4
+    assert whole[-1]["engine"]["tokens_per_s"] > 0 and whole[-1]["engine"]["peak_flops_per_s"] is None
+    delta = one.flat_delta()
+    # Two processes, one of which parks its moments, do the same; the other stops after half of it.
+    assert two.train(batches, first_step=0, stop_after=2)[-1]["steps"] == 2
+    half = two.flat_delta()
+    assert (half != delta).any()
+    assert two.ask("export_state")["type"] == "exported"
+    moments = two.tensors("state")
+    assert all((tensor >= 0).all() for name, tensor in moments.items() if name.startswith("second."))
+    # The first one takes over the other's state: from then on they agree.
+    assert one.ask("import_state")["type"] == "imported"
+    results = []
+    for worker in (one, two):
+        results.append((worker.train(batches[2:], first_step=2)[:-1], worker.flat_delta()))
+    assert results[0][0] == results[1][0] and (results[0][1] == results[1][1]).all()
+    assert one.end() == 0 and two.end() == 0
+
+
+def test_two_ranks_do_what_one_does(node: MakeNode) -> None:
+    alone, ranks = node(), node(ranks=2)
+    batches = tokens(3, sequences=5)
+    results = []
+    for worker in (alone, ranks):
+        worker.configure()
+        losses = worker.evaluate(batches[0])
+        steps = worker.train(batches, first_step=7)
+        results.append((losses, steps, worker.flat_delta()))
+        assert worker.ask("export_state")["type"] == "exported"
+    assert losses.shape == (5,) and torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    for one, two in zip(results[0][1][:-1], results[1][1][:-1], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4) and one["lr"] == two["lr"]
+    # Adam divides by the size of a gradient, so that a rounding error of a tiny one is magnified.
+    assert torch.allclose(results[0][2], results[1][2], atol=2e-4)
+    # The state of two ranks continues on one, whatever its shards were.
+    assert alone.ask("import_state")["type"] == "imported"
+    finals = []
+    for worker in (alone, ranks):
+        worker.train(batches, first_step=10)
+        finals.append(worker.flat_delta())
+    assert torch.allclose(*finals, atol=2e-4)
+    assert [worker.end() for worker in (alone, ranks)] == [0, 0]
+
+
+def test_divergence_is_said_and_leaves_the_worker_usable(node: MakeNode) -> None:
+    worker = node()
+    worker.configure()
+    good = (worker.folder / "theta.safetensors").read_bytes()
+    write_theta(worker.folder / "theta.safetensors", MODEL, spread=1e18)
+    assert worker.train(tokens(2), first_step=41) == [
+        {"type": "failed", "kind": "non_finite_step", "step": 41, "what": "loss"}
+    ]
+    worker.put_batches(tokens(1))
+    failed = worker.ask("evaluate", theta_version=99)
+    assert failed == {"type": "failed", "kind": "non_finite_loss", "sequence": 0}
+    (worker.folder / "theta.safetensors").write_bytes(good)
+    assert worker.train(tokens(2))[-1]["type"] == "trained"
+    assert worker.end() == 0
+
+
+@pytest.mark.parametrize("line", [b"gibberish\n", b'{"type": "train"}\n', b"{" * 70_000 + b"\n"])
+def test_nonsense_ends_the_worker_with_a_reason(node: MakeNode, line: bytes) -> None:
+    worker = node()
+    assert worker.ask("hello", protocol=1)["type"] == "hello"
+    assert worker.process.stdin
+    worker.process.stdin.write(line)
+    worker.process.stdin.flush()
+    answer = worker.receive()
+    assert (answer["type"], answer["kind"]) == ("failed", "internal") and answer["why"]
+    assert worker.process.wait(timeout=30) == 1
+
+
+def test_another_protocol_is_refused_and_ctrl_c_is_not_for_workers(node: MakeNode) -> None:
+    old, new = node(), node()
+    assert old.ask("hello", protocol=2)["protocol"] == 1
+    assert old.receive()["kind"] == "internal" and old.process.wait(timeout=30) == 1
+    assert new.ask("hello", protocol=1)["type"] == "hello"
+    new.process.send_signal(signal.SIGINT)
+    assert new.end() == 0
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_no_rank_outlives_its_node_or_its_launcher(node: MakeNode, is_killed: bool) -> None:
+    orphan = node(ranks=2, log=subprocess.PIPE)
+    assert orphan.ask("hello", protocol=1)["type"] == "hello"
+    assert orphan.process.stdin and orphan.process.stderr
+    if is_killed:
+        orphan.process.kill()
+    else:
+        orphan.process.stdin.close()
+    # The log ends when no rank holds it any more.
+    thread = threading.Thread(target=orphan.process.stderr.read)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert orphan.process.wait(timeout=60) != 0
