@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,6 +27,7 @@ PROTOCOL = 1
 LINE_BYTES_MAX = 1 << 16
 TEXT_MAX = 2000
 """Characters of an explanation."""
+FILES = ("theta", "batches", "delta", "losses", "state")
 ORPHAN_S = 1.0
 """How often a rank looks whether its parent still lives."""
 
@@ -36,6 +38,14 @@ class Refused(Exception):
     """A message that this worker cannot act on."""
 
 
+def clear(folder: Path) -> None:
+    """Removes the files of the protocol, and the folder if there is nothing else in it."""
+    with contextlib.suppress(OSError):
+        for name in FILES:
+            (folder / f"{name}.safetensors").unlink(missing_ok=True)
+        folder.rmdir()
+
+
 class Lines:
     """One JSON object a line, both ways. Ends the process when the node's end of the pipe closes."""
 
@@ -43,12 +53,16 @@ class Lines:
         self._source = os.fdopen(source, "rb")
         self._target = target
         self._queue: queue.Queue[bytes] = queue.Queue()
+        self.folder: Path | None = None
+        """What to clear away when the node is gone: memory that nobody else would give back."""
         # A thread of its own, so that a worker in the middle of a step notices that its node is gone.
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         while line := self._source.readline(LINE_BYTES_MAX + 1):
             self._queue.put(line)
+        if self.folder:
+            clear(self.folder)
         os._exit(1)
 
     def receive(self) -> Message:
@@ -118,6 +132,8 @@ class Worker:
 
     def configure(self, message: Message) -> None:
         self.folder = Path(message["folder"])
+        if self.lines:
+            self.lines.folder = self.folder
         model, inner = read(ModelSpec, message["model"]), read(InnerSpec, message["inner"])
         self._engine = Engine(model, inner, Options(**message["options"]), self.ranks)
         self._loaded = None

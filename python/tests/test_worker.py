@@ -102,6 +102,16 @@ def test_another_protocol_is_refused_and_ctrl_c_is_not_for_workers(node: MakeNod
     assert new.end() == 0
 
 
+def test_a_node_that_is_gone_leaves_no_files_in_memory(node: MakeNode) -> None:
+    worker = node()
+    worker.configure()
+    worker.evaluate(tokens(1)[0])
+    assert len(list(worker.folder.iterdir())) == 3 and worker.process.stdin
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=60) == 1
+    assert not worker.folder.exists()
+
+
 @pytest.mark.parametrize("is_killed", [True, False])
 def test_no_rank_outlives_its_node_or_its_launcher(node: MakeNode, is_killed: bool) -> None:
     orphan = node(ranks=2, log=subprocess.PIPE)

@@ -53,11 +53,46 @@ pub(crate) struct Codec {
 impl Codec {
     pub(crate) fn run(self) -> Result<End> {
         if self.quality {
-            self.compare()?
+            self.compare()?;
+        } else if self.positions {
+            self.look_at_positions()?;
         } else {
-            self.measure()?
+            self.measure()?;
         }
         Ok(End::Done)
+    }
+
+    fn small_preset(&self) -> Result<Preset> {
+        self.preset.as_deref().map_or_else(|| Ok(quality::pico()), preset)
+    }
+
+    fn text(&self) -> Result<Text> {
+        let Some(path) = &self.data else { return Ok(Text::built_in(4 << 20)) };
+        Ok(Text::new(&fs::read_to_string(path).wrap_err_with(|| format!("reading {}", path.display()))?))
+    }
+
+    fn look_at_positions(&self) -> Result<()> {
+        let preset = self.small_preset()?;
+        let bar = ProgressBar::new(self.windows as u64);
+        let costs = quality::position_costs(&preset, &self.text()?, self.windows, &|| bar.inc(1))?;
+        bar.finish_and_clear();
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&costs)?);
+            return Ok(());
+        }
+        println!("| window | bound | rows and columns known | whole payload | sent before | sent by another |");
+        println!("|---|---|---|---|---|---|");
+        for (window, cost) in costs.iter().enumerate().skip(1) {
+            println!(
+                "| {window} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.1} % |",
+                cost.bound_bits,
+                cost.rows_and_columns_bits,
+                cost.payload_bits,
+                100.0 * cost.repeated_share,
+                100.0 * cost.shared_share,
+            );
+        }
+        Ok(())
     }
 
     fn measure(&self) -> Result<()> {
