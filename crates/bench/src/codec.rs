@@ -55,7 +55,7 @@ pub struct Row {
     pub encode_fraction_of_copy: f64,
 }
 
-/// Pseudo-gradients of [`PEERS`] peers after a few windows of training, and error feedback to go with them.
+/// Pseudo-gradients of 20 peers after a few windows of training, and error feedback to go with them.
 #[derive(Debug)]
 pub struct Sample {
     layout: Layout,

@@ -67,7 +67,9 @@ fn modelled_bits(flags: &[bool], k: usize, weight: impl Fn(usize) -> f64) -> f64
     // A few rounds make them sum to k although none may reach 1.
     for _ in 0..8 {
         let factor = k as f64 / chances.iter().sum::<f64>();
-        chances.iter_mut().for_each(|chance| *chance = (*chance * factor).min(0.999));
+        for chance in &mut chances {
+            *chance = (*chance * factor).min(0.999);
+        }
     }
     let bits: f64 =
         chances.iter().zip(flags).map(|(&chance, &sent)| -(if sent { chance } else { 1.0 - chance }).log2()).sum();

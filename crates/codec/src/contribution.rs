@@ -100,7 +100,7 @@ enum Source<'a> {
     Dense(&'a [[u8; 4]]),
 }
 
-impl<'a> Chunks<'a> {
+impl Chunks<'_> {
     /// What the next chunk sends: nothing if its scale is 0.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Sent<'_> {
@@ -156,12 +156,7 @@ impl Contribution {
     fn update(&self, params: &mut [f32], new: impl Fn(f32, f32) -> f32 + Sync) {
         let shares = self.plan.split_params(params);
         shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
-            self.arch.dispatch(Update {
-                chunks: self.chunks(index),
-                params,
-                chunk_len: segment.chunk_len,
-                new: &new,
-            });
+            self.arch.dispatch(Update { chunks: self.chunks(index), params, chunk_len: segment.chunk_len, new: &new });
         });
     }
 

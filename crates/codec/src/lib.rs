@@ -48,6 +48,7 @@
 //! assert_eq!((e[3], e[9], e[0]), (0.125, 0.125, 0.01));
 //! ```
 
+#![allow(clippy::inline_always, reason = "what is not inlined into a kernel is compiled for the oldest processor")]
 #![allow(clippy::float_cmp, reason = "bits are the contract here: nearly equal is a different protocol")]
 
 mod aggregate;
@@ -55,11 +56,11 @@ mod bits;
 mod codec;
 mod contribution;
 pub mod format;
+#[cfg(test)]
+mod paths;
 mod plan;
 mod segment;
 mod select;
-#[cfg(test)]
-mod paths;
 
 pub use aggregate::{clip_factors, outer_step};
 pub use codec::{Codec, EncodeError};

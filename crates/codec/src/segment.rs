@@ -352,7 +352,7 @@ impl Unary<'_> {
 fn spread(plane: u64, shift: usize, bytes: &mut [[u8; 8]; 8]) {
     for (bytes, plane) in bytes.iter_mut().zip(plane.to_le_bytes()) {
         // Each byte of the product keeps the one bit that is its own.
-        let own = u64::from(plane) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+        let own = (u64::from(plane) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
         let ones = (own + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101;
         *bytes = (u64::from_le_bytes(*bytes) | ones << shift).to_le_bytes();
     }

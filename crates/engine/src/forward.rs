@@ -95,6 +95,7 @@ struct Done<'a> {
 }
 
 /// Finishes layer `at − 1` and projects for layer `at`, block by block.
+#[expect(clippy::needless_pass_by_value, reason = "an option of a reference is how the jobs borrow from it")]
 fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mut Layer>, next: Option<&mut Layer>) {
     let Context { shape, batch, .. } = context;
     let (block, hidden) = (batch.block(), shape.hidden);

@@ -122,7 +122,9 @@ mod tests {
                     product(&mut out, a, b, Onto::Replace);
                     assert_eq!(out, expected);
                     product(&mut out, a, b, Onto::Add);
-                    assert!(out.iter().zip(&expected).all(|(out, expected)| out.to_bits() == (2.0 * expected).to_bits()));
+                    assert!(
+                        out.iter().zip(&expected).all(|(out, expected)| out.to_bits() == (2.0 * expected).to_bits())
+                    );
                 }
             }
         }

@@ -212,9 +212,9 @@ impl Intake {
             let opened = slot.verdict.as_ref()?.as_ref().ok()?;
             Some((slot.committed_at_block, nth, opened.clone()))
         });
-        let (passed, candidates) = (passed.collect(), self.window.candidates.len());
+        let (passed, candidates) = (passed.collect::<Vec<_>>(), self.window.candidates.len());
         let overlap_max = core.spec.roster.overlap_max;
-        for nth in core.compute.run(move || duplicates(passed, candidates, overlap_max)).await {
+        for nth in core.compute.run(move || duplicates(&passed, candidates, overlap_max)).await {
             self.slots[nth].verdict = Some(Err(FaultKind::Duplicate));
         }
     }
@@ -238,7 +238,7 @@ impl Intake {
 /// Which of `passed` (block of the commitment, slot, contribution) repeat an earlier candidate's. Commitment blocks
 /// cannot be forged, so the earlier of two is the original; within one block both are suspect, and the one that stands
 /// later in the list yields.
-fn duplicates(passed: Vec<(u64, usize, Arc<Opened>)>, candidates: usize, overlap_max: f64) -> Vec<usize> {
+fn duplicates(passed: &[(u64, usize, Arc<Opened>)], candidates: usize, overlap_max: f64) -> Vec<usize> {
     let repeats = |(block, nth, own): &(u64, usize, Arc<Opened>)| {
         // Candidates only: who else is here depends on this validator's draws, and votes should not.
         passed.iter().any(|(other_block, other, earlier)| {

@@ -357,7 +357,7 @@ impl Miner {
         let (core, entry) = (self.core.clone(), self.seat.entry);
         let context = move || window.context(&core, &entry, &base.theta);
         match self.core.compute.run(context).await {
-            Ok(context) => self.pending.push_back(Pending::new(&self.core, context, payload, outcome.tokens)),
+            Ok(context) => self.pending.push_back(Pending::new(&self.core, &context, payload, outcome.tokens)),
             Err(error) => {
                 self.save()?;
                 return self.miss(number, &format!("its own data is damaged: {error}")).await;

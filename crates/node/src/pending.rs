@@ -15,6 +15,7 @@ pub type Record = (String, SignedHeader, Vec<u8>, bool);
 
 /// What a miner committed to and has not yet seen decided.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that become true one by one, of which the disk knows one")]
 pub struct Pending {
     pub window: u64,
     pub header: SignedHeader,
@@ -33,8 +34,8 @@ pub struct Pending {
 
 impl Pending {
     /// Seals `payload` and signs its header, which says what `context` says that it must.
-    pub fn new(core: &Core, context: HeaderContext, payload: Vec<u8>, tokens: u64) -> Self {
-        let HeaderContext { run, window, entry, base, sample_digest, possession, .. } = context;
+    pub fn new(core: &Core, context: &HeaderContext, payload: Vec<u8>, tokens: u64) -> Self {
+        let HeaderContext { run, window, entry, base, sample_digest, possession, .. } = *context;
         let key = SealKey::derive(&core.keypair, run, window, &payload);
         let ciphertext = Bytes::from(key.seal(payload.clone()));
         let header = Header {

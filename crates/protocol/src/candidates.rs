@@ -47,7 +47,7 @@ mod tests {
         let (run, mut roster) = (spec(), roster(6, 1));
         let state = RunState::genesis(&run);
         // From the specification alone, by another implementation.
-        let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster.clone() };
+        let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster };
         assert_eq!(uids(&select(0, &roster, &state, &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
         let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };
         let lot = |seed: &[u8]| uids(&select(0, &roster, &state, &seats, &Hash32::of(seed)));

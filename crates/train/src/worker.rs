@@ -254,6 +254,7 @@ impl Worker {
             }
             (delta, _) => delta?,
         };
+        self.exchange.remove("delta");
         let tokens = steps.iter().map(|step| step.tokens).sum();
         Ok((TrainOutcome { delta, steps, tokens }, engine.and_then(plausible)))
     }
@@ -302,7 +303,10 @@ impl Worker {
         self.exchange.put_state(steps, moments)?;
         self.process.send("take its moments", &Request::ImportState)?;
         match self.process.receive("take its moments", limits.transfer)? {
-            Reply::Imported => Ok(()),
+            Reply::Imported => {
+                self.exchange.remove("state");
+                Ok(())
+            }
             other => Err(unexpected("take its moments", &other)),
         }
     }

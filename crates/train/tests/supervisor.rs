@@ -2,6 +2,8 @@
 //!
 //! Workers here are fakes in plain Python (`tests/fake_worker`), so that this runs where PyTorch is not installed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -90,7 +92,7 @@ fn a_sound_worker_is_used_again_and_measured() {
     let mut setting = Setting::new("", folder.path());
     for job in 1..3 {
         let outcome = setting.train().unwrap();
-        assert!(outcome.delta.iter().all(|&delta| delta == outcome.delta[0]) && outcome.delta[0] > 0.0);
+        assert!(outcome.delta[0] > 0.0 && outcome.delta == vec![outcome.delta[0]; setting.theta.len()]);
         // The fake counts the steps that it has seen in its moments: one process saw both jobs.
         assert_eq!(setting.trainer.export_state()[16..24], u64::to_le_bytes(2 * job));
     }
@@ -127,8 +129,11 @@ fn hanging_workers_are_ended_in_time() {
     for (misbehaviour, limit) in [("hangs", 3), ("silent", 5)] {
         let started = Instant::now();
         let error = Setting::failure(misbehaviour);
-        assert!(matches!(error, WorkerError::TimedOut { limit_s, .. } if limit_s == limit), "{misbehaviour}: {error:?}");
-        assert!(started.elapsed() < Duration::from_secs(60), "{misbehaviour} took {:?}", started.elapsed());
+        assert!(
+            matches!(error, WorkerError::TimedOut { limit_s, .. } if limit_s == limit),
+            "{misbehaviour}: {error:?}"
+        );
+        assert!(started.elapsed() < Duration::from_mins(1), "{misbehaviour} took {:?}", started.elapsed());
     }
 }
 

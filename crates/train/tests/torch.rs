@@ -3,6 +3,8 @@
 //! Ignored by default, because PyTorch is not installed everywhere:
 //! `TEMPLAR_PYTHON=/path/to/python cargo test --release --workspace --test torch -- --ignored` runs it, in some minutes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::{ops::ControlFlow, path::PathBuf};
 
 use templar_model::presets;

@@ -33,7 +33,7 @@ fn segment(values: &[f32], len: usize, spec: &CodecSpec) -> (Vec<u8>, bool) {
         return (values.iter().flat_map(|value| value.to_le_bytes()).collect(), false);
     }
     let k = (spec.k as usize * len).div_ceil(spec.chunk as usize);
-    let b = (0..).take_while(|b| 13 * k << b <= 9 * len).last().unwrap_or(0);
+    let b = (0..17).take_while(|b| (13 * k) << b <= 9 * len).last().unwrap_or(0);
     let (mut fixed, mut unary) = (Vec::new(), Vec::new());
     for chunk in values.chunks(len) {
         let mut positions: Vec<usize> = (0..len).filter(|&position| chunk[position] != 0.0).collect();

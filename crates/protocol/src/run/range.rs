@@ -37,6 +37,6 @@ fn key_at(text: &str, at: usize) -> Option<(&str, &str)> {
     let before = text.get(..at)?;
     let line = before.rsplit('\n').next()?;
     let key = line.split_once('=')?.0.trim();
-    let headers = before.lines().filter_map(|line| line.trim().strip_prefix('[')?.strip_suffix(']'));
-    Some((headers.last().unwrap_or(""), key))
+    let mut headers = before.lines().filter_map(|line| line.trim().strip_prefix('[')?.strip_suffix(']'));
+    Some((headers.next_back().unwrap_or(""), key))
 }

@@ -200,7 +200,7 @@ fn print_rules(rows: &[quality::Row]) {
         }
         let same = |other: &&quality::Row| (other.format, other.rule) == (row.format, row.rule);
         let cell = |rate: &f64| {
-            let cell = rows.iter().filter(same).find(|row| row.rate == *rate);
+            let cell = rows.iter().filter(same).find(|row| row.rate.total_cmp(rate).is_eq());
             cell.map_or("–".to_owned(), |row| format!("{:.4} ± {:.3}", row.loss, row.spread / 2.0))
         };
         println!("| {name} | {} |", rates.iter().map(cell).collect::<Vec<_>>().join(" | "));
