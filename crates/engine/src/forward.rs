@@ -95,12 +95,11 @@ struct Done<'a> {
 }
 
 /// Finishes layer `at − 1` and projects for layer `at`, block by block.
-#[expect(clippy::needless_pass_by_value, reason = "an option of a reference is how the jobs borrow from it")]
 fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mut Layer>, next: Option<&mut Layer>) {
     let Context { shape, batch, .. } = context;
     let (block, hidden) = (batch.block(), shape.hidden);
     let (x, qkv) = match next {
-        Some(Layer { x, qkv, .. }) => (x, Some(qkv)),
+        Some(layer) => (&mut layer.x, Some(&mut layer.qkv)),
         None => (&mut buffers.out, None),
     };
     let mut x = x.chunks_mut(block * hidden);

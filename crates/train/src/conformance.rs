@@ -2,13 +2,16 @@
 
 use std::ops::ControlFlow;
 
+use templar_engine::oracle;
 use templar_protocol::{
     hash::Hasher,
     layout::{Layout, ModelSpec},
+    run::InnerSpec,
 };
 
 use crate::{
     batch::TokenBatch,
+    schedule::learning_rate,
     trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer},
 };
 
@@ -43,6 +46,40 @@ pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
     suite.damaged_state_is_refused(make().as_mut());
     suite.hostile_inputs_are_errors(make().as_mut());
     suite.overflow_is_contained(make().as_mut());
+}
+
+/// Checks that an engine's losses and Δ are those of the plain reference in f64, for batches that reference can bear.
+/// `tolerance` bounds the distance of both Δ, as a share of the reference's length, and the relative error of each loss.
+///
+/// Not for engines that are no language model. `inner` must be what `make`'s engine trains with.
+///
+/// # Panics
+/// If the engine is farther off.
+pub fn check_against_reference(
+    model: &ModelSpec,
+    inner: &InnerSpec,
+    tolerance: f64,
+    make: impl Fn() -> Box<dyn Trainer>,
+) {
+    const FIRST_STEP: u64 = 3;
+    let theta = Layout::llama(model).theta0(model, 11);
+    let batches = batches(model, 4, 3, "reference");
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: FIRST_STEP };
+    let outcome = make().train(&job, &mut |_| ControlFlow::Continue(())).expect("valid job");
+
+    let sequences: Vec<Vec<&[u32]>> =
+        batches.iter().map(|batch| batch.tokens.chunks_exact(batch.seq_len).collect()).collect();
+    let rates: Vec<f64> = (FIRST_STEP..).take(batches.len()).map(|step| learning_rate(inner, step)).collect();
+    let (losses, delta) = oracle::train(model, inner, &theta, &sequences, &rates);
+    for (step, expected) in outcome.steps.iter().zip(&losses) {
+        let error = (step.loss - expected).abs() / expected;
+        assert!(error < tolerance, "the loss of step {} is {}, the reference's {expected}", step.step, step.loss);
+    }
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let found = outcome.delta.iter().map(|&x| f64::from(x));
+    let distance = length(&mut found.zip(&delta).map(|(found, expected)| found - expected));
+    let distance = distance / length(&mut delta.iter().copied());
+    assert!(distance < tolerance, "Δ is {distance} of its length away from the reference");
 }
 
 struct Suite<'a> {

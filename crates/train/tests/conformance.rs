@@ -32,6 +32,7 @@ fn cpu_trainer_conforms() {
     for tied in [false, true] {
         let (model, inner) = tiny(tied);
         conformance::check_trainer(&model, || Box::new(CpuTrainer::new(&model, &inner)));
+        conformance::check_against_reference(&model, &inner, 1e-4, || Box::new(CpuTrainer::new(&model, &inner)));
     }
 }
 
