@@ -16,7 +16,7 @@ WINDOW = {
 }
 NODE = {
     "uid": int, "name": str, "role": str, "behaviour": str, "final_state_root": str, "score": NUMBER,
-    "weight": NUMBER, "emission": NUMBER, "restarts": int, "troubles": int,
+    "weight": NUMBER, "emission": NUMBER, "restarts": int, "troubles": int, "faults": list,
 }
 FINAL = {"val_bits_per_byte": OPTIONAL, "floor_bits_per_byte": OPTIONAL, "tokens": int, "wall_s": NUMBER}
 TOP = {
@@ -35,7 +35,7 @@ def shape(value, fields, where, errors):
     errors.extend(f"{where}: `{name}` is not in the schema" for name in value if name not in fields)
 
 
-def check(report, windows):
+def check(report, windows, wall_s_max):
     errors = []
     shape(report, TOP, "report", errors)
     if errors:
@@ -52,6 +52,9 @@ def check(report, windows):
     for window in report["windows"]:
         if not window["certified"] or not window["one_root"]:
             errors.append(f"window {window['window']} is not certified with one root: {window}")
+    wall_s = report["final"]["wall_s"]
+    if wall_s_max is not None and not 0 < wall_s <= wall_s_max:
+        errors.append(f"it took {wall_s} s, more than {wall_s_max}, or nothing")
     roots = {node["final_state_root"] for node in report["nodes"]}
     if roots != {report["windows"][-1]["state_root"]}:
         errors.append(f"nodes end with roots {roots}")
@@ -65,9 +68,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report")
     parser.add_argument("--windows", type=int, required=True)
+    parser.add_argument("--wall-s-max", type=float, help="most seconds that the run may have taken")
     args = parser.parse_args()
     with open(args.report, encoding="utf-8") as file:
-        errors = check(json.load(file), args.windows)
+        errors = check(json.load(file), args.windows, args.wall_s_max)
     print("\n".join(errors) or f"{args.report}: in order")
     return 1 if errors else 0
 

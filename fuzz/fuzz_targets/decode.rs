@@ -1,4 +1,7 @@
-//! Payloads: an error, or a contribution whose bytes a node can add. The first byte chooses the run.
+//! Payloads: an error, or a contribution that has exactly these bytes and that a node can add.
+//!
+//! The first byte chooses the run. Where its highest bit is set, the rest are edits of a valid payload (where, 2 bytes; what,
+//! 1 byte), else the payload itself.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
@@ -10,26 +13,53 @@ use templar_protocol::{
     run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
 };
 
-static CODECS: LazyLock<Vec<Codec>> = LazyLock::new(|| {
+#[path = "../../crates/codec/tests/contributions/plain.rs"]
+mod plain;
+
+struct Run {
+    spec: CodecSpec,
+    codec: Codec,
+    valid: Vec<u8>,
+}
+
+static RUNS: LazyLock<Vec<Run>> = LazyLock::new(|| {
     let shapes = [(64, 4, vec![64, 100, 3]), (16, 16, vec![40]), (4096, 64, vec![4096]), (7, 2, vec![50, 1])];
     let kinds = [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32];
-    let codec = |kind, (chunk, k, lengths): &(u32, u32, Vec<u64>)| {
-        let layout = Layout::new(lengths.iter().map(|&length| (format!("t{length}"), vec![length])));
-        Codec::new(Arc::new(layout), &CodecSpec { kind, chunk: *chunk, k: *k, error_decay: 0.9, max_abs: 4.0 })
-    };
-    kinds.into_iter().flat_map(|kind| shapes.iter().map(move |shape| codec(kind, shape)).collect::<Vec<_>>()).collect()
+    kinds
+        .into_iter()
+        .flat_map(|kind| shapes.each_ref().map(|(chunk, k, lengths)| run(kind, *chunk, *k, lengths)))
+        .collect()
 });
 
+fn run(kind: CodecKind, chunk: u32, k: u32, lengths: &[u64]) -> Run {
+    let layout = Layout::new(lengths.iter().map(|&length| (format!("t{length}"), vec![length])));
+    let spec = CodecSpec { kind, chunk, k, error_decay: 0.9, max_abs: 4.0 };
+    let codec = Codec::new(Arc::new(layout), &spec);
+    let delta: Vec<f32> = (0..codec.layout().len()).map(|nth| (nth * 7919 % 1009) as f32 / 250.0 - 2.0).collect();
+    let valid = codec.encode(&mut vec![0.0; delta.len()], &delta).expect("finite");
+    Run { spec, codec, valid }
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let Some((&choice, payload)) = bytes.split_first() else { return };
-    let codec = &CODECS[usize::from(choice) % CODECS.len()];
-    let Ok(contribution) = codec.decode(payload.to_vec()) else { return };
+    let Some((&choice, rest)) = bytes.split_first() else { return };
+    let Run { spec, codec, valid } = &RUNS[usize::from(choice & 0x7f) % RUNS.len()];
+    let mut payload = rest.to_vec();
+    if choice & 0x80 != 0 {
+        payload.clone_from(valid);
+        for edit in rest.chunks_exact(3) {
+            let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % payload.len();
+            payload[at] = edit[2];
+        }
+    }
+    let Ok(contribution) = codec.decode(payload.clone()) else { return };
     assert!(contribution.norms().iter().all(|norm| norm.is_finite()));
     let mut sent = vec![0.0; codec.layout().len()];
     contribution.add_scaled(&mut sent, 1.0);
     assert!(sent.iter().all(|value| value.abs() <= 4.0));
+    assert_eq!(plain::write(codec.layout(), spec, &sent), payload, "a second encoding");
+    let honest = codec.decode(valid.clone()).expect("valid");
     let mut theta = vec![1.0; sent.len()];
     let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 };
-    outer_step(codec.layout(), &mut theta, &[&contribution, &contribution], &outer);
+    outer_step(codec.layout(), &mut theta, &[&contribution, &honest, &contribution], &outer);
     assert!(theta.iter().all(|value| value.is_finite()));
 });

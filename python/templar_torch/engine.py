@@ -90,6 +90,7 @@ class Engine:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         if options.deterministic:
+            # Where there is no deterministic algorithm, PyTorch warns: other last bits are better than a lost window.
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             # What cuBLAS wants for it.

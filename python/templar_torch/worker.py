@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ LINE_BYTES_MAX = 1 << 16
 TEXT_MAX = 2000
 """Characters of an explanation."""
 FILES = ("theta", "batches", "delta", "losses", "state")
+PR_SET_PDEATHSIG = 1
 ORPHAN_S = 1.0
 """How often a rank looks whether its parent still lives."""
 
@@ -209,6 +212,14 @@ class Worker:
         self.say("imported")
 
 
+def die_with_parent() -> None:
+    """Has Linux end this rank at once when torchrun is gone, also where ``watch_parent`` cannot run: in a long call of a
+    library that holds the interpreter. Not for a worker without torchrun: the thread that started it may end before it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def watch_parent(parent: int) -> None:
     """Ends this process when its parent is gone: torchrun, when the node killed it."""
     while os.getppid() == parent:
@@ -224,6 +235,8 @@ def main(parent: int) -> NoReturn:
     os.dup2(2, 1)
     lines = Lines(os.dup(0), target) if ranks.rank == 0 else None
     code = 1
+    if ranks.world > 1:
+        die_with_parent()
     threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
     try:
         if lines:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +130,24 @@ def test_no_rank_outlives_its_node_or_its_launcher(node: MakeNode, is_killed: bo
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert orphan.process.wait(timeout=60) != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ranks notice it themselves")
+def test_a_rank_that_cannot_run_ends_with_its_launcher(node: MakeNode) -> None:
+    orphan = node(ranks=2, log=subprocess.PIPE)
+    orphan.configure()
+    assert orphan.process.stderr
+    ranks = Path(f"/proc/{orphan.process.pid}/task/{orphan.process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    for rank in ranks:
+        os.kill(int(rank), signal.SIGSTOP)
+    orphan.process.kill()
+    # The log ends when no rank holds it any more.
+    thread = threading.Thread(target=orphan.process.stderr.read, daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    is_over = not thread.is_alive()
+    for rank in ranks:
+        if Path(f"/proc/{rank}").exists():
+            os.kill(int(rank), signal.SIGKILL)
+    assert is_over

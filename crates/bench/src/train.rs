@@ -1,6 +1,6 @@
 //! The built-in engine's speed: whole inner steps and evaluations of one batch, again and again.
 
-use std::{fs, ops::ControlFlow, time::Instant};
+use std::{ops::ControlFlow, slice, time::Instant};
 
 use serde::Serialize;
 use templar_engine::{Work, product_flops_per_s};
@@ -8,7 +8,10 @@ use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
-use templar_train::{CpuTrainer, TrainError, TrainJob, Trainer, conformance};
+use templar_train::{
+    CpuTrainer, TrainError, TrainJob, Trainer, conformance,
+    speed::{flops_per_token, peak_memory_bytes},
+};
 
 /// Share of the run's seconds that measures the machine's matrix products.
 const PEAK_SHARE: f64 = 0.2;
@@ -78,12 +81,12 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
         [Work::Products, Work::Attention, Work::Elementwise].map(|work| trainer.engine().seconds(work))
     };
 
-    // One job for all steps: what a job costs once is spread over a window's steps in real runs, too.
+    // A job a step. Its time has the job's copy of θ in it, which a window's steps share in real runs, but not its Δ.
     let (mut times, mut before, mut optimiser_s) = (vec![], [0.0; 3], 0.0);
-    let batches = vec![batch.clone(); 1];
+    let batches = slice::from_ref(&batch);
     let start = Instant::now();
     while times.len() <= LEAST_STEPS || start.elapsed().as_secs_f64() < options.seconds {
-        let job = TrainJob { theta: &theta, batches: &batches, first_step: times.len() as u64 };
+        let job = TrainJob { theta: &theta, batches, first_step: times.len() as u64 };
         let mut step_s = 0.0;
         let step = Instant::now();
         let outcome = trainer.train(&job, &mut |_| {
@@ -121,7 +124,7 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
         parameters: layout.len(),
         train_tokens_per_s,
         eval_tokens_per_s: tokens / median(&mut eval_times),
-        achieved_gflops: flops_per_token(model, &layout) * train_tokens_per_s / 1e9,
+        achieved_gflops: flops_per_token(model, batch.seq_len) * train_tokens_per_s / 1e9,
         peak_gflops: product_flops_per_s(options.seconds * PEAK_SHARE) / 1e9,
         peak_memory_bytes: peak_memory_bytes(),
         breakdown: Breakdown { products, attention, elementwise, optimiser, other },
@@ -131,17 +134,4 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
-}
-
-fn flops_per_token(model: &ModelSpec, layout: &Layout) -> f64 {
-    let embedding = if model.tied_embeddings { 0 } else { layout.tensors()[0].len() };
-    let attention = f64::from(model.layers) * f64::from(model.hidden_size) * f64::from(model.seq_len);
-    6.0 * (layout.len() - embedding) as f64 + 6.0 * attention
-}
-
-fn peak_memory_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0) * 1024
 }

@@ -23,7 +23,7 @@ pub const MAX_UIDS: u16 = 256;
 pub const MAX_SIGNED_CALL_BYTES: usize = 2048;
 
 /// How often a call is signed again because another task or process of the same hotkey used its nonce first.
-pub(crate) const MAX_NONCE_TRIES: u32 = 8;
+const MAX_NONCE_TRIES: u32 = 8;
 
 /// A call as a hotkey signs it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -78,6 +78,21 @@ impl SignedCall {
 fn signed_bytes(genesis: Hash32, netuid: u16, nonce: u64, call: &Call) -> Vec<u8> {
     let domain = *b"templar dev chain call v1";
     borsh::to_vec(&(domain, genesis, netuid, nonce, call)).expect("memory accepts every byte")
+}
+
+/// Submits with the next nonce of a hotkey; again if another task or process of the same hotkey was quicker.
+pub(crate) async fn with_next_nonce<N, S>(next: impl Fn() -> N, submit: impl Fn(u64) -> S) -> Result<(), ChainError>
+where
+    N: Future<Output = Result<u64, ChainError>>,
+    S: Future<Output = Result<(), ChainError>>,
+{
+    let mut tries = 1;
+    loop {
+        match submit(next().await?).await {
+            Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
+            done => return done,
+        }
+    }
 }
 
 /// What a commitment costs of the quota; refuses any shape that the chain does not take.

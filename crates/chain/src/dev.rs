@@ -1,8 +1,8 @@
 //! The embedded development chain: one subnet, instant finality, deterministic block hashes, everything in SQLite.
 //!
 //! It follows the rules of Bittensor that nodes can feel (quota, rate limits, permits, consensus, emission, reused
-//! uids), and has none of its cost: no accounts, no fees, no peers. Whoever reaches it may register, so it belongs on
-//! machines of one owner.
+//! uids), and has none of its cost: no accounts, no fees, no peers. Whoever holds it registers whom it likes, and whoever
+//! reaches it may say anybody's pace, so it belongs on machines of one owner.
 //!
 //! A call goes to the pool after a full check, and into the next block if the check still holds there. The pool lives
 //! in memory and holds one commitment and one setting of weights per registered hotkey, the newest; that bounds it.
@@ -40,7 +40,7 @@ use self::{
     subnet::{MAX_STAKE_RAO, Registration, Subnet, block_hash},
 };
 use crate::{
-    call::{Call, MAX_NONCE_TRIES, SignedCall},
+    call::{Call, SignedCall, with_next_nonce},
     error::ChainError,
     seam::{Chain, Head, Hyperparams},
 };
@@ -300,16 +300,12 @@ impl DevChain {
         Ok(())
     }
 
-    /// Signs with the next nonce; again if another task of the same hotkey was quicker.
-    fn submit_signed(&self, key: &Keypair, netuid: u16, call: &Call) -> Result<(), ChainError> {
-        let mut tries = 1;
-        loop {
-            let nonce = self.next_nonce(&key.hotkey())?;
-            match self.submit(SignedCall::sign(key, self.genesis_hash(), netuid, nonce, call.clone())) {
-                Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
-                done => return done,
-            }
-        }
+    async fn submit_signed(&self, key: &Keypair, netuid: u16, call: &Call) -> Result<(), ChainError> {
+        with_next_nonce(
+            || async { self.next_nonce(&key.hotkey()) },
+            |nonce| async move { self.submit(SignedCall::sign(key, self.genesis_hash(), netuid, nonce, call.clone())) },
+        )
+        .await
     }
 
     fn check_netuid(&self, netuid: u16) -> Result<(), ChainError> {
@@ -397,7 +393,7 @@ impl Chain for DevChain {
     }
 
     async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
-        self.submit_signed(key, netuid, &Call::Commit { fields })
+        self.submit_signed(key, netuid, &Call::Commit { fields }).await
     }
 
     async fn submit_weights(
@@ -408,7 +404,7 @@ impl Chain for DevChain {
         version_key: u64,
     ) -> Result<(), ChainError> {
         let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
-        self.submit_signed(key, netuid, &Call::SetWeights { weights, version_key })
+        self.submit_signed(key, netuid, &Call::SetWeights { weights, version_key }).await
     }
 
     async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {

@@ -10,13 +10,11 @@
 //! | `subnet_hyperparams` | netuid | [`crate::Hyperparams`] |
 //! | `author_submit` | a signed call, Borsh in hexadecimal | null: it is in the pool |
 //! | `dev_nonce` | hotkey | lowest nonce of the hotkey's next call |
-//! | `dev_register` | hotkey, stake in rao | uid |
-//! | `dev_neurons` | | [`crate::NeuronInfo`] of every neuron |
-//! | `dev_late` | | (block, hotkey) whom a block did not wait for |
 //! | `dev_pace` | hotkey, block | null |
 //!
 //! Hashes and hotkeys are 64 hexadecimal digits. Refusals are error objects whose code names the kind and whose data
 //! is the [`crate::ChainError`]. The `dev_` methods are not signed: they are for networks of one owner.
+//! Nobody registers over the wire: who takes part is up to whoever holds the chain.
 
 mod client;
 mod server;
@@ -40,8 +38,5 @@ mod method {
     pub(super) const HYPERPARAMS: &str = "subnet_hyperparams";
     pub(super) const SUBMIT: &str = "author_submit";
     pub(super) const NONCE: &str = "dev_nonce";
-    pub(super) const REGISTER: &str = "dev_register";
-    pub(super) const NEURONS: &str = "dev_neurons";
-    pub(super) const LATE: &str = "dev_late";
     pub(super) const PACE: &str = "dev_pace";
 }

@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod engine;
 pub(crate) mod generate;
+pub(crate) mod key;
 pub(crate) mod localnet;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -6,9 +6,11 @@
 #![allow(clippy::print_stdout, reason = "what a verb prints is its result")]
 
 mod commands;
+mod config;
 mod show;
 mod stop;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +27,9 @@ struct Cli {
     /// What to log to standard error, as in `info` or `templar_node=debug`.
     #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn")]
     log: String,
+    /// TOML file with options of the verb, named as on the command line; that and TEMPLAR_* take precedence.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -42,6 +47,9 @@ enum Verb {
     /// Make, show and check a run's specification.
     #[command(subcommand)]
     Run(commands::run::Run),
+    /// Make and show hotkeys.
+    #[command(subcommand)]
+    Key(commands::key::Key),
     /// Make, show and check datasets.
     #[command(subcommand)]
     Data(commands::data::Data),
@@ -62,7 +70,7 @@ pub(crate) enum End {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = config::parse();
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(cli.verb) {
@@ -85,6 +93,7 @@ fn run(verb: Verb) -> Result<End> {
         Verb::Miner(miner) => miner.run(),
         Verb::Validator(validator) => validator.run(),
         Verb::Run(run) => run.run(),
+        Verb::Key(key) => key.run(),
         Verb::Data(data) => data.run(),
         Verb::Sim(sim) => sim.run(),
         Verb::Generate(generate) => generate.run(),

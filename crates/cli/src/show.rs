@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use templar_data::Progress;
 use templar_node::events::{Event, NodeEvent, Role, Verdict};
+use templar_sim::localnet::Invitation;
+use templar_sim::network::News;
 use templar_sim::report::{Recorder, Report, WindowReport};
 use templar_train::EngineStats;
 
@@ -28,11 +29,18 @@ impl Watcher {
         Self { json, bar, shown: Cell::new(0) }
     }
 
-    pub(crate) fn on_prepare(&self, progress: Progress) {
-        self.bar.set_message(format!("preparing text: {:.1} MB", progress.text_bytes as f64 / 1e6));
+    pub(crate) fn on_news(&self, news: &News<'_>) {
+        match news {
+            News::Preparing(progress) => {
+                self.bar.set_message(format!("preparing text: {:.1} MB", progress.text_bytes as f64 / 1e6));
+            }
+            // Not on standard output, which may be events alone.
+            News::Invited(invitation) => self.bar.suspend(|| eprintln!("{}", self::invitation(invitation))),
+            News::Event(event, recorder) => self.on_event(event, recorder),
+        }
     }
 
-    pub(crate) fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
+    fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
         if self.json {
             if let Ok(line) = serde_json::to_string(event) {
                 println!("{line}");
@@ -70,6 +78,19 @@ impl Watcher {
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// How a guest takes part.
+fn invitation(invitation: &Invitation) -> String {
+    let Invitation { guest, folder, arguments } = invitation;
+    format!(
+        "{} may take part: copy {} to the machine with the key of hotkey {}, put that key beside it as key.hex, and run \
+         start.sh there:\n  templar {}",
+        guest.name,
+        folder.display(),
+        guest.hotkey,
+        arguments.join(" ")
+    )
 }
 
 /// A window in one line.

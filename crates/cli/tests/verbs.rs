@@ -88,3 +88,61 @@ fn one_seed_gives_one_simulation() {
     assert!(log.starts_with("exit 0") && log.lines().count() > 30);
     assert_eq!(log, sim());
 }
+
+#[test]
+fn every_codec_can_be_simulated_and_chosen_for_a_run() {
+    let folder = folder();
+    for codec in ["topk-sign", "topk-2bit", "dense-f32"] {
+        let log = templar(folder.path(), &["sim", "--windows", "2", "--json", "--codec", codec]);
+        let report: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        assert_eq!(report["config"]["codec"]["kind"], codec);
+        assert!(report["windows"].as_array().unwrap().iter().all(|window| window["certified"] == true), "{report}");
+    }
+    templar(folder.path(), &["data", "prepare", "text.txt", "--out", "data"]);
+    let chain = ["--genesis", GENESIS, "--netuid", "3", "--start-block", "1000", "--codec", "dense-f32"];
+    templar(folder.path(), &[&["run", "init", "--name", "dense", "--data", "data"], &chain[..]].concat());
+    assert!(fs::read_to_string(folder.path().join("run.toml")).unwrap().contains("kind = \"dense-f32\""));
+    insta::assert_snapshot!(templar(folder.path(), &["sim", "--codec", "zip"]));
+}
+
+#[test]
+fn what_no_engine_reads_is_refused() {
+    let folder = folder();
+    insta::assert_snapshot!(templar(folder.path(), &["demo", "--device", "cuda:0"]));
+    let refused = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"], &["--offload-optimiser"]];
+    for options in refused {
+        let said = templar(folder.path(), &[&["localnet"], options].concat());
+        assert!(said.starts_with("exit 1") && said.contains(&format!("{} is for PyTorch", options[0])), "{said}");
+    }
+}
+
+#[test]
+fn a_file_of_options_gives_way_to_environment_and_command_line() {
+    let folder = folder();
+    let options = "windows = 2\nminers = 3\nvalidators = 3\nadversary = [\"noise\", \"withhold\"]\njson = true\n";
+    fs::write(folder.path().join("sim.toml"), options).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_templar"));
+    command.args(["sim", "--config", "sim.toml", "--miners", "4"]).env("TEMPLAR_VALIDATORS", "1");
+    let output = command.current_dir(folder.path()).output().unwrap();
+    let log = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let behaviours: Vec<_> = report["nodes"].as_array().unwrap().iter().map(|node| &node["behaviour"]).collect();
+    assert_eq!(behaviours, ["honest", "honest", "noise", "withhold", "honest"]);
+    assert_eq!(report["windows"].as_array().unwrap().len(), 2);
+    fs::write(folder.path().join("sim.toml"), "window = 2").unwrap();
+    insta::assert_snapshot!(templar(folder.path(), &["sim", "--config", "sim.toml"]));
+    fs::write(folder.path().join("sim.toml"), "windows = \"many\"").unwrap();
+    assert!(templar(folder.path(), &["sim", "--config", "sim.toml"]).contains("invalid value 'many' for '--windows"));
+}
+
+#[test]
+fn a_key_is_made_once_and_shown() {
+    let folder = folder();
+    let made = templar(folder.path(), &["key", "new"]);
+    assert!(made.starts_with("exit 0") && made.lines().nth(1).unwrap().len() == 64, "{made}");
+    assert_eq!(templar(folder.path(), &["key", "show", "key.hex"]), made);
+    let seed = fs::read_to_string(folder.path().join("key.hex")).unwrap();
+    insta::assert_snapshot!(templar(folder.path(), &["key", "new"]));
+    assert_eq!(fs::read_to_string(folder.path().join("key.hex")).unwrap(), seed);
+    assert_ne!(templar(folder.path(), &["key", "new", "other.hex"]), made);
+}

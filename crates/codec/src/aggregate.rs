@@ -27,6 +27,7 @@ use templar_protocol::{
 use crate::{
     contribution::{Chunks, Contribution, Sent},
     plan::Segment,
+    segment::Entry,
 };
 
 /// 2^40: one in the fixed-point numbers in which contributions are added.
@@ -113,7 +114,7 @@ impl WithSimd for StepSegment<'_> {
 struct Scratch {
     /// Σq of each parameter of a chunk; all 0 between chunks.
     sums: Vec<i64>,
-    /// How many sent each parameter of a chunk; all 0 between chunks.
+    /// By how much R of each parameter of a chunk is above the least; all 0 between chunks.
     senders: Vec<u16>,
     /// q of one contribution's chunk, by divisor and code.
     table: Vec<[i64; 4]>,
@@ -146,9 +147,9 @@ impl<'a> Step<'a> {
             let most = self.count_senders(&sent, senders);
             for &(sent, clip) in &sent {
                 match sent {
-                    Sent::Sparse { positions, codes, values } => {
+                    Sent::Sparse(entries, values) => {
                         self.fill_table(values, clip, most, &mut scratch.table);
-                        self.add_sparse(positions, codes, &scratch.table, sums, senders);
+                        add_sparse(entries, &scratch.table, sums, senders);
                     }
                     Sent::Dense(values) => self.add_dense(values, clip, most, sums),
                 }
@@ -162,7 +163,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// How many sent each parameter of a chunk, where R depends on it; returns the largest R of the chunk.
+    /// By how much R of each parameter of a chunk is above the least; returns the largest R of the chunk.
     #[inline(always)]
     fn count_senders(&self, sent: &[(Sent<'_>, f64)], senders: &mut [u16]) -> u16 {
         let count = sent.len() as u16;
@@ -170,13 +171,18 @@ impl<'a> Step<'a> {
             return self.min_divisor.max(count);
         }
         for (sent, _) in sent {
-            if let Sent::Sparse { positions, .. } = *sent {
-                for &position in positions {
-                    senders[usize::from(position)] += 1;
+            if let Sent::Sparse(entries, _) = *sent {
+                for entry in entries {
+                    senders[entry.position()] += 1;
                 }
             }
         }
-        senders.iter().copied().fold(self.min_divisor, u16::max)
+        let mut most = 0;
+        for senders in senders {
+            *senders = senders.saturating_sub(self.min_divisor);
+            most = most.max(*senders);
+        }
+        self.min_divisor + most
     }
 
     /// q of each code of one contribution's chunk, for every R that occurs.
@@ -188,15 +194,6 @@ impl<'a> Step<'a> {
             let high_q = self.quantise(high, clip, divisor);
             let low_q = if low == high { high_q } else { self.quantise(low, clip, divisor) };
             table.push([low_q, -low_q, high_q, -high_q]);
-        }
-    }
-
-    #[inline(always)]
-    fn add_sparse(&self, positions: &[u16], codes: &[u8], table: &[[i64; 4]], sums: &mut [i64], senders: &[u16]) {
-        for (&position, &code) in positions.iter().zip(codes) {
-            let position = usize::from(position);
-            let divisor = senders[position].saturating_sub(self.min_divisor);
-            sums[position] += table[usize::from(divisor)][usize::from(code & 3)];
         }
     }
 
@@ -213,6 +210,15 @@ impl<'a> Step<'a> {
     fn quantise(&self, value: f64, clip: f64, divisor: u16) -> i64 {
         let magnitude = round_to_i64(value.abs() * clip * self.rate / f64::from(divisor) * ONE);
         if value < 0.0 { -magnitude } else { magnitude }
+    }
+}
+
+/// Adds what one contribution sends of a chunk, its q taken from `table` by R and code.
+#[inline(always)]
+fn add_sparse(entries: &[Entry], table: &[[i64; 4]], sums: &mut [i64], senders: &[u16]) {
+    for entry in entries {
+        let position = entry.position();
+        sums[position] += table[usize::from(senders[position])][entry.code()];
     }
 }
 

@@ -78,7 +78,7 @@ impl Codec {
         *self.plan.payload_bytes.end() as u64
     }
 
-    /// e ← β·e + Δ (SparseLoCo, eq. 2), in place, for a window in which nothing is sent; else [`Codec::encode`] does it.
+    /// e ← β·e + Δ, in place, for a window in which nothing is sent; else [`Codec::encode`] does it.
     ///
     /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end.
     ///
@@ -92,13 +92,15 @@ impl Codec {
         });
     }
 
-    /// e ← β·e + Δ, and the payload of the new e: the same bytes for any number of threads and any processor.
+    /// e ← β·e + Δ, the payload of this e, and e ← e − what the payload sends (SparseLoCo, eq. 2): the same bytes for any
+    /// number of threads and any processor.
     ///
     /// Per chunk it sends the `k` values of the largest magnitude, of equal ones those at lower positions, as signs and
     /// one or two magnitudes, the means of the magnitudes (each capped at `max_abs`) that they stand for, rounded as
-    /// [`mod@format`] says. What is sent stays in `e`: [`Contribution::subtract_from`] takes it out once it is certified.
+    /// [`mod@format`] says. The difference is taken in f64 and rounded to f32 once. [`Contribution::add_scaled`] puts what was
+    /// sent back if it turns out not to count.
     ///
-    /// One pass over `e` and `delta`. Memory beyond the payload: a few chunks a thread.
+    /// One pass over `e` and `delta`. Memory beyond the payload: a few chunks a thread. After an error `e` is spoilt.
     ///
     /// # Panics
     /// If `e` and `delta` do not have the length of the run's parameters.
@@ -201,18 +203,18 @@ impl WithSimd for EncodeSegment<'_> {
     type Output = Result<usize, NotFinite>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
         let Self { codec: &Codec { limits, error_decay, .. }, segment, e, delta, out, scratch } = self;
         match segment.kind {
             CodecKind::TopkSign | CodecKind::TopkTwoBit => {
-                segment::encode(segment, limits, e, delta, error_decay, out, scratch)
+                segment::encode(simd, segment, limits, e, delta, error_decay, out, scratch)
             }
             CodecKind::DenseF32 => {
                 segment::accumulate(e, delta, error_decay);
                 if !e.iter().all(|value| value.is_finite()) {
                     return Err(NotFinite);
                 }
-                format::write_dense(out, e.iter().map(|&value| format::canonical_value(value, limits)));
+                format::write_dense(out, e, limits);
                 Ok(out.len())
             }
         }

@@ -9,7 +9,7 @@ use templar_protocol::run::CodecKind;
 
 use crate::{
     plan::{Plan, Segment},
-    segment::Reader,
+    segment::{Entry, Reader},
 };
 
 /// A valid contribution to one run: a payload that has been checked. [`Codec::decode`](crate::Codec::decode) makes it,
@@ -34,11 +34,8 @@ impl PartialEq for Contribution {
 /// What one chunk sends, unpacked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sent<'a> {
-    Sparse {
-        positions: &'a [u16],
-        codes: &'a [u8],
-        values: [f32; 4],
-    },
+    /// Entries in the order of positions, and the value of each code.
+    Sparse(&'a [Entry], [f32; 4]),
     /// Little-endian f32.
     Dense(&'a [[u8; 4]]),
 }
@@ -48,10 +45,8 @@ impl Sent<'_> {
     #[inline(always)]
     fn for_each(self, mut visit: impl FnMut(usize, f32)) {
         match self {
-            Self::Sparse { positions, codes, values } => {
-                for (&position, &code) in positions.iter().zip(codes) {
-                    visit(usize::from(position), values[usize::from(code & 3)]);
-                }
+            Self::Sparse(entries, values) => {
+                entries.iter().for_each(|entry| visit(entry.position(), values[entry.code()]));
             }
             Self::Dense(values) => {
                 values.iter().enumerate().for_each(|(position, value)| visit(position, f32::from_le_bytes(*value)));
@@ -61,7 +56,7 @@ impl Sent<'_> {
 
     fn len(self) -> usize {
         match self {
-            Self::Sparse { positions, .. } => positions.len(),
+            Self::Sparse(entries, _) => entries.len(),
             Self::Dense(values) => values.len(),
         }
     }
@@ -69,20 +64,20 @@ impl Sent<'_> {
     /// How many positions two chunks of one place have in common.
     fn common(self, other: Self) -> usize {
         match (self, other) {
-            (Self::Sparse { positions: a, .. }, Self::Sparse { positions: b, .. }) => count_common(a, b),
+            (Self::Sparse(a, _), Self::Sparse(b, _)) => count_common(a, b),
             _ => self.len().min(other.len()),
         }
     }
 }
 
-/// Length of the intersection of two strictly increasing sequences.
-fn count_common(a: &[u16], b: &[u16]) -> usize {
+/// Positions in common of two chunks.
+fn count_common(a: &[Entry], b: &[Entry]) -> usize {
     let (mut i, mut j, mut common) = (0, 0, 0);
     while i < a.len() && j < b.len() {
-        common += usize::from(a[i] == b[j]);
-        let (step_a, step_b) = (a[i] <= b[j], b[j] <= a[i]);
-        i += usize::from(step_a);
-        j += usize::from(step_b);
+        let (a, b) = (a[i].position(), b[j].position());
+        common += usize::from(a == b);
+        i += usize::from(a <= b);
+        j += usize::from(b <= a);
     }
     common
 }
@@ -96,7 +91,7 @@ pub(crate) struct Chunks<'a> {
 
 #[derive(Debug)]
 enum Source<'a> {
-    Sparse { reader: Reader<'a>, positions: Vec<u16>, codes: Vec<u8> },
+    Sparse(Reader<'a>, Vec<Entry>),
     Dense(&'a [[u8; 4]]),
 }
 
@@ -105,11 +100,10 @@ impl Chunks<'_> {
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Sent<'_> {
         match &mut self.source {
-            Source::Sparse { reader, positions, codes } => {
-                let head = reader.unpack_chunk(positions, codes);
-                let sent = if head.is_empty() { 0 } else { positions.len() };
-                let values = head.values(self.segment.has_two_levels());
-                Sent::Sparse { positions: &positions[..sent], codes: &codes[..sent], values }
+            Source::Sparse(reader, entries) => {
+                let head = reader.unpack_chunk(entries);
+                let sent = if head.is_empty() { 0 } else { entries.len() };
+                Sent::Sparse(&entries[..sent], head.values(self.segment.has_two_levels()))
             }
             Source::Dense(values) => {
                 Sent::Dense(values.split_off(..self.segment.chunk_len).expect("as many chunks as the segment has"))
@@ -136,27 +130,15 @@ impl Contribution {
         &self.norms
     }
 
-    /// e ← e − contribution (SparseLoCo, eq. 2): the difference in f64, rounded to f32 once.
+    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. For the evaluation of θ, and to put
+    /// what did not count back into error feedback; what nodes must agree on is [`outer_step`](crate::outer_step).
     ///
     /// # Panics
-    /// If `e` does not have the length of the run's parameters.
-    pub fn subtract_from(&self, e: &mut [f32]) {
-        self.update(e, |e, value| (f64::from(e) - f64::from(value)) as f32);
-    }
-
-    /// θ ← θ + factor · contribution: product and sum in f64, rounded to f32 once. For evaluation; what nodes must
-    /// agree on is [`outer_step`](crate::outer_step).
-    ///
-    /// # Panics
-    /// If `theta` does not have the length of the run's parameters.
-    pub fn add_scaled(&self, theta: &mut [f32], factor: f64) {
-        self.update(theta, |theta, value| (f64::from(theta) + factor * f64::from(value)) as f32);
-    }
-
-    fn update(&self, params: &mut [f32], new: impl Fn(f32, f32) -> f32 + Sync) {
+    /// If `params` does not have the length of the run's parameters.
+    pub fn add_scaled(&self, params: &mut [f32], factor: f64) {
         let shares = self.plan.split_params(params);
         shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
-            self.arch.dispatch(Update { chunks: self.chunks(index), params, chunk_len: segment.chunk_len, new: &new });
+            self.arch.dispatch(AddScaled { chunks: self.chunks(index), params, chunk_len: segment.chunk_len, factor });
         });
     }
 
@@ -215,11 +197,9 @@ impl Contribution {
         let segment = &self.plan.segments[index];
         let bytes = &self.payload[self.starts[index]..self.starts[index + 1]];
         let source = match segment.kind {
-            CodecKind::TopkSign | CodecKind::TopkTwoBit => Source::Sparse {
-                reader: Reader::new(segment, bytes),
-                positions: vec![0; segment.k],
-                codes: vec![0; segment.k],
-            },
+            CodecKind::TopkSign | CodecKind::TopkTwoBit => {
+                Source::Sparse(Reader::new(segment, bytes), vec![Entry::default(); segment.k])
+            }
             CodecKind::DenseF32 => Source::Dense(bytes.as_chunks().0),
         };
         Chunks { segment, source }
@@ -233,21 +213,23 @@ impl Contribution {
     }
 }
 
-/// Replaces what was sent by `new(old, sent)`.
-struct Update<'a, F> {
+/// See [`Contribution::add_scaled`].
+struct AddScaled<'a> {
     chunks: Chunks<'a>,
     params: &'a mut [f32],
     chunk_len: usize,
-    new: &'a F,
+    factor: f64,
 }
 
-impl<F: Fn(f32, f32) -> f32> WithSimd for Update<'_, F> {
+impl WithSimd for AddScaled<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, _: S) {
         for params in self.params.chunks_mut(self.chunk_len) {
-            self.chunks.next().for_each(|position, value| params[position] = (self.new)(params[position], value));
+            self.chunks.next().for_each(|position, value| {
+                params[position] = (f64::from(params[position]) + self.factor * f64::from(value)) as f32;
+            });
         }
     }
 }

@@ -211,10 +211,13 @@ pub(crate) fn read_frame(payload: &[u8], plan: &Plan) -> Result<Vec<usize>, Deco
     Ok(starts)
 }
 
-/// Writes a dense-f32 chunk. The values must be canonical.
-pub(crate) fn write_dense(out: &mut [u8], values: impl Iterator<Item = f32>) {
+/// Writes finite values as dense f32, and leaves of them what that cannot say.
+#[inline(always)]
+pub(crate) fn write_dense(out: &mut [u8], values: &mut [f32], limits: Limits) {
     for (bytes, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-        *bytes = value.to_le_bytes();
+        let sent = canonical_value(*value, limits);
+        *bytes = sent.to_le_bytes();
+        *value = (f64::from(*value) - f64::from(sent)) as f32;
     }
 }
 

@@ -8,9 +8,9 @@
 //!
 //! | step | who | item |
 //! |---|---|---|
-//! | e ← β·e + Δ, payload = encode(e) | miner | [`Codec::encode`] |
+//! | e ← β·e + Δ, payload = encode(e), e ← e − decode(payload) | miner | [`Codec::encode`] |
 //! | contribution = decode(payload), or why not | everybody | [`Codec::decode`] |
-//! | e ← e − contribution, once it is certified | miner | [`Contribution::subtract_from`] |
+//! | e ← e + contribution, if it did not count | miner | [`Contribution::add_scaled`] |
 //! | how much each peer is clipped, tensor by tensor | everybody | [`clip_factors`] |
 //! | θ′ from θ and all contributions, to the bit | everybody | [`outer_step`] |
 //!
@@ -43,8 +43,7 @@
 //! outer_step(&layout, &mut theta, &[&contribution], &outer);
 //! assert_eq!((theta[3], theta[9], theta[0]), (-0.375, 0.375, 0.0));
 //!
-//! // It counted, so what was sent leaves the error feedback.
-//! contribution.subtract_from(&mut e);
+//! // What was sent has left the error feedback; had it not counted, it would go back.
 //! assert_eq!((e[3], e[9], e[0]), (0.125, 0.125, 0.01));
 //! ```
 

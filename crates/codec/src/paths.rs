@@ -34,7 +34,7 @@ fn window(codec: &Codec, seed: u64, outer: &OuterSpec) -> (Vec<Vec<u8>>, Vec<u32
         let mut e = values(10 + peer);
         let payload = codec.encode(&mut e, &values(20 + peer)).unwrap();
         let contribution = codec.decode(payload.clone()).unwrap();
-        contribution.subtract_from(&mut e);
+        contribution.add_scaled(&mut e, 0.5);
         codec.accumulate(&mut e, &values(30 + peer));
         payloads.push(payload);
         floats.extend(e);

@@ -3,6 +3,8 @@
 //! They are plain Rust, compiled for several instruction sets (see [`crate::codec`]), and no floating-point operation in
 //! them may be fused or reordered: so every path gives the same bits.
 
+use pulp::Simd;
+
 use crate::{
     bits::{BitWriter, Bits},
     format::{ChunkError, Limits, low_level, round_ratio, scale_value},
@@ -34,9 +36,11 @@ pub(crate) fn accumulate(e: &mut [f32], delta: &[f32], error_decay: f64) {
     }
 }
 
-/// Accumulates Δ and writes what is sent of it into `out`, which is as long as the segment can get; returns the length.
+/// Accumulates Δ, writes what is sent of it into `out`, which is as long as the segment can get, and takes that out of e;
+/// returns the length.
 #[inline(always)]
-pub(crate) fn encode(
+pub(crate) fn encode<S: Simd>(
+    simd: S,
     segment: &Segment,
     limits: Limits,
     e: &mut [f32],
@@ -51,24 +55,25 @@ pub(crate) fn encode(
     let mut unary_bits = 0;
     for (e, delta) in e.chunks_mut(segment.chunk_len).zip(delta.chunks(segment.chunk_len)) {
         accumulate(e, delta, error_decay);
-        encode_chunk(segment, limits, e, &mut writer, scratch, &mut unary_bits)?;
+        encode_chunk(simd, segment, limits, e, &mut writer, scratch, &mut unary_bits)?;
     }
     writer.put_words(&scratch.unary, unary_bits);
     Ok(writer.finish())
 }
 
 #[inline(always)]
-fn encode_chunk(
+fn encode_chunk<S: Simd>(
+    simd: S,
     segment: &Segment,
     limits: Limits,
-    chunk: &[f32],
+    chunk: &mut [f32],
     writer: &mut BitWriter<'_>,
     scratch: &mut Scratch,
     unary_bits: &mut usize,
 ) -> Result<(), NotFinite> {
     let Scratch { selection, levels, magnitudes, gaps, signs, unary } = scratch;
     let (k, low_bits) = (segment.k, segment.low_bits);
-    if selection.select_largest(chunk, k) > magnitude_bits(f32::MAX) {
+    if selection.select_largest(simd, chunk, k) > magnitude_bits(f32::MAX) {
         return Err(NotFinite);
     }
     levels.clear();
@@ -91,11 +96,15 @@ fn encode_chunk(
         gaps.resize(k, 0);
         signs.fill(0);
     } else {
+        let values = ChunkHead { scale, ratio }.values(segment.has_two_levels());
         let mut next = 0;
-        for &position in &selection.positions {
+        for (index, (&position, &sign)) in selection.positions.iter().zip(&*signs).enumerate() {
             gaps.push(position - next);
             // Beyond the last position of the longest chunk there is none.
             next = position.wrapping_add(1);
+            let level = (levels[index / 64] >> (index % 64) & 1) as usize;
+            let e = &mut chunk[usize::from(position)];
+            *e = (f64::from(*e) - f64::from(values[2 * level + usize::from(sign)])) as f32;
         }
     }
     writer.put(u64::from(scale), SCALE_BITS);
@@ -283,41 +292,50 @@ impl<'a> Reader<'a> {
         if exact && Bits(self.bytes).get(self.unary_at, 8) == 0 { Ok(()) } else { Err(ChunkError::TrailingBits) }
     }
 
-    /// Unpacks the next chunk of a segment that has been checked: k positions and k codes, for
-    /// [`ChunkHead::values`].
+    /// Unpacks the next chunk of a segment that has been checked: k entries.
     #[inline(always)]
-    pub(crate) fn unpack_chunk(&mut self, positions: &mut [u16], codes: &mut [u8]) -> ChunkHead {
+    pub(crate) fn unpack_chunk(&mut self, entries: &mut [Entry]) -> ChunkHead {
         let (segment, bits, (head, signs_at)) = (self.segment, Bits(self.bytes), self.head());
         let (k, low_bits) = (segment.k, segment.low_bits);
         let lows_at = self.fixed_at + segment.fixed_bits - k * low_bits;
-        let mut next = 0;
         let mut unary = Unary { bits, at: self.unary_at, word: 0, next_at: self.unary_at };
-        for (group, (positions, codes)) in positions.chunks_mut(64).zip(codes.chunks_mut(64)).enumerate() {
-            let (count, at) = (positions.len(), 64 * group);
-            let signs = bits.get(signs_at + at, count);
-            let levels = if segment.has_two_levels() { bits.get(signs_at + k + at, count) } else { 0 };
-            let mut marks = [[0u8; 8]; 8];
-            spread(signs, 0, &mut marks);
-            spread(levels, 1, &mut marks);
-            codes.copy_from_slice(&marks.as_flattened()[..count]);
-            let (mut low, mut high) = ([[0u8; 8]; 8], [[0u8; 8]; 8]);
+        let mut next = 0;
+        for (group, entries) in entries.chunks_mut(64).enumerate() {
+            let (count, at) = (entries.len(), 64 * group);
+            // What an entry will hold, but with the low bits of its gap where the position comes.
+            let mut words = [0u32; 64];
             for plane in 0..low_bits {
-                let bits = bits.get(lows_at + plane * k + at, count);
-                if plane < 8 { spread(bits, plane, &mut low) } else { spread(bits, plane - 8, &mut high) }
+                spread(bits.get(lows_at + plane * k + at, count), plane, &mut words);
             }
-            let mut gaps = [0u16; 64];
-            for ((gap, &low), &high) in gaps.iter_mut().zip(low.as_flattened()).zip(high.as_flattened()) {
-                *gap = u16::from_le_bytes([low, high]);
+            spread(bits.get(signs_at + at, count), 16, &mut words);
+            if segment.has_two_levels() {
+                spread(bits.get(signs_at + k + at, count), 17, &mut words);
             }
-            for (position, gap) in positions.iter_mut().zip(gaps) {
-                next += (unary.zeros() << low_bits) + usize::from(gap);
-                *position = next as u16;
+            for (entry, word) in entries.iter_mut().zip(words) {
+                next += (unary.zeros() << low_bits) as u32 + (word & 0xffff);
+                *entry = Entry(word & !0xffff | next);
                 next += 1;
             }
         }
         self.fixed_at += segment.fixed_bits;
         self.unary_at = unary.at;
         head
+    }
+}
+
+/// One value that is sent: its position within the chunk in the low 16 bits, its code for [`ChunkHead::values`] above.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entry(u32);
+
+impl Entry {
+    #[inline(always)]
+    pub(crate) fn position(self) -> usize {
+        usize::from(self.0 as u16)
+    }
+
+    #[inline(always)]
+    pub(crate) fn code(self) -> usize {
+        (self.0 >> 16 & 3) as usize
     }
 }
 
@@ -347,13 +365,13 @@ impl Unary<'_> {
     }
 }
 
-/// Adds bit i of `plane`, shifted left by `shift`, to byte i.
+/// Adds bit i of `plane`, shifted left by `shift`, to word i.
 #[inline(always)]
-fn spread(plane: u64, shift: usize, bytes: &mut [[u8; 8]; 8]) {
-    for (bytes, plane) in bytes.iter_mut().zip(plane.to_le_bytes()) {
-        // Each byte of the product keeps the one bit that is its own.
-        let own = (u64::from(plane) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
-        let ones = (own + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101;
-        *bytes = (u64::from_le_bytes(*bytes) | ones << shift).to_le_bytes();
+fn spread(plane: u64, shift: usize, words: &mut [u32; 64]) {
+    let (low, high) = words.split_at_mut(32);
+    for (words, plane) in [(low, plane as u32), (high, (plane >> 32) as u32)] {
+        for (bit, word) in words.iter_mut().enumerate() {
+            *word |= (plane >> bit & 1) << shift;
+        }
     }
 }

@@ -1,22 +1,22 @@
 //! The k largest magnitudes of a chunk, in linear time.
 
-/// Values whose maxima are found together: as many as the widest registers hold.
+use pulp::{Simd, bytemuck};
+
+/// Maxima that are found side by side: as many as the widest registers hold.
 const LANES: usize = 16;
-/// Values of a cell.
-const CELL: usize = 4;
-const GROUP: usize = LANES * CELL;
 
 /// What [`Selection::select_largest`] found, and its working memory: reuse it from chunk to chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
-    /// The largest magnitude of each cell. Cell l of a group has the group's values l, l + 16, l + 32 and l + 48.
-    cells: Vec<[u32; LANES]>,
+    /// Their magnitudes, as [`magnitude_bits`].
+    magnitudes: Vec<u32>,
+    /// A bit for each value of the chunk: whether its magnitude reaches the bound.
+    reached: Vec<u64>,
     ranked: Vec<u32>,
-    candidates: Vec<u64>,
-    /// One bit for each position that is selected; all 0 between chunks.
-    chosen: Vec<u64>,
+    /// A guess: at least `k` values of the next chunk will reach it, and not many more.
+    bound: u32,
 }
 
 /// Magnitude of a value as an integer that orders as the magnitude does; above every finite one for ∞ and NaN.
@@ -25,96 +25,124 @@ pub(crate) fn magnitude_bits(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// One integer a value, larger for a larger magnitude, then for a lower position, so that no two are equal.
+/// A bit for each of 64 values: whether its magnitude reaches `bound`.
 #[inline(always)]
-fn candidate(magnitude: u32, position: usize) -> u64 {
-    u64::from(magnitude) << 16 | (0xffff - position as u64)
+fn reached<S: Simd>(simd: S, group: &[f32; 64], bound: u32) -> u64 {
+    // AVX-512 compares into a register of bits; plain code would not be compiled to that.
+    if const { size_of::<S::m32s>() == size_of::<u16>() } {
+        let bound = simd.splat_u32s(bound);
+        let mut word = 0;
+        for (index, &row) in S::as_simd_f32s(group).0.iter().enumerate() {
+            let magnitudes = bytemuck::cast(simd.abs_f32s(row));
+            let hits: u16 = bytemuck::cast(simd.greater_than_or_equal_u32s(magnitudes, bound));
+            word |= u64::from(hits) << (16 * index);
+        }
+        return word;
+    }
+    let mut hits = [[0u8; 8]; 8];
+    for (hit, &value) in hits.as_flattened_mut().iter_mut().zip(group) {
+        *hit = u8::from(magnitude_bits(value) >= bound);
+    }
+    let mut word = 0;
+    for (index, hits) in hits.iter().enumerate() {
+        // The product brings the lowest bit of byte i to bit i of the highest byte.
+        word |= u64::from_le_bytes(*hits).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * index);
+    }
+    word
 }
 
 impl Selection {
     /// Selects the `k` values of the largest magnitude, of equal ones those at lower positions, and returns the bits
     /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
     ///
-    /// At least `k` values are as large as the k-th largest maximum of disjoint sets of values, so only cells that reach
-    /// that bound are looked at: little more than `k` of them.
+    /// Only values that reach a bound are looked at one by one. Chunks are alike, so the bound follows them: a little up
+    /// where it let through many, down where it was close. Where it fails, one is worked out that is surely low enough.
     #[inline(always)]
-    pub(crate) fn select_largest(&mut self, chunk: &[f32], k: usize) -> u32 {
-        let largest = match chunk.as_chunks::<GROUP>() {
-            (groups, []) if CELL * k <= chunk.len() => self.gather(groups, k),
-            _ => self.gather_all(chunk),
+    pub(crate) fn select_largest<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
+        let mut count = self.mark(simd, chunk);
+        if !(k..=4 * k).contains(&count) {
+            self.bound = self.safe_bound(chunk, k);
+            count = self.mark(simd, chunk);
+        }
+        let factor = match count {
+            _ if count < k + k / 4 => 31.0 / 32.0,
+            _ if count > 2 * k => 65.0 / 64.0,
+            _ => 1.0,
         };
-        if self.candidates.len() > k {
-            self.candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-        }
-        self.chosen.resize(chunk.len().div_ceil(64), 0);
-        for candidate in &self.candidates[..k] {
-            let position = 0xffff - (candidate & 0xffff) as usize;
-            self.chosen[position / 64] |= 1 << (position % 64);
-        }
-        self.positions.clear();
-        for (word, chosen) in self.chosen.iter_mut().enumerate() {
-            let mut left = std::mem::take(chosen);
-            while left != 0 {
-                self.positions.push((64 * word as u32 + left.trailing_zeros()) as u16);
-                left &= left - 1;
-            }
-        }
-        largest
+        self.bound = (factor * f32::from_bits(self.bound)).to_bits();
+        self.gather(chunk, count);
+        self.keep_largest(k)
     }
 
-    /// Makes all values candidates.
-    fn gather_all(&mut self, chunk: &[f32]) -> u32 {
-        self.candidates.clear();
-        let values = chunk.iter().enumerate();
-        self.candidates.extend(values.map(|(position, &value)| candidate(magnitude_bits(value), position)));
-        chunk.iter().map(|&value| magnitude_bits(value)).fold(0, u32::max)
-    }
-
-    /// Makes the values candidates that may be among the `k` largest.
+    /// Marks the values that reach the bound and counts them.
     #[inline(always)]
-    fn gather(&mut self, groups: &[[f32; GROUP]], k: usize) -> u32 {
-        self.cells.clear();
+    fn mark<S: Simd>(&mut self, simd: S, chunk: &[f32]) -> usize {
+        self.reached.clear();
+        let (groups, rest) = chunk.as_chunks();
         for group in groups {
-            let mut cells = [0; LANES];
-            for row in group.as_chunks::<LANES>().0 {
-                for (cell, &value) in cells.iter_mut().zip(row) {
-                    *cell = magnitude_bits(value).max(*cell);
-                }
-            }
-            self.cells.push(cells);
+            self.reached.push(reached(simd, group, self.bound));
         }
-        // Cells are joined to about four sets for each value sought: fewer to rank, and the bound is nearly as high.
-        let joined = (groups.len() * LANES / (4 * k)).max(1);
-        self.ranked.clear();
-        for cells in self.cells.chunks(joined) {
-            let mut set = [0; LANES];
-            for cells in cells {
-                for (set, &cell) in set.iter_mut().zip(cells) {
-                    *set = cell.max(*set);
-                }
-            }
-            self.ranked.extend(set);
+        if !rest.is_empty() {
+            let hits = rest.iter().map(|&value| u64::from(magnitude_bits(value) >= self.bound));
+            self.reached.push(hits.enumerate().fold(0, |word, (index, hit)| word | hit << index));
         }
-        let largest = self.ranked.iter().copied().fold(0, u32::max);
-        let (_, &mut bound, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        self.reached.iter().map(|word| word.count_ones() as usize).sum()
+    }
 
-        self.candidates.clear();
-        for (number, (cells, group)) in self.cells.iter().zip(groups).enumerate() {
-            let mut reached = 0u32;
-            for (lane, &cell) in cells.iter().enumerate() {
-                reached |= u32::from(cell >= bound) << lane;
-            }
-            while reached != 0 {
-                let lane = reached.trailing_zeros() as usize;
-                reached &= reached - 1;
-                for at in (lane..GROUP).step_by(LANES) {
-                    let magnitude = magnitude_bits(group[at]);
-                    if magnitude >= bound {
-                        self.candidates.push(candidate(magnitude, GROUP * number + at));
-                    }
+    /// A bound that `k` values reach for sure: the k-th largest maximum of disjoint sets of values, of which there are about
+    /// four for each value sought; 0 where that is more sets than can be had.
+    #[inline(always)]
+    fn safe_bound(&mut self, chunk: &[f32], k: usize) -> u32 {
+        let rows = chunk.as_chunks::<LANES>().0;
+        self.ranked.clear();
+        for rows in rows.chunks((rows.len() * LANES / (4 * k)).max(1)) {
+            let mut largest = [0; LANES];
+            for row in rows {
+                for (largest, &value) in largest.iter_mut().zip(row) {
+                    *largest = magnitude_bits(value).max(*largest);
                 }
             }
+            self.ranked.extend(largest);
         }
+        if self.ranked.len() < k {
+            return 0;
+        }
+        *self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a)).1
+    }
+
+    /// Collects the `count` values that were marked, in the order of positions.
+    #[inline(always)]
+    fn gather(&mut self, chunk: &[f32], count: usize) {
+        self.positions.resize(count, 0);
+        self.magnitudes.resize(count, 0);
+        let mut found = self.positions.iter_mut().zip(&mut self.magnitudes);
+        for (number, &word) in self.reached.iter().enumerate() {
+            let mut left = word;
+            while left != 0 {
+                let position = 64 * number + left.trailing_zeros() as usize;
+                left &= left - 1;
+                let Some((found, magnitude)) = found.next() else { return };
+                (*found, *magnitude) = (position as u16, magnitude_bits(chunk[position]));
+            }
+        }
+    }
+
+    /// Drops all but the `k` largest, and returns the magnitude of the largest of all.
+    #[inline(always)]
+    fn keep_largest(&mut self, k: usize) -> u32 {
+        self.ranked.clone_from(&self.magnitudes);
+        let (above, &mut smallest, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        let largest = above.iter().copied().fold(smallest, u32::max);
+        let mut equal_ones = k - above.iter().filter(|&&magnitude| magnitude > smallest).count();
+        let mut kept = 0;
+        for index in 0..self.positions.len() {
+            let magnitude = self.magnitudes[index];
+            let is_equal = magnitude == smallest && equal_ones > 0;
+            equal_ones -= usize::from(is_equal);
+            self.positions[kept] = self.positions[index];
+            kept += usize::from(magnitude > smallest || is_equal);
+        }
+        self.positions.truncate(k);
         largest
     }
 }
@@ -144,12 +172,12 @@ mod tests {
         ) {
             let chunk: Vec<f32> = chunk.into_iter().map(|value| f32::from(value) * scale).collect();
             let mut chunk = chunk;
-            if whole && chunk.len() >= GROUP {
-                chunk.truncate(chunk.len() / GROUP * GROUP);
+            if whole && chunk.len() >= 64 {
+                chunk.truncate(chunk.len() / 64 * 64);
             }
             let k = 1 + (share * (chunk.len() - 1) as f64) as usize;
             let mut selection = Selection::default();
-            let largest = selection.select_largest(&chunk, k);
+            let largest = selection.select_largest(pulp::Scalar, &chunk, k);
             prop_assert_eq!(&selection.positions, &sorted(&chunk, k));
             prop_assert_eq!(largest, chunk.iter().map(|&value| magnitude_bits(value)).max().unwrap());
         }
@@ -160,7 +188,7 @@ mod tests {
         let mut chunk = vec![0.0f32; 65_536];
         (chunk[65_535], chunk[0]) = (-1.0, 1.0);
         let mut selection = Selection::default();
-        selection.select_largest(&chunk, 3);
+        selection.select_largest(pulp::Scalar, &chunk, 3);
         assert_eq!(selection.positions, [0, 1, 65_535]);
     }
 }

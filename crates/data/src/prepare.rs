@@ -37,7 +37,7 @@ pub struct PrepareOptions {
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        Self { seq_len: 256, tokenizer: None, held_out_fraction: 0.05, shard_samples: 4096, seed: 0 }
+        Self { seq_len: 128, tokenizer: None, held_out_fraction: 0.05, shard_samples: 4096, seed: 0 }
     }
 }
 

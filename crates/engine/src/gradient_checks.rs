@@ -4,6 +4,7 @@ use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 
 use crate::attention::{Attention, Projections};
+use crate::buffers::LossBuffers;
 use crate::forward::Context;
 use crate::kernels::{exp, rms_norm_backward, simd, swiglu_backward};
 use crate::loss::{HeadGradient, cross_entropy};
@@ -122,30 +123,29 @@ fn attention() {
     check(&d, &qkv, &mut stream, |qkv| dot(&forward(qkv), &d_mixed));
 }
 
-/// With more targets than one chunk would have, if logits were as few as the blocks of the vocabulary.
+/// 140 targets in chunks of 64, the last one smaller, and a vocabulary of two blocks; the loss is half of the targets' sum.
 #[test]
 fn softmax_cross_entropy() {
     let mut stream = Hasher::new("cross-entropy").into_stream();
-    let spec = spec(2, 1);
+    let spec = ModelSpec { vocab_size: 1100, ..spec(2, 1) };
     let (shape, rows, hidden) = (Shape::new(&spec), 140, 12);
     let normed = uniform(rows * hidden, &mut stream);
     let theta = uniform(shape.parameters, &mut stream);
-    let targets: Vec<u32> = (0..rows).map(|_| stream.below(75) as u32).collect();
+    let targets: Vec<u32> = (0..rows).map(|_| stream.below(1100) as u32).collect();
     let (rotation, meter) = (Rotation::new(&spec, 1), Meter::default());
     let batch = Batch { sequences: 2, positions: 70 };
     let context = Context { shape: &shape, theta: &theta, batch, rotation: &rotation, meter: &meter };
-    let (mut d_head, mut d_normed) = (vec![9.0; 75 * hidden], vec![9.0; rows * hidden]);
-    let gradient =
-        HeadGradient { scale: 1.0 / rows as f32, d_head: &mut d_head, onto: Onto::Replace, d_normed: &mut d_normed };
-    let losses = cross_entropy(context, &mut crate::buffers::LossBuffers::default(), &normed, &targets, Some(gradient));
+    let (mut d_head, mut d_normed) = (vec![9.0; 1100 * hidden], vec![9.0; rows * hidden]);
+    let gradient = HeadGradient { scale: 0.5, d_head: &mut d_head, onto: Onto::Replace, d_normed: &mut d_normed };
+    let losses = cross_entropy(context, &mut LossBuffers::default(), &normed, &targets, 64, Some(gradient));
 
     let head = &theta[shape.head.clone()];
     let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     let loss = |normed: &[f64], head: &[f64]| {
-        oracle::cross_entropy(&oracle::linear(&matrix(normed, hidden), head), &targets).0
+        0.5 * rows as f64 * oracle::cross_entropy(&oracle::linear(&matrix(normed, hidden), head), &targets).0
     };
-    let mean = losses.iter().sum::<f64>() / rows as f64;
-    assert!((mean - loss(&wide(&normed), &wide(head))).abs() < 1e-5);
+    let sum = losses.iter().sum::<f64>();
+    assert!((0.5 * sum - loss(&wide(&normed), &wide(head))).abs() < 1e-6 * sum);
     check(&d_normed, &normed, &mut stream, |normed| loss(normed, &wide(head)));
     check(&d_head, head, &mut stream, |head| loss(&wide(&normed), head));
 }

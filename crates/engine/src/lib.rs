@@ -46,6 +46,8 @@ mod kernels;
 mod loss;
 mod meter;
 pub mod oracle;
+#[cfg(test)]
+mod paths;
 mod product;
 mod rope;
 mod shape;
@@ -116,7 +118,8 @@ impl Engine {
         let (inputs, targets) = self.split(tokens, sequences);
         let batch = self.forward(theta, &inputs, sequences, false);
         let (context, buffers) = self.parts(theta, batch);
-        means(&loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, None), sequences)
+        let chunk = loss::chunk_rows(targets.len(), context.shape.vocabulary);
+        means(&loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, chunk, None), sequences)
     }
 
     /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean, or with `accumulate` gets that
@@ -144,7 +147,8 @@ impl Engine {
             onto,
             d_normed: &mut buffers.gradients.d_normed,
         };
-        let losses = loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, Some(head));
+        let chunk = loss::chunk_rows(targets.len(), context.shape.vocabulary);
+        let losses = loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, chunk, Some(head));
         backward::backward(context, buffers, &inputs, gradient, onto);
         means(&losses, sequences)
     }

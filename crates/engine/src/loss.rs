@@ -29,18 +29,22 @@ pub(crate) struct HeadGradient<'a> {
     pub(crate) d_normed: &'a mut [f32],
 }
 
-/// The loss of every target, in nats; with `gradient`, also its gradient.
+/// Rows of a chunk of `targets` rows. Chunks of one size, rather than a small last one.
+pub(crate) fn chunk_rows(targets: usize, vocabulary: usize) -> usize {
+    let most = (LOGITS / vocabulary).max(LEAST_ROWS);
+    targets.div_ceil(targets.div_ceil(most))
+}
+
+/// The loss of every target, in nats, in chunks of `chunk` rows; with `gradient`, also its gradient.
 pub(crate) fn cross_entropy(
     context: Context<'_>,
     buffers: &mut LossBuffers,
     normed: &[f32],
     targets: &[u32],
+    chunk: usize,
     mut gradient: Option<HeadGradient<'_>>,
 ) -> Vec<f64> {
     let hidden = context.shape.hidden;
-    let chunk = (LOGITS / context.shape.vocabulary).max(LEAST_ROWS);
-    // Chunks of one size, rather than a small last one.
-    let chunk = targets.len().div_ceil(targets.len().div_ceil(chunk));
     let mut losses = Vec::with_capacity(targets.len());
     for (at, (targets, normed)) in targets.chunks(chunk).zip(normed.chunks(chunk * hidden)).enumerate() {
         let mut chunk = Chunk::new(context, buffers, normed, targets);

@@ -79,7 +79,7 @@ fn of_150_million() -> Preset {
         heads: 12,
         kv_heads: 4,
         ffn_size: 2048,
-        seq_len: 1024,
+        seq_len: 2048,
         ..nano().model
     };
     let inner = InnerSpec {

@@ -1,20 +1,24 @@
 //! Certified checkpoints in validators' buckets: how a newcomer gets θ without trusting anybody.
 //!
 //! A checkpoint is named by the digest of its [`RunState`]. Whoever knows from the chain that the digest is certified
-//! needs no signature: the state hashes to the digest, and θ to the root in the state.
+//! needs no signature: the state hashes to the digest, and θ to the root in the state. That root is over all of θ, so
+//! a wrong θ of the right length shows only when the last byte is there; who served one is not asked again for a while.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use templar_protocol::bucket::BucketLocator;
-use templar_protocol::hash::Hash32;
-use templar_protocol::roster::Roster;
+use templar_protocol::hash::{Hash32, Hasher};
+use templar_protocol::roster::{EntryId, Roster, Validator};
 use templar_protocol::state::{RunState, STATE_BYTES_MAX};
 use templar_store::{StoreError, keys};
 
 use crate::core::Core;
 use crate::events::Event;
+use crate::fetch::SMALL_PATIENCE;
 use crate::local::{from_bytes, to_bytes};
 use crate::replica::State;
 
@@ -22,13 +26,63 @@ use crate::replica::State;
 const PART_VALUES: usize = 16 << 20;
 /// Checkpoints that a validator keeps: the newest may not be certified yet.
 const KEPT: usize = 3;
-/// Most time that a validator may take to serve a state, and one part of θ.
-const STATE_PATIENCE: Duration = Duration::from_secs(10);
-const PART_PATIENCE: Duration = Duration::from_mins(2);
+/// Most time that a validator may take to serve all of θ: so long, and a second for so many bytes.
+const THETA_PATIENCE: Duration = Duration::from_mins(1);
+const THETA_BYTES_PER_S: u64 = 4 << 20;
+/// Pause before a part is asked for again that could not be had at the moment.
+const RETRY: Duration = Duration::from_secs(2);
 
-/// Publishes `state` in this node's bucket, with the state before it, from which a delayed window starts. θ first, so
-/// that whoever sees the state finds it whole.
-pub async fn publish(core: &Core, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
+/// A checkpoint to publish, and what the own bucket has to do with it.
+#[derive(Debug)]
+pub struct Renewal {
+    pub state: State,
+    /// The state before it, from which a delayed window starts.
+    pub previous: Option<RunState>,
+    /// Digests of the checkpoints in the bucket, oldest first.
+    pub published: Vec<Hash32>,
+    /// Contributions that are in a checkpoint long since: they need not be served any more.
+    pub expired: Vec<(u64, Hash32)>,
+}
+
+/// What became of a [`Renewal`].
+#[derive(Debug)]
+pub struct Renewed {
+    pub settled: u64,
+    /// Digests of the checkpoints in the bucket now, oldest first.
+    pub published: Vec<Hash32>,
+    /// Contributions that the bucket does not have any more.
+    pub released: Vec<(u64, Hash32)>,
+    /// Why it is incomplete, if it is. The next one is as good.
+    pub result: Result<(), StoreError>,
+}
+
+impl Renewal {
+    /// Publishes the checkpoint, then retires what it replaces. Takes as long as the upload of θ.
+    pub async fn run(mut self, core: Arc<Core>) -> Renewed {
+        let (settled, mut released) = (self.state.run.settled, Vec::new());
+        let result = self.steps(&core, &mut released).await;
+        Renewed { settled, published: self.published, released, result }
+    }
+
+    async fn steps(&mut self, core: &Core, released: &mut Vec<(u64, Hash32)>) -> Result<(), StoreError> {
+        publish(core, &self.state, self.previous.as_ref()).await?;
+        let digest = self.state.run.digest();
+        // A replay comes by the same states again.
+        self.published.retain(|published| *published != digest);
+        self.published.push(digest);
+        retire(core, &mut self.published).await?;
+        for &(window, header) in &self.expired {
+            for key in [keys::held_header, keys::held_key, keys::held_payload] {
+                core.store.delete(&key(core.run, window, &header)).await?;
+            }
+            released.push((window, header));
+        }
+        Ok(())
+    }
+}
+
+/// θ first, so that whoever sees the state finds it whole.
+async fn publish(core: &Core, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
     let digest = state.run.digest();
     if let Some(previous) = previous {
         let key = keys::checkpoint_previous(core.run, &digest);
@@ -41,8 +95,8 @@ pub async fn publish(core: &Core, state: &State, previous: Option<&RunState>) ->
     core.store.put(&keys::checkpoint_state(core.run, &digest), Bytes::from(state.run.to_bytes())).await
 }
 
-/// Removes a checkpoint that newer ones have replaced; the state first, so that nobody starts on half of one.
-pub async fn retire(core: &Core, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
+/// Removes checkpoints that newer ones have replaced; the state first, so that nobody starts on half of one.
+async fn retire(core: &Core, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
     while published.len() > KEPT {
         let digest = published[0];
         core.store.delete(&keys::checkpoint_state(core.run, &digest)).await?;
@@ -55,67 +109,128 @@ pub async fn retire(core: &Core, published: &mut Vec<Hash32>) -> Result<(), Stor
     Ok(())
 }
 
+/// What is wrong with what a validator serves as a certified checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CheckpointFault {
+    #[error("its state is no state of this run")]
+    StateMalformed,
+    #[error("its state has another digest than its name")]
+    StateMismatch,
+    #[error("a part of θ is missing")]
+    ThetaMissing,
+    #[error("a part of θ is longer or shorter than it must be")]
+    ThetaLength,
+    #[error("θ has another root than its state says")]
+    ThetaMismatch,
+    #[error("the state before it, from which the next window starts, is missing or another")]
+    PreviousMissing,
+    #[error("it comes too slowly")]
+    TooSlow,
+}
+
+/// Validators that served a false or an endless checkpoint, and the window from which on they are asked again: a lie
+/// costs its victim one download in a period of checkpoints.
+pub type Shunned = BTreeMap<EntryId, u64>;
+
 /// The checkpoint with a certified digest and the state before it, from the first validator that serves it whole and
-/// true.
-pub async fn fetch(core: &Core, roster: &Roster, digest: &Hash32) -> Option<(State, Option<RunState>)> {
-    for validator in &roster.validators {
+/// true. Each node asks in an order of its own, so that no validator is everybody's first; those that are `shunned` in
+/// `window`, the newest, are left out.
+pub async fn fetch(
+    core: &Core,
+    roster: &Roster,
+    digest: &Hash32,
+    window: u64,
+    shunned: &mut Shunned,
+) -> Option<(State, Option<RunState>)> {
+    shunned.retain(|_, until| *until > window);
+    for validator in in_order(core, roster, digest) {
+        if shunned.contains_key(&validator.entry) {
+            continue;
+        }
         match fetch_from(core, &validator.bucket, digest).await {
             Ok(found) => return Some(found),
             // Most validators have published nothing under this digest: that is no news.
-            Err(Refusal::NotServed) => {}
-            Err(Refusal::Untrue(what)) => {
-                let what = format!("uid {} serves a checkpoint that is not one: {what}", validator.entry.uid);
-                core.emit(Event::Trouble { what }).await;
+            Err(None) => {}
+            Err(Some(fault)) => {
+                shunned.insert(validator.entry, window + core.spec.windows.checkpoint_every_windows);
+                core.emit(Event::CheckpointRefused { uid: validator.entry.uid, digest: *digest, fault }).await;
             }
         }
     }
     None
 }
 
-/// Why a bucket gave no checkpoint.
-enum Refusal {
-    NotServed,
-    /// It serves something else under a certified name, or only a piece.
-    Untrue(String),
+fn in_order<'a>(core: &Core, roster: &'a Roster, digest: &Hash32) -> Vec<&'a Validator> {
+    let mut hasher = Hasher::new("templar v1 checkpoint order");
+    hasher.update(core.keypair.hotkey().as_bytes()).update(digest.as_bytes());
+    let mut validators: Vec<&Validator> = roster.validators.iter().collect();
+    validators.sort_by_cached_key(|validator| hasher.clone().update(validator.entry.hotkey.as_bytes()).finish());
+    validators
 }
 
+/// Fails without a fault if the bucket has no such checkpoint.
 async fn fetch_from(
     core: &Core,
     bucket: &BucketLocator,
     digest: &Hash32,
-) -> Result<(State, Option<RunState>), Refusal> {
+) -> Result<(State, Option<RunState>), Option<CheckpointFault>> {
     let run = run_state(core, bucket, &keys::checkpoint_state(core.run, digest), digest).await?;
-    let length = core.codec.layout().len();
-    let mut theta = Vec::with_capacity(length);
-    for part in 0..length.div_ceil(PART_VALUES) {
-        let bytes_max = 4 * PART_VALUES.min(length - part * PART_VALUES) as u64;
-        let key = keys::checkpoint_theta(core.run, digest, part as u32);
-        let bytes = tokio::time::timeout(PART_PATIENCE, core.store.get(bucket, &key, bytes_max)).await;
-        let bytes = bytes.map_err(|_| Refusal::Untrue(format!("part {part} of θ comes too slowly")))?;
-        let bytes = bytes.map_err(|error| Refusal::Untrue(format!("part {part} of θ: {error}")))?;
-        theta.extend(from_bytes(&bytes));
-    }
-    if theta.len() != length {
-        return Err(Refusal::Untrue(format!("θ has {} of {length} values", theta.len())));
-    }
+    let theta_bytes = 4 * core.codec.layout().len() as u64;
+    let patience = THETA_PATIENCE + Duration::from_secs(theta_bytes / THETA_BYTES_PER_S);
+    let theta = tokio::time::timeout(patience, theta(core, bucket, digest)).await;
+    let theta = theta.unwrap_or(Err(CheckpointFault::TooSlow))?;
     let codec = core.codec.clone();
     let hash = move || (codec.layout().state_root(&theta), theta);
     let (root, theta) = core.compute.run(hash).await;
     if root != run.theta_root {
-        return Err(Refusal::Untrue(format!("θ has root {root}, its state says {}", run.theta_root)));
+        return Err(Some(CheckpointFault::ThetaMismatch));
     }
     let previous = keys::checkpoint_previous(core.run, digest);
     let previous = run_state(core, bucket, &previous, &run.previous).await.ok();
+    if previous.is_none() && core.schedule.settled_before(run.settled) != run.settled {
+        return Err(Some(CheckpointFault::PreviousMissing));
+    }
     Ok((State { run, theta: Arc::new(theta) }, previous))
 }
 
-async fn run_state(core: &Core, bucket: &BucketLocator, key: &str, digest: &Hash32) -> Result<RunState, Refusal> {
-    let answer = tokio::time::timeout(STATE_PATIENCE, core.store.get(bucket, key, STATE_BYTES_MAX)).await;
+/// All parts of θ, each of the right length.
+async fn theta(core: &Core, bucket: &BucketLocator, digest: &Hash32) -> Result<Vec<f32>, CheckpointFault> {
+    let length = core.codec.layout().len();
+    let mut theta = Vec::with_capacity(length);
+    for part in 0..length.div_ceil(PART_VALUES) {
+        let expected_bytes = 4 * PART_VALUES.min(length - part * PART_VALUES) as u64;
+        let key = keys::checkpoint_theta(core.run, digest, part as u32);
+        let bytes = loop {
+            match core.store.get(bucket, &key, expected_bytes).await {
+                Ok(bytes) => break bytes,
+                Err(StoreError::TooLarge { .. }) => return Err(CheckpointFault::ThetaLength),
+                Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
+                Err(_) => return Err(CheckpointFault::ThetaMissing),
+            }
+        };
+        if bytes.len() as u64 != expected_bytes {
+            return Err(CheckpointFault::ThetaLength);
+        }
+        theta.extend(from_bytes(&bytes));
+    }
+    Ok(theta)
+}
+
+async fn run_state(
+    core: &Core,
+    bucket: &BucketLocator,
+    key: &str,
+    digest: &Hash32,
+) -> Result<RunState, Option<CheckpointFault>> {
+    let answer = tokio::time::timeout(SMALL_PATIENCE, core.store.get(bucket, key, STATE_BYTES_MAX)).await;
     let bytes = match answer {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(error @ StoreError::TooLarge { .. })) => return Err(Refusal::Untrue(error.to_string())),
-        _ => return Err(Refusal::NotServed),
+        Ok(Err(StoreError::TooLarge { .. })) => return Err(Some(CheckpointFault::StateMalformed)),
+        Ok(Err(_)) => return Err(None),
+        Err(_) => return Err(Some(CheckpointFault::TooSlow)),
     };
-    let run = RunState::from_bytes(&bytes, core.run).map_err(|error| Refusal::Untrue(error.to_string()))?;
-    if run.digest() == *digest { Ok(run) } else { Err(Refusal::Untrue("its state has another digest".to_owned())) }
+    let run = RunState::from_bytes(&bytes, core.run).map_err(|_| CheckpointFault::StateMalformed)?;
+    if run.digest() == *digest { Ok(run) } else { Err(Some(CheckpointFault::StateMismatch)) }
 }

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use templar_data::manifest::MAX_MANIFEST_BYTES;
+use templar_data::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES};
+use templar_data::tokenizer::{MAX_TOKENIZER_BYTES, TOKENIZER_FILE};
 use templar_data::{Dataset, Manifest, TokenizerId, file_has_hash, shard_files, store_object};
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
 use templar_store::{Store, StoreError, keys};
 
-/// Largest tokenizer.
-const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 /// Holds the hash of the manifest whose files in this folder have all been checked.
 const VERIFIED_FILE: &str = "verified";
 
@@ -36,7 +35,7 @@ pub enum DatasetError {
 fn objects(manifest: &Manifest) -> Vec<(String, Hash32, u64)> {
     let mut objects = shard_files(manifest);
     if let TokenizerId::Json { hash } = &manifest.tokenizer {
-        objects.push(("tokenizer.json".to_owned(), *hash, TOKENIZER_BYTES_MAX));
+        objects.push((TOKENIZER_FILE.to_owned(), *hash, MAX_TOKENIZER_BYTES));
     }
     objects
 }
@@ -62,7 +61,7 @@ pub async fn fetch(
     {
         return Ok(dataset);
     }
-    let bytes = match std::fs::read(folder.join("manifest")) {
+    let bytes = match std::fs::read(folder.join(MANIFEST_FILE)) {
         Ok(bytes) if Hash32::of(&bytes) == *manifest => Bytes::from(bytes),
         _ => store.get(bucket, &keys::data(manifest), MAX_MANIFEST_BYTES as u64).await?,
     };
@@ -80,7 +79,7 @@ pub async fn fetch(
         store_object(folder, &hash, &name, &object)?;
     }
     // The manifest last: whoever finds it finds a whole dataset.
-    store_object(folder, manifest, "manifest", &bytes)?;
+    store_object(folder, manifest, MANIFEST_FILE, &bytes)?;
     let dataset = Dataset::open(folder)?;
     if let Err(error) = std::fs::write(&marker, format!("{manifest}\n")) {
         tracing::warn!(path = %marker.display(), %error, "the dataset will be checked again at the next start");

@@ -45,6 +45,8 @@ pub enum NodeError {
     Diverged { window: u64 },
     #[error("the state from which window {window} starts is not at hand")]
     NoBase { window: u64 },
+    #[error("the node is stopping")]
+    Stopped,
     #[error("no certified checkpoint is served for any window before {window}; the node tries again at the next block")]
     NoCheckpoint { window: u64 },
 }

@@ -15,6 +15,7 @@ use crate::error::NodeError;
 use crate::fetch::Opened;
 use crate::intake::Intake;
 use crate::miner::batch;
+use crate::signals::Signals;
 use crate::window::Window;
 
 /// One window's evaluation, ready to run.
@@ -79,20 +80,23 @@ impl Task {
         Self { window: intake.window.number, base, miners, unseen, validation }
     }
 
-    pub fn run(self, core: Arc<Core>, mut trainer: Box<dyn Trainer>) -> BoxFuture<'static, Evaluated> {
+    /// Ends early, with [`NodeError::Stopped`], once `signals` say so.
+    pub fn run(self, core: Arc<Core>, signals: Signals, trainer: Box<dyn Trainer>) -> BoxFuture<'static, Evaluated> {
         let compute = core.compute;
+        let mut trainer = trainer;
         compute.run(move || {
-            let report = self.evaluate(&core, trainer.as_mut());
+            let report = self.evaluate(&core, &signals, trainer.as_mut());
             Evaluated { window: self.window, trainer, report }
         })
     }
 
-    fn evaluate(&self, core: &Core, trainer: &mut dyn Trainer) -> Result<Report, NodeError> {
+    fn evaluate(&self, core: &Core, signals: &Signals, trainer: &mut dyn Trainer) -> Result<Report, NodeError> {
         let mut report = Report::default();
         let step = -core.spec.scoring.step_fraction * core.spec.outer.rate;
         let unseen = self.unseen_batch(core)?;
         let unseen_before = mean(&trainer.evaluate(&self.base, &unseen)?);
         for Drawn { entry, verdict, samples } in &self.miners {
+            signals.check()?;
             let observation = match verdict {
                 Err(fault) => Observation::Faulted(*fault),
                 Ok(opened) => {
@@ -110,7 +114,7 @@ impl Task {
             };
             report.observations.push((*entry, observation));
         }
-        report.held_out_loss = self.validate(core, trainer)?;
+        report.held_out_loss = self.validate(core, signals, trainer)?;
         Ok(report)
     }
 
@@ -123,7 +127,7 @@ impl Task {
         batch(core, Split::HeldOut, &(0..count).collect::<Vec<_>>())
     }
 
-    fn validate(&self, core: &Core, trainer: &mut dyn Trainer) -> Result<Option<f64>, NodeError> {
+    fn validate(&self, core: &Core, signals: &Signals, trainer: &mut dyn Trainer) -> Result<Option<f64>, NodeError> {
         let Some((theta, samples)) = &self.validation else { return Ok(None) };
         let available = core.dataset.samples(Split::HeldOut);
         // Evenly spread over the held-out text, the same ones in every window.
@@ -131,6 +135,7 @@ impl Task {
         let picked: Vec<u64> = (0..count).map(|nth| nth * available / count).collect();
         let mut losses = Vec::new();
         for group in picked.chunks(16) {
+            signals.check()?;
             losses.extend(trainer.evaluate(theta, &batch(core, Split::HeldOut, group)?)?);
         }
         Ok(Some(mean(&losses)))

@@ -1,13 +1,18 @@
 //! What a node tells the world about itself: one stream of typed events for progress, reports, logs and simulations.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 use templar_protocol::certificate::NullReason;
-use templar_protocol::fault::Fault;
+use templar_protocol::fault::{Fault, FaultKind};
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::Uid;
 use templar_protocol::score::Observation;
+use templar_protocol::word::WordError;
 use templar_train::EngineStats;
 use tokio::sync::mpsc;
+
+use crate::checkpoint::CheckpointFault;
 
 /// One thing that happened to a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,7 +66,19 @@ pub enum Event {
     Misvoted {
         window: u64,
         uid: Uid,
+        fault: VoteFault,
+        /// The fault in words, with its figures.
         cause: String,
+    },
+    /// A validator's bucket has something under the name of a certified checkpoint that is not that checkpoint.
+    CheckpointRefused {
+        uid: Uid,
+        digest: Hash32,
+        fault: CheckpointFault,
+    },
+    /// How often this process has met each fault of others since it started; follows every event that names one.
+    Faults {
+        totals: Vec<FaultCount>,
     },
     /// A window is decided and in this node's state.
     Settled {
@@ -142,6 +159,72 @@ pub enum Source {
     Genesis,
 }
 
+/// Why a vote does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum VoteFault {
+    Absent,
+    Tag,
+    Length,
+    /// It speaks of another window.
+    Window,
+    Padding,
+    Other,
+}
+
+impl From<WordError> for VoteFault {
+    fn from(error: WordError) -> Self {
+        match error {
+            WordError::Absent => Self::Absent,
+            WordError::Tag(_) => Self::Tag,
+            WordError::Length { .. } => Self::Length,
+            WordError::Window { .. } => Self::Window,
+            WordError::Padding => Self::Padding,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What is wrong with something that another node published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "of", content = "fault", rename_all = "kebab-case")]
+pub enum Cause {
+    Contribution(FaultKind),
+    Vote(VoteFault),
+    Checkpoint(CheckpointFault),
+}
+
+/// How often one cause was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultCount {
+    #[serde(flatten)]
+    pub cause: Cause,
+    pub count: u64,
+}
+
+impl Event {
+    /// The faults of others that it tells of, one by one.
+    pub fn causes(&self) -> Vec<Cause> {
+        match self {
+            Self::Voted { faults, .. } => faults.iter().map(|fault| Cause::Contribution(fault.kind)).collect(),
+            Self::Misvoted { fault, .. } => vec![Cause::Vote(*fault)],
+            Self::CheckpointRefused { fault, .. } => vec![Cause::Checkpoint(*fault)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Adds its faults to `totals`, which are in the order in which they were first met.
+    pub fn count_faults(&self, totals: &mut Vec<FaultCount>) {
+        for cause in self.causes() {
+            match totals.iter_mut().find(|total| total.cause == cause) {
+                Some(total) => total.count += 1,
+                None => totals.push(FaultCount { cause, count: 1 }),
+            }
+        }
+    }
+}
+
 /// An event with the name of its node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeEvent {
@@ -155,15 +238,28 @@ pub struct NodeEvent {
 pub struct Events {
     node: String,
     sender: mpsc::Sender<NodeEvent>,
+    faults: Arc<Mutex<Vec<FaultCount>>>,
 }
 
 impl Events {
     pub fn new(node: impl Into<String>, sender: mpsc::Sender<NodeEvent>) -> Self {
-        Self { node: node.into(), sender }
+        Self { node: node.into(), sender, faults: Arc::default() }
     }
 
-    /// Waits if the reader is behind; nobody listening is fine.
+    /// Waits if the reader is behind; nobody listening is fine. Faults in the event are counted.
     pub async fn emit(&self, event: Event) {
+        let totals = (!event.causes().is_empty()).then(|| {
+            let mut totals = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+            event.count_faults(&mut totals);
+            totals.clone()
+        });
+        self.send(event).await;
+        if let Some(totals) = totals {
+            self.send(Event::Faults { totals }).await;
+        }
+    }
+
+    async fn send(&self, event: Event) {
         tracing::debug!(node = self.node, ?event);
         let _ = self.sender.send(NodeEvent { node: self.node.clone(), event }).await;
     }

@@ -10,7 +10,7 @@ use templar_codec::Contribution;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
-use templar_protocol::header::{HEADER_BYTES_MAX, HeaderContext, SignedHeader};
+use templar_protocol::header::{HEADER_BYTES_MAX, Header, HeaderContext, SignedHeader};
 use templar_protocol::seal::{OpenError, SealKey};
 use templar_store::{StoreError, keys};
 
@@ -102,14 +102,21 @@ pub async fn open(
             OpenError::NotAuthentic => FaultKind::SealBroken,
             _ => FaultKind::KeyMismatch,
         })?;
-        let contribution = codec.decode(payload).map_err(|_| FaultKind::PayloadMalformed)?;
+        let contribution = codec.decode(payload).map_err(|error| {
+            let Header { window, entry, .. } = &header.header;
+            tracing::info!(window, uid = entry.uid.0, %error, "a contribution does not decode");
+            FaultKind::PayloadMalformed
+        })?;
         Ok(Arc::new(Opened { header, ciphertext, key, contribution }))
     };
     core.compute.run(work).await
 }
 
-/// Most time that one place may take to serve a small object of a certified contribution, and its ciphertext.
-const SMALL_PATIENCE: Duration = Duration::from_secs(10);
+/// Contributions fetched at a time.
+pub const PARALLEL_FETCHES: usize = 8;
+/// Most time that one place may take to serve a small object that is certified.
+pub const SMALL_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for a ciphertext.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How long the places asked so far are left alone before the next one is asked, too.
 const STAGGER: Duration = Duration::from_secs(2);

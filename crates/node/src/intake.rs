@@ -22,12 +22,12 @@ use tokio::time::Instant;
 use crate::core::Core;
 use crate::error::NodeError;
 use crate::events::Event;
-use crate::fetch::{self, Opened, Place};
+use crate::fetch::{self, Opened, PARALLEL_FETCHES, Place};
 use crate::window::{Window, commitment_of};
 
-/// Contributions fetched at a time, of those that come quickly.
-const PARALLEL_FETCHES: usize = 8;
-/// How long a fetch may keep others waiting: after that it goes on beside them, so that slow buckets block no place.
+/// How long a fetch may keep others waiting for one of [`PARALLEL_FETCHES`] places: after that it goes on beside them,
+/// so that slow buckets block no place. So all slots may be on their way at once, which takes no more memory than what
+/// comes in anyway: every slot keeps its ciphertext to the end.
 const TURN: Duration = Duration::from_secs(5);
 /// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
 const MISREADS_MAX: u32 = 2;

@@ -39,7 +39,8 @@ impl Local {
     ///
     /// Fails with [`NodeError::InUse`] while another process has it open.
     pub fn open(root: &Path, run: RunId, hotkey: &Hotkey) -> Result<Self, NodeError> {
-        let folder = root.join(format!("v{PROTOCOL_VERSION}-{}-{}", run.0.short(), hotkey.short()));
+        // Both in full: shorter names can be made to collide.
+        let folder = root.join(format!("v{PROTOCOL_VERSION}-{}-{}", run.0, hotkey));
         let open = || -> Result<Connection, Failure> {
             fs::create_dir_all(&folder)?;
             let database = Connection::open(folder.join("node.sqlite"))?;
@@ -297,6 +298,10 @@ mod tests {
         let again = Local::open(folder.path(), run, &hotkey("a"));
         assert!(matches!(again, Err(NodeError::InUse { .. })), "{again:?}");
         let other = Local::open(folder.path(), run, &hotkey("b")).unwrap();
+        assert_eq!(other.get::<u8>("scores").unwrap(), None);
+        let mut similar = run;
+        similar.0.0[31] ^= 1;
+        let other = Local::open(folder.path(), similar, &hotkey("a")).unwrap();
         assert_eq!(other.get::<u8>("scores").unwrap(), None);
         drop(first);
         assert_eq!(Local::open(folder.path(), run, &hotkey("a")).unwrap().get::<u8>("scores").unwrap(), Some(7));

@@ -32,7 +32,7 @@ pub struct Miner {
     signals: Signals,
     /// Absent while it trains.
     trainer: Option<Box<dyn Trainer>>,
-    /// e: what was learned and not yet certified.
+    /// e: what was learned and not yet sent.
     error_feedback: Vec<f32>,
     /// The next window to train in.
     next_window: u64,
@@ -181,13 +181,13 @@ impl Miner {
         }
     }
 
-    /// Error feedback is reduced only by what was certified.
+    /// In the end error feedback is reduced only by what was certified.
     fn settle_pending(&mut self, window: u64, accepted: &[EntryId]) -> Result<(), NodeError> {
         let settled = self.pending.iter().position(|pending| pending.window == window);
         if let Some(pending) = settled.and_then(|nth| self.pending.remove(nth))
-            && accepted.contains(&pending.header.header.entry)
+            && !accepted.contains(&pending.header.header.entry)
         {
-            self.discount(&pending);
+            self.take_back(&pending.payload);
         }
         self.save()
     }
@@ -199,15 +199,15 @@ impl Miner {
         let all = std::mem::take(&mut self.pending);
         let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
         self.pending = kept;
-        for pending in skipped.iter().filter(|pending| pending.opened) {
-            self.discount(pending);
+        for pending in skipped.iter().filter(|pending| !pending.opened) {
+            self.take_back(&pending.payload);
         }
     }
 
-    /// Takes what was sent out of the error feedback.
-    fn discount(&mut self, pending: &Pending) {
-        if let Ok(contribution) = self.core.codec.decode(pending.payload.clone()) {
-            contribution.subtract_from(&mut self.error_feedback);
+    /// Puts back into the error feedback what was taken out of it for `payload`, which did not count.
+    fn take_back(&mut self, payload: &[u8]) {
+        if let Ok(contribution) = self.core.codec.decode(payload.to_vec()) {
+            contribution.add_scaled(&mut self.error_feedback, 1.0);
         }
     }
 
@@ -240,7 +240,13 @@ impl Miner {
             let step = if head < deadline { self.commit(nth, head).await } else { self.unseal(nth, deadline).await };
             result = result.and(step);
         }
-        self.pending.retain(|pending| !pending.lost);
+        let all = std::mem::take(&mut self.pending);
+        let (lost, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.lost);
+        self.pending = kept;
+        if !lost.is_empty() {
+            lost.iter().for_each(|pending| self.take_back(&pending.payload));
+            self.save()?;
+        }
         result
     }
 
@@ -278,6 +284,8 @@ impl Miner {
     }
 
     async fn start_training(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
+        // What came before may have taken blocks.
+        let head = head.max(self.signals.head());
         let Some(number) = self.core.schedule.window_at(head) else { return Ok(None) };
         if number < self.next_window || self.training.is_some() || self.trained.is_some() {
             return Ok(None);
@@ -359,6 +367,7 @@ impl Miner {
         match self.core.compute.run(context).await {
             Ok(context) => self.pending.push_back(Pending::new(&self.core, &context, payload, outcome.tokens)),
             Err(error) => {
+                self.take_back(&payload);
                 self.save()?;
                 return self.miss(number, &format!("its own data is damaged: {error}")).await;
             }
@@ -367,7 +376,7 @@ impl Miner {
         self.publish(head).await
     }
 
-    /// e ← β·e + Δ, and its payload.
+    /// e ← β·e + Δ, and its payload, which leaves e until it is known not to have counted.
     async fn encode(&mut self, delta: Vec<f32>) -> Result<Vec<u8>, EncodeError> {
         let codec = self.core.codec.clone();
         let mut error_feedback = std::mem::take(&mut self.error_feedback);

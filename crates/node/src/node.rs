@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use templar_chain::{Chain, Head};
+use templar_chain::Chain;
 use templar_data::Dataset;
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
 use templar_store::Store;
 use templar_train::Trainer;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::core::{Compute, Core};
 use crate::error::NodeError;
@@ -50,23 +51,41 @@ pub struct Setup {
 
 impl Setup {
     /// Runs the node until `stop` is true.
-    pub async fn run(self, stop: watch::Receiver<bool>) -> Result<(), NodeError> {
+    pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), NodeError> {
+        let signals = Signals::default();
+        let work = Box::pin(self.work(signals.clone()));
+        let ended = tokio::select! {
+            biased;
+            // Work is dropped wherever it is. A node that is killed loses nothing, and this is milder.
+            () = stopped(&mut stop) => Ok(()),
+            ended = work => ended,
+        };
+        // What computes on threads of its own sees it at its next step.
+        signals.stop();
+        ended
+    }
+
+    async fn work(self, signals: Signals) -> Result<(), NodeError> {
         let events = Events::new(self.name, self.events);
         let core =
             Core::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
         let core = Arc::new(core);
         let local = Local::open(&self.state_folder, core.run, &core.keypair.hotkey())?;
-        let signals = Signals::default();
         let node = match self.role {
             Role::Miner => {
                 Node::Miner(Box::new(Miner::open(core.clone(), signals.clone(), local, self.trainer).await?))
             }
-            Role::Validator => {
-                Node::Validator(Box::new(Validator::open(core.clone(), local, self.trainer, self.options).await?))
-            }
+            Role::Validator => Node::Validator(Box::new(
+                Validator::open(core.clone(), signals.clone(), local, self.trainer, self.options).await?,
+            )),
         };
-        node.run(&core, &signals, stop).await
+        node.run(&core, &signals).await
     }
+}
+
+/// Ends when `stop` is true, or nobody is left to say so.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// A node of one run.
@@ -88,49 +107,40 @@ enum Done {
 }
 
 impl Node {
-    /// Runs until `stop` is true. Only errors that no retry can mend end it earlier.
-    pub async fn run(
-        mut self,
-        core: &Core,
-        signals: &Signals,
-        mut stop: watch::Receiver<bool>,
-    ) -> Result<(), NodeError> {
+    /// Runs for ever. Only errors that no retry can mend end it.
+    pub async fn run(mut self, core: &Arc<Core>, signals: &Signals) -> Result<(), NodeError> {
+        let (newest, mut heads) = watch::channel(0);
+        // Ends with this future.
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_heads(core.clone(), signals.clone(), newest));
         let mut job: Option<Job> = None;
-        let mut paced = None;
-        while !*stop.borrow() {
-            let Some(mut heads) = subscribe(core).await else {
-                tokio::select! { biased; _ = stop.changed() => {}, () = tokio::time::sleep(RECONNECT) => {} }
-                continue;
-            };
-            let mut retry = false;
-            loop {
-                let result = tokio::select! {
-                    biased;
-                    _ = stop.changed() => { signals.stop(); return Ok(()) }
-                    done = finish(&mut job) => self.on_job(done).await.map(|next| (next, retry)),
-                    head = heads.next() => match head {
-                        Some(head) => { signals.set_head(head.number); self.on_head(head.number).await }
-                        None => break,
-                    },
-                    () = self.arrival() => self.on_arrival().await.map(|steps| (None, retry || steps.failed)),
-                    () = tokio::time::sleep(RETRY), if retry => self.on_head(signals.head()).await,
-                };
-                match result {
-                    Ok((next, again)) => (job, retry) = (job.or(next), again),
-                    Err(error) if error.is_fatal() => return Err(error),
-                    Err(error) => {
-                        retry = true;
-                        core.emit(Event::Trouble { what: error.to_string() }).await;
-                    }
+        let (mut paced, mut retry) = (None, false);
+        loop {
+            let result = tokio::select! {
+                biased;
+                done = finish(&mut job) => self.on_job(done).await.map(|next| (next, retry)),
+                changed = heads.changed() => {
+                    changed.expect("the chain is watched as long as the node runs");
+                    let head = *heads.borrow_and_update();
+                    self.on_head(head).await
                 }
-                let through = self.paced_through();
-                // Lets a paced development chain go on as far as this node is concerned.
-                if !retry && paced != Some(through) && core.chain.pace(&core.keypair.hotkey(), through).await.is_ok() {
-                    paced = Some(through);
+                () = self.arrival() => self.on_arrival().await.map(|steps| (None, retry || steps.failed)),
+                () = tokio::time::sleep(RETRY), if retry => self.on_head(signals.head()).await,
+            };
+            match result {
+                Ok((next, again)) => (job, retry) = (job.or(next), again),
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
+                    retry = true;
+                    core.emit(Event::Trouble { what: error.to_string() }).await;
                 }
             }
+            let through = self.paced_through();
+            // Lets a paced development chain go on as far as this node is concerned.
+            if !retry && paced != Some(through) && core.chain.pace(&core.keypair.hotkey(), through).await.is_ok() {
+                paced = Some(through);
+            }
         }
-        Ok(())
     }
 
     /// The next job, if there is one, and whether something failed and is to be tried again.
@@ -183,13 +193,19 @@ impl Node {
     }
 }
 
-async fn subscribe(core: &Core) -> Option<futures::stream::BoxStream<'static, Head>> {
-    match core.chain.heads().await {
-        Ok(heads) => Some(heads),
-        Err(error) => {
-            core.emit(Event::Trouble { what: format!("no heads from the chain: {error}") }).await;
-            None
+/// Follows the chain, whatever else the node is busy with: a training must see its deadline come.
+async fn watch_heads(core: Arc<Core>, signals: Signals, newest: watch::Sender<u64>) {
+    loop {
+        match core.chain.heads().await {
+            Ok(mut heads) => {
+                while let Some(head) = heads.next().await {
+                    signals.set_head(head.number);
+                    newest.send_replace(head.number);
+                }
+            }
+            Err(error) => core.emit(Event::Trouble { what: format!("no heads from the chain: {error}") }).await,
         }
+        tokio::time::sleep(RECONNECT).await;
     }
 }
 

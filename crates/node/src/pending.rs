@@ -28,7 +28,7 @@ pub struct Pending {
     pub opened: bool,
     /// Its key is in the bucket. Not kept on disk: after a restart it is published again.
     pub published: bool,
-    /// The chain did not have its header in time: its values stay in the error feedback.
+    /// The chain did not have its header in time: its values go back into the error feedback.
     pub lost: bool,
 }
 
@@ -82,7 +82,7 @@ impl Pending {
     }
 
     /// What [`Pending::store`] kept. Records whose payload file is gone or changed are dropped: that contribution is
-    /// lost, and its values are still in the error feedback.
+    /// lost.
     pub fn load(local: &Local) -> Result<Vec<Self>, NodeError> {
         let records: Vec<Record> = local.get("pending")?.unwrap_or_default();
         let restore = |(name, header, key, opened): Record| {

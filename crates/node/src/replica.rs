@@ -9,20 +9,18 @@ use templar_protocol::certificate::{Certificate, Outcome, certified_root, certif
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::{EntryId, Roster, Snapshot, Uid};
 use templar_protocol::state::RunState;
-use templar_protocol::word::{HeaderWord, WordError};
+use templar_protocol::word::{Ballots, HeaderWord, WordError};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Shunned};
 use crate::core::Core;
 use crate::error::NodeError;
 use crate::events::{Event, Source, Verdict};
-use crate::fetch::{self, Opened, Place};
+use crate::fetch::{self, Opened, PARALLEL_FETCHES, Place};
 use crate::local::Local;
 use crate::window::{Window, commitment_of, participants};
 
 /// States kept in memory: the present one, and with a delay of one window the one before, from which windows start.
 const RECENT: usize = 3;
-/// Contributions fetched at a time.
-const PARALLEL_FETCHES: usize = 8;
 /// How far back a certified state is looked for, in periods of checkpoints. Validators keep three checkpoints, and each
 /// window costs a few reads of the chain.
 const SEARCH_PERIODS: u64 = 8;
@@ -52,6 +50,10 @@ pub struct Replica {
     older: Option<RunState>,
     /// What was fetched of a window that could not be settled yet, by the hash of its header.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
+    /// Who served false checkpoints.
+    shunned: Shunned,
+    /// The window whose malformed votes were told last: a window that cannot be settled is tried again and again.
+    told: Option<u64>,
 }
 
 impl Replica {
@@ -80,7 +82,8 @@ impl Replica {
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
-        Self { recent: VecDeque::from([state]), older, fetched: BTreeMap::new() }
+        let recent = VecDeque::from([state]);
+        Self { recent, older, fetched: BTreeMap::new(), shunned: Shunned::new(), told: None }
     }
 
     pub fn newest(&self) -> &State {
@@ -117,13 +120,8 @@ impl Replica {
         let window = Window::load(core, number, base_run.ok_or(NodeError::NoBase { window: number })?).await?;
         let at_vote = core.snapshot(core.schedule.vote_deadline(number)).await?;
         let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
-        for (entry, ballot) in &ballots {
-            if let Err(error) = ballot
-                && *error != WordError::Absent
-            {
-                let cause = error.to_string();
-                core.emit(Event::Misvoted { window: number, uid: entry.uid, cause }).await;
-            }
+        if self.told.replace(number) != Some(number) {
+            emit_misvotes(core, number, &ballots).await;
         }
         let certificate = certify(number, &window.roster, &window.candidates, core.spec.roster.gather, &ballots);
         // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that a vote of
@@ -192,7 +190,9 @@ impl Replica {
                 self.adopt(core, state, before(core, run, &stored), Source::Local).await;
                 return Ok(());
             }
-            if let Some((state, previous)) = checkpoint::fetch(core, &roster, &root).await {
+            if let Some((state, previous)) =
+                checkpoint::fetch(core, &roster, &root, newest_window, &mut self.shunned).await
+            {
                 self.adopt(core, state, previous, Source::Checkpoint).await;
                 return Ok(());
             }
@@ -242,7 +242,8 @@ impl Replica {
 
     async fn adopt(&mut self, core: &Core, state: State, previous: Option<RunState>, from: Source) {
         let (settled, state_root) = (state.run.settled, state.run.theta_root);
-        *self = Self::from_state(state, previous);
+        (self.recent, self.older) = (VecDeque::from([state]), previous);
+        self.fetched.clear();
         core.emit(Event::Adopted { settled, state_root, from }).await;
     }
 }
@@ -284,6 +285,18 @@ fn places(core: &Core, window: &Window, entry: &EntryId, committed: &Hash32) -> 
 pub fn committed_header(window: u64, entry: &EntryId, at_put: &Snapshot) -> Option<Hash32> {
     let commitment = commitment_of(at_put, entry)?;
     HeaderWord::read(commitment, window as u32).ok().map(|word| word.header_hash)
+}
+
+/// Whose votes do not count, and why. Whoever has not voted at all is no news.
+async fn emit_misvotes(core: &Core, window: u64, ballots: &Ballots) {
+    for (entry, ballot) in ballots {
+        if let Err(error) = ballot
+            && *error != WordError::Absent
+        {
+            let (uid, fault, cause) = (entry.uid, (*error).into(), error.to_string());
+            core.emit(Event::Misvoted { window, uid, fault, cause }).await;
+        }
+    }
 }
 
 async fn emit_settled(core: &Core, certificate: &Certificate, contributions: &[Arc<Opened>], newest: &State) {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Shared between a node and its trainings.
+use crate::error::NodeError;
+
+/// Shared between a node, what watches the chain for it, and its trainings and evaluations.
 #[derive(Clone, Debug, Default)]
 pub struct Signals(Arc<Inner>);
 
@@ -24,6 +26,11 @@ impl Signals {
 
     pub fn stopped(&self) -> bool {
         self.0.stop.load(Ordering::Relaxed)
+    }
+
+    /// [`NodeError::Stopped`] once the node is to stop.
+    pub fn check(&self) -> Result<(), NodeError> {
+        if self.stopped() { Err(NodeError::Stopped) } else { Ok(()) }
     }
 
     pub fn stop(&self) {

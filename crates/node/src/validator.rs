@@ -13,8 +13,9 @@ use templar_protocol::score::ScoreBook;
 use templar_protocol::word::Vote;
 use templar_store::keys;
 use templar_train::Trainer;
+use tokio::task::JoinSet;
 
-use crate::checkpoint;
+use crate::checkpoint::{Renewal, Renewed};
 use crate::core::Core;
 use crate::error::NodeError;
 use crate::evaluate::{Evaluated, Task, drawn_miners};
@@ -24,6 +25,7 @@ use crate::intake::Intake;
 use crate::local::Local;
 use crate::replica::{Settled, State};
 use crate::seat::{Progress, Seat, Steps};
+use crate::signals::Signals;
 use crate::sweep;
 use crate::window::Window;
 
@@ -41,6 +43,7 @@ pub struct ValidatorOptions {
 pub struct Validator {
     core: Arc<Core>,
     seat: Seat,
+    signals: Signals,
     options: ValidatorOptions,
     /// Absent while it evaluates.
     trainer: Option<Box<dyn Trainer>>,
@@ -56,8 +59,14 @@ pub struct Validator {
     tasks: VecDeque<Task>,
     evaluating: Option<u64>,
     next_vote: u64,
+    /// A window at which weights are due was settled, and none were set since.
+    weights_due: bool,
     /// Digests of the checkpoints in this node's bucket, oldest first.
     checkpoints: Vec<Hash32>,
+    /// The upload of a checkpoint, beside everything else: one at a time.
+    renewing: JoinSet<Renewed>,
+    /// One that has ended.
+    renewed: Option<Renewed>,
     /// Contributions that this node serves because it voted for them: window and header hash, oldest first.
     held: VecDeque<(u64, Hash32)>,
 }
@@ -78,6 +87,7 @@ impl Validator {
     /// Takes up where the local state ends.
     pub async fn open(
         core: Arc<Core>,
+        signals: Signals,
         local: Local,
         trainer: Box<dyn Trainer>,
         options: ValidatorOptions,
@@ -94,6 +104,7 @@ impl Validator {
         let mut validator = Self {
             core,
             seat,
+            signals,
             options,
             trainer: Some(trainer),
             book,
@@ -104,7 +115,10 @@ impl Validator {
             tasks: VecDeque::new(),
             evaluating: None,
             next_vote,
+            weights_due: false,
             checkpoints,
+            renewing: JoinSet::new(),
+            renewed: None,
             held: held.into(),
         };
         validator.sweep().await?;
@@ -138,17 +152,29 @@ impl Validator {
         Ok((self.start_evaluation(), steps))
     }
 
-    /// Waits until a fetch has ended, if one is under way; then [`Validator::on_arrival`] is due.
+    /// Waits until a fetch or an upload has ended, if one is under way; then [`Validator::on_arrival`] is due.
     pub async fn arrival(&mut self) {
-        match &mut self.intake {
-            Some(intake) => intake.arrival().await,
-            None => std::future::pending().await,
+        let Self { intake, renewing, renewed, .. } = self;
+        let fetched = async {
+            match intake {
+                Some(intake) => intake.arrival().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(ended) = renewing.join_next() => match ended {
+                Ok(done) => *renewed = Some(done),
+                Err(error) => tracing::error!(%error, "the upload of a checkpoint broke its task"),
+            },
+            () = fetched => {}
         }
     }
 
-    /// A contribution has come, or will not.
+    /// A contribution has come, or will not; or a checkpoint is in the bucket.
     pub async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
         let (core, mut steps) = (self.core.clone(), Steps::default());
+        self.note_renewed().await?;
         steps.take(&core, self.judge(self.head).await).await?;
         Ok(steps)
     }
@@ -185,11 +211,14 @@ impl Validator {
         let schedule = &self.core.schedule;
         let vote = schedule.vote_deadline(self.next_vote) - 1;
         let settle = schedule.vote_deadline(self.seat.replica.newest().run.settled);
+        // Once keys may come, it looks at every block for those that are not there yet.
+        let looking = self.intake.as_ref().filter(|intake| intake.put_hash().is_some() && !intake.is_resolved());
+        let looking = looking.map(|_| self.head + 1);
         let fetching = self.intake.as_ref().is_some_and(Intake::is_fetching).then_some(self.head);
         // The evaluation of a window is in the weights that are set when the next one is settled.
         let evaluation = self.evaluating.into_iter().chain(self.tasks.iter().map(|task| task.window));
         let evaluation = evaluation.map(|window| schedule.vote_deadline(window + 1) - 1);
-        evaluation.chain(fetching).chain([vote, settle]).min().expect("not empty")
+        evaluation.chain(fetching).chain(looking).chain([vote, settle]).min().expect("not empty")
     }
 
     /// When waiting for contributions ends, to leave time for the vote to get onto the chain.
@@ -230,61 +259,81 @@ impl Validator {
                 self.tasks.pop_front();
             }
         }
-        if (window + 1).is_multiple_of(self.core.spec.scoring.weights_every_windows) {
-            self.set_weights(&settled.window, head).await;
+        self.weights_due |= (window + 1).is_multiple_of(self.core.spec.scoring.weights_every_windows);
+        let head = head.max(self.signals.head());
+        // A replay comes by windows that others have long done with: its duties are those of the newest.
+        if self.core.schedule.vote_deadline(window + 1) <= head {
+            return Ok(());
         }
-        if newest.run.settled.is_multiple_of(self.core.spec.windows.checkpoint_every_windows)
-            && let Err(error) = self.publish_checkpoint(&newest).await
-        {
-            // The next one is as good; the window itself is settled.
-            self.core.emit(Event::Trouble { what: format!("checkpoint after window {window}: {error}") }).await;
+        if self.weights_due {
+            match self.set_weights(&settled.window, head).await {
+                Ok(()) => self.weights_due = false,
+                Err(error) => {
+                    let what = format!("weights after window {window}: {error}");
+                    self.core.emit(Event::Trouble { what }).await;
+                }
+            }
+        }
+        if newest.run.settled.is_multiple_of(self.core.spec.windows.checkpoint_every_windows) {
+            self.renew_checkpoint(newest).await;
         }
         Ok(())
     }
 
-    async fn publish_checkpoint(&mut self, newest: &State) -> Result<(), NodeError> {
-        checkpoint::publish(&self.core, newest, self.seat.replica.previous()).await?;
-        let digest = newest.run.digest();
-        // A replay comes by the same states again.
-        self.checkpoints.retain(|published| *published != digest);
-        self.checkpoints.push(digest);
-        let retired = checkpoint::retire(&self.core, &mut self.checkpoints).await;
-        self.seat.local.set("checkpoints", &self.checkpoints)?;
-        retired?;
-        self.release(newest.run.settled - 1).await
-    }
-
-    async fn set_weights(&mut self, window: &Window, head: u64) {
-        self.book.retain(|entry| window.roster.miner(entry).is_some() || window.base.is_excluded(entry, window.number));
-        let weights = self.book.weights(&window.roster);
-        if weights.is_empty() {
-            return;
+    /// Begins to publish a checkpoint, unless the one before it is still under way.
+    async fn renew_checkpoint(&mut self, state: State) {
+        let settled = state.run.settled;
+        if !self.renewing.is_empty() {
+            let what = format!("no checkpoint after {settled} windows: the one before is still being uploaded");
+            return self.core.emit(Event::Trouble { what }).await;
         }
-        let (key, netuid) = (&self.core.keypair, self.core.spec.chain.netuid);
-        let event = match self.core.chain.submit_weights(key, netuid, weights.clone(), 0).await {
-            Ok(()) => Event::Weighed { window: window.number, weights },
-            Err(error) => Event::Trouble { what: format!("weights at block {head}: {error}") },
+        let keep_from = self.held_from(settled - 1);
+        let renewal = Renewal {
+            state,
+            previous: self.seat.replica.previous().cloned(),
+            published: self.checkpoints.clone(),
+            expired: self.held.iter().filter(|(window, _)| *window < keep_from).copied().collect(),
         };
-        self.core.emit(event).await;
+        self.renewing.spawn(renewal.run(self.core.clone()));
     }
 
-    /// The first window whose contributions this node still serves when it has settled `window`.
+    /// Takes in what became of a checkpoint.
+    async fn note_renewed(&mut self) -> Result<(), NodeError> {
+        let Some(renewed) = self.renewed.take() else { return Ok(()) };
+        self.checkpoints = renewed.published;
+        self.seat.local.set("checkpoints", &self.checkpoints)?;
+        self.held.retain(|held| !renewed.released.contains(held));
+        self.save_held()?;
+        if let Err(error) = renewed.result {
+            // The next one is as good.
+            let what = format!("checkpoint after {} windows: {error}", renewed.settled);
+            self.core.emit(Event::Trouble { what }).await;
+        }
+        Ok(())
+    }
+
+    /// Hands the scores of those miners of `window` to the chain that still are who they were: a uid may be another's
+    /// by now.
+    async fn set_weights(&mut self, window: &Window, head: u64) -> Result<(), NodeError> {
+        let (core, netuid) = (&self.core, self.core.spec.chain.netuid);
+        let now = core.snapshot(head).await?;
+        self.book.retain(|entry| now.find(entry).is_some());
+        let mut roster = window.roster.clone();
+        roster.miners.retain(|miner| now.find(&miner.entry).is_some());
+        let weights = self.book.weights(&roster);
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let version_key = core.chain.hyperparams(netuid).await?.weights_version_key;
+        core.chain.submit_weights(&core.keypair, netuid, weights.clone(), version_key).await?;
+        core.emit(Event::Weighed { window: window.number, weights }).await;
+        Ok(())
+    }
+
+    /// The first window whose contributions this node still serves when it has settled `window`: until a checkpoint
+    /// that contains them is certified.
     fn held_from(&self, window: u64) -> u64 {
         window.saturating_sub(2 * self.core.spec.windows.checkpoint_every_windows)
-    }
-
-    /// Serves contributions until a checkpoint that contains them is certified.
-    async fn release(&mut self, window: u64) -> Result<(), NodeError> {
-        let keep_from = self.held_from(window);
-        while let Some(&(held, header)) = self.held.front()
-            && held < keep_from
-        {
-            for key in [keys::held_header, keys::held_key, keys::held_payload] {
-                self.core.store.delete(&key(self.core.run, held, &header)).await?;
-            }
-            self.held.pop_front();
-        }
-        self.save_held()
     }
 
     fn save_held(&mut self) -> Result<(), NodeError> {
@@ -380,6 +429,6 @@ impl Validator {
             return None;
         };
         self.evaluating = Some(task.window);
-        Some(task.run(self.core.clone(), trainer))
+        Some(task.run(self.core.clone(), self.signals.clone(), trainer))
     }
 }

@@ -1,6 +1,7 @@
 //! Where a node's objects lie, and the credential with which anybody may read them: the first field of its commitment.
 //!
-//! Only read credentials are ever published. The encoding fits the 128 bytes of a commitment field.
+//! Only read credentials are ever published. The encoding fits the 128 bytes of a commitment field: account numbers and
+//! keys are hexadecimal with many providers, and then take half their length. Every locator has one encoding.
 
 use crate::word::FIELD_BYTES_MAX;
 
@@ -20,62 +21,101 @@ pub struct BucketLocator {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BucketError {
-    #[error("a bucket locator needs {bytes} bytes, but a commitment field holds {FIELD_BYTES_MAX}: use shorter names")]
+    #[error(
+        "a bucket locator takes {bytes} bytes, but a commitment field holds {FIELD_BYTES_MAX}: shorten the bucket's name, or use a provider with a shorter endpoint or shorter keys"
+    )]
     TooLong { bytes: usize },
     #[error("not a bucket locator: {reason}")]
     Malformed { reason: &'static str },
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// What stands before and after the part of an endpoint that is spelled out, by the endpoint's form.
+const ENDPOINT_FORMS: [(&str, &str); 3] =
+    [("http://", ""), ("https://", ""), ("https://", ".r2.cloudflarestorage.com")];
+/// In the byte before a text: what follows are pairs of hexadecimal digits.
+const PACKED: u8 = 0x80;
 
 impl BucketLocator {
-    fn parts(&self) -> [&String; 5] {
-        [&self.endpoint, &self.bucket, &self.region, &self.access_key_id, &self.secret_access_key]
+    /// A version byte, the endpoint's form, then five texts, each behind its length in bytes. Of several forms that
+    /// fit, the one that says most; and texts of pairs of lower-case hexadecimal digits are packed.
+    pub fn encode(&self) -> Result<Vec<u8>, BucketError> {
+        self.check()?;
+        let field = self.write();
+        if field.len() > FIELD_BYTES_MAX {
+            return Err(BucketError::TooLong { bytes: field.len() });
+        }
+        Ok(field)
     }
 
-    /// A version byte, then five strings, each behind its length in one byte.
-    pub fn encode(&self) -> Result<Vec<u8>, BucketError> {
-        let bytes = 1 + self.parts().iter().map(|part| 1 + part.len()).sum::<usize>();
-        if bytes > FIELD_BYTES_MAX {
-            return Err(BucketError::TooLong { bytes });
+    fn write(&self) -> Vec<u8> {
+        let (form, host) = self.split_endpoint().unwrap_or_default();
+        let mut field = vec![VERSION, form];
+        for text in [host, &self.bucket, &self.region, &self.access_key_id, &self.secret_access_key] {
+            let is_hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+            let packed = if text.bytes().all(is_hex) { hex::decode(text).ok() } else { None };
+            let (mark, bytes) = packed.as_ref().map_or((0, text.as_bytes()), |packed| (PACKED, packed.as_slice()));
+            // A text too long for its length byte is too long for the field.
+            field.push(mark | (bytes.len() as u8 & !PACKED));
+            field.extend_from_slice(bytes);
         }
-        let mut field = vec![VERSION];
-        for part in self.parts() {
-            field.push(part.len() as u8);
-            field.extend_from_slice(part.as_bytes());
-        }
-        Self::decode(&field)?;
-        Ok(field)
+        field
+    }
+
+    /// The endpoint's form, the last one that fits, and what it leaves to be spelled out.
+    fn split_endpoint(&self) -> Option<(u8, &str)> {
+        ENDPOINT_FORMS.iter().enumerate().rev().find_map(|(form, (before, after))| {
+            let host = self.endpoint.strip_prefix(before)?.strip_suffix(after)?;
+            (!host.is_empty()).then_some((form as u8, host))
+        })
     }
 
     /// The inverse of [`BucketLocator::encode`], for bytes of a stranger.
     pub fn decode(field: &[u8]) -> Result<Self, BucketError> {
         let malformed = |reason| BucketError::Malformed { reason };
-        let (&version, mut rest) = field.split_first().ok_or(malformed("it is empty"))?;
-        if version != VERSION {
+        if field.len() > FIELD_BYTES_MAX {
+            return Err(BucketError::TooLong { bytes: field.len() });
+        }
+        let [version, form, rest @ ..] = field else { return Err(malformed("it ends early")) };
+        if *version != VERSION {
             return Err(malformed("unknown version"));
         }
-        let mut parts: [String; 5] = Default::default();
-        for part in &mut parts {
+        let (before, after) = ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("unknown form of endpoint"))?;
+        let mut rest = rest;
+        let mut texts: [String; 5] = Default::default();
+        for text in &mut texts {
             let (&length, tail) = rest.split_first().ok_or(malformed("it ends early"))?;
-            let text = tail.get(..usize::from(length)).ok_or(malformed("it ends early"))?;
-            if text.is_empty() || !text.iter().all(u8::is_ascii_graphic) {
-                return Err(malformed("a part is empty or not printable ASCII"));
-            }
-            *part = String::from_utf8_lossy(text).into_owned();
-            rest = &tail[usize::from(length)..];
+            let (bytes, tail) =
+                tail.split_at_checked(usize::from(length & !PACKED)).ok_or(malformed("it ends early"))?;
+            *text = if length & PACKED == 0 { String::from_utf8_lossy(bytes).into_owned() } else { hex::encode(bytes) };
+            rest = tail;
         }
         if !rest.is_empty() {
             return Err(malformed("bytes follow its end"));
         }
-        let [endpoint, bucket, region, access_key_id, secret_access_key] = parts;
-        if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
-            return Err(malformed("the endpoint is not an http(s) URL"));
+        let [host, bucket, region, access_key_id, secret_access_key] = texts;
+        let endpoint = format!("{before}{host}{after}");
+        let locator = Self { endpoint, bucket, region, access_key_id, secret_access_key };
+        locator.check()?;
+        if locator.write() != field {
+            return Err(malformed("it is not in its one canonical form"));
         }
-        if !bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.') {
-            return Err(malformed("the bucket's name has characters that S3 does not allow"));
+        Ok(locator)
+    }
+
+    fn check(&self) -> Result<(), BucketError> {
+        let malformed = |reason| Err(BucketError::Malformed { reason });
+        let texts = [&self.endpoint, &self.bucket, &self.region, &self.access_key_id, &self.secret_access_key];
+        if texts.iter().any(|text| text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return malformed("a part is empty or not printable ASCII");
         }
-        Ok(Self { endpoint, bucket, region, access_key_id, secret_access_key })
+        if self.split_endpoint().is_none() {
+            return malformed("the endpoint is not an http(s) URL");
+        }
+        if !self.bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.') {
+            return malformed("the bucket's name has characters that S3 does not allow");
+        }
+        Ok(())
     }
 }
 
@@ -85,22 +125,69 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_cloud_bucket_fits_a_field() {
-        let locator = BucketLocator {
+    fn aws() -> BucketLocator {
+        BucketLocator {
             endpoint: "https://s3.eu-central-1.amazonaws.com".into(),
             bucket: "miner-7".into(),
             region: "eu-central-1".into(),
             access_key_id: "A".repeat(20),
             secret_access_key: "s".repeat(40),
-        };
+        }
+    }
+
+    /// As Cloudflare R2 has them: account and keys in hexadecimal.
+    fn r2(bucket: &str) -> BucketLocator {
+        BucketLocator {
+            endpoint: format!("https://{}.r2.cloudflarestorage.com", "0123456789abcdef".repeat(2)),
+            bucket: bucket.into(),
+            region: "auto".into(),
+            access_key_id: "fedcba9876543210".repeat(2),
+            secret_access_key: "00ff".repeat(16),
+        }
+    }
+
+    #[test]
+    fn cloud_buckets_fit_a_field() {
+        for (locator, bytes) in [(aws(), 115), (r2("miner-7"), 82), (r2(&"z".repeat(53)), 128)] {
+            let field = locator.encode().unwrap();
+            assert_eq!(field.len(), bytes);
+            assert_eq!(BucketLocator::decode(&field).unwrap(), locator);
+            assert!(BucketLocator::decode(&field[..field.len() - 1]).is_err());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_says_by_how_much() {
+        assert_eq!(r2(&"z".repeat(54)).encode().unwrap_err(), BucketError::TooLong { bytes: 129 });
+        let long = BucketLocator { secret_access_key: "s".repeat(300), ..aws() };
+        let error = long.encode().unwrap_err();
+        assert_eq!(error, BucketError::TooLong { bytes: 375 });
+        assert!(error.to_string().contains("375 bytes") && error.to_string().contains("128"), "{error}");
+    }
+
+    #[test]
+    fn a_locator_has_one_encoding() {
+        let locator = r2("b0");
         let field = locator.encode().unwrap();
-        assert_eq!(BucketLocator::decode(&field).unwrap(), locator);
-        assert!(BucketLocator::decode(&field[..field.len() - 1]).is_err());
-        assert_eq!(
-            BucketLocator { bucket: "b".repeat(80), ..locator }.encode().unwrap_err(),
-            BucketError::TooLong { bytes: 195 }
-        );
+        // From the specification alone: version, form, then length and bytes of each text.
+        let mut expected = vec![2, 2, 0x80 | 16];
+        expected.extend(hex::decode("0123456789abcdef".repeat(2)).unwrap());
+        expected.extend([0x80 | 1, 0xb0, 4, b'a', b'u', b't', b'o', 0x80 | 16]);
+        expected.extend(hex::decode("fedcba9876543210".repeat(2)).unwrap());
+        expected.push(0x80 | 32);
+        expected.extend(hex::decode("00ff".repeat(16)).unwrap());
+        assert_eq!(field, expected);
+
+        let spelled_out = BucketError::Malformed { reason: "it is not in its one canonical form" };
+        let mut loose = field[..19].to_vec();
+        loose.extend([2, b'b', b'0']);
+        loose.extend(&field[21..]);
+        assert_eq!(BucketLocator::decode(&loose).unwrap_err(), spelled_out);
+        let host = &locator.endpoint["https://".len()..];
+        let mut loose = vec![2, 1, host.len() as u8];
+        loose.extend(host.bytes());
+        loose.extend(&field[19..]);
+        assert_eq!(BucketLocator::decode(&loose).unwrap_err(), spelled_out);
     }
 
     proptest! {
@@ -109,6 +196,25 @@ mod tests {
             if let Ok(locator) = BucketLocator::decode(&bytes) {
                 prop_assert_eq!(locator.encode().unwrap(), bytes);
             }
+        }
+
+        #[test]
+        fn what_changes_in_a_field_is_refused_or_another_locator(at in 0usize..82, to in any::<u8>()) {
+            let mut field = r2("miner-7").encode().unwrap();
+            field[at] = to;
+            if let Ok(locator) = BucketLocator::decode(&field) {
+                prop_assert_eq!(locator.encode().unwrap(), field);
+            }
+        }
+
+        #[test]
+        fn locators_round_trip(
+            host in "[a-f0-9]{1,12}(\\.r2\\.cloudflarestorage\\.com)?", scheme in "https?", bucket in "[a-f0-9.z-]{1,9}",
+            region in "[!-~]{1,9}", id in "[a-fA-F0-9]{1,12}", secret in "[0-9a-f]{1,12}",
+        ) {
+            let endpoint = format!("{scheme}://{host}");
+            let locator = BucketLocator { endpoint, bucket, region, access_key_id: id, secret_access_key: secret };
+            prop_assert_eq!(BucketLocator::decode(&locator.encode().unwrap()).unwrap(), locator);
         }
     }
 }

@@ -63,10 +63,18 @@ pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> O
         .iter()
         .filter_map(|validator| Some((u128::from(validator.stake_rao), root_of(&validator.entry)?)))
         .collect();
+    majority_root(&votes, roster.validator_stake_rao()).ok()
+}
+
+/// The root that more than half of the stake of `votes` (stake and root of each) stands on, if they have at least a
+/// third of the total.
+fn majority_root(votes: &[(u128, Hash32)], total_stake_rao: u128) -> Result<Hash32, NullReason> {
     let voted: u128 = votes.iter().map(|(stake, _)| stake).sum();
+    if voted == 0 || voted * 3 < total_stake_rao {
+        return Err(NullReason::NoQuorum);
+    }
     let backing = |root: &Hash32| votes.iter().filter(|(_, other)| other == root).map(|(stake, _)| stake).sum::<u128>();
-    let quorum = voted > 0 && voted * 3 >= roster.validator_stake_rao();
-    votes.iter().map(|(_, root)| *root).find(|root| quorum && 2 * backing(root) > voted)
+    votes.iter().map(|(_, root)| *root).find(|root| 2 * backing(root) > voted).ok_or(NullReason::NoMajority)
 }
 
 /// The certificate of `window`.
@@ -87,11 +95,11 @@ pub fn certify(window: u64, roster: &Roster, candidates: &[Candidate], gather: u
     let voted_stake_rao = sum(&|_| true);
     let total_stake_rao = roster.validator_stake_rao();
     let finish = |outcome| Certificate { window, outcome, voted_stake_rao, total_stake_rao };
-    if voted_stake_rao == 0 || voted_stake_rao * 3 < total_stake_rao {
-        return finish(Outcome::Null(NullReason::NoQuorum));
-    }
-    let majority = votes.iter().map(|(_, vote)| vote.root).find(|root| 2 * sum(&|v| v.root == *root) > voted_stake_rao);
-    let Some(root) = majority else { return finish(Outcome::Null(NullReason::NoMajority)) };
+    let roots: Vec<(u128, Hash32)> = votes.iter().map(|(stake, vote)| (*stake, vote.root)).collect();
+    let root = match majority_root(&roots, total_stake_rao) {
+        Ok(root) => root,
+        Err(reason) => return finish(Outcome::Null(reason)),
+    };
     let backing = sum(&|vote| vote.root == root);
     let passed = |says: &dyn Fn(&Vote) -> bool| 2 * sum(&|vote| vote.root == root && says(vote)) > backing;
     let numbered = || candidates.iter().enumerate();

@@ -116,32 +116,63 @@ pub enum ConnectError {
     Engine(#[from] TrainError),
 }
 
-impl Connection {
-    /// Writes key and buckets into the node's home folder, for its owner's eyes only, and returns the command line that
-    /// starts the node in the run of the file `run`.
-    pub fn write(&self, home: &Path, run: &Path) -> std::io::Result<Vec<String>> {
-        std::fs::create_dir_all(home)?;
-        let (key, bucket, data) = (home.join("key.hex"), home.join("bucket.toml"), home.join("data.toml"));
-        write_secret(&key, &format!("{}\n", Hash32(*self.keypair.seed())))?;
-        write_secret(&bucket, &to_toml(&BucketFile::from(self.bucket.clone())))?;
-        write_secret(&data, &to_toml(&LocatorFile::from(self.data.clone())))?;
+/// What a node finds in its home folder, but for its key.
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
+pub struct Home<'a> {
+    pub name: &'a str,
+    pub role: Role,
+    pub run: &'a RunSpec,
+    pub chain: &'a str,
+    pub bucket: &'a OwnBucket,
+    pub data: &'a BucketLocator,
+}
+
+impl Home<'_> {
+    /// Writes the run and the credentials, for the owner's eyes only.
+    pub fn write(&self, folder: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join("run.toml"), self.run.to_toml())?;
+        write_secret(&folder.join("bucket.toml"), &to_toml(&BucketFile::from(self.bucket.clone())))?;
+        write_secret(&folder.join("data.toml"), &to_toml(&LocatorFile::from(self.data.clone())))
+    }
+
+    /// The command line of the node whose home is `folder`.
+    pub fn arguments(&self, folder: &Path) -> Vec<String> {
         let verb = match self.role {
             Role::Miner => "miner",
             Role::Validator => "validator",
         };
-        let path = |path: &Path| path.display().to_string();
-        let mut arguments = vec![verb.to_owned(), "--json".to_owned()];
+        let path = |name: &str| folder.join(name).display().to_string();
         let options = [
-            ("--run", path(run)),
-            ("--name", self.name.clone()),
-            ("--chain", self.chain.clone()),
-            ("--key", path(&key)),
-            ("--bucket", path(&bucket)),
-            ("--data", path(&data)),
-            ("--data-folder", path(&self.data_folder)),
-            ("--state-folder", path(&self.state_folder)),
+            ("--run", path("run.toml")),
+            ("--name", self.name.to_owned()),
+            ("--chain", self.chain.to_owned()),
+            ("--key", path("key.hex")),
+            ("--bucket", path("bucket.toml")),
+            ("--data", path("data.toml")),
+            ("--data-folder", path("dataset")),
+            ("--state-folder", path("state")),
         ];
-        arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        std::iter::once(verb.to_owned()).chain(options).collect()
+    }
+}
+
+impl Connection {
+    /// Writes run, key and buckets into the node's home folder, and returns the command line that starts the node.
+    pub fn write(&self, folder: &Path) -> std::io::Result<Vec<String>> {
+        let home = Home {
+            name: &self.name,
+            role: self.role,
+            run: &self.spec,
+            chain: &self.chain,
+            bucket: &self.bucket,
+            data: &self.data,
+        };
+        home.write(folder)?;
+        write_secret(&folder.join("key.hex"), &format!("{}\n", Hash32(*self.keypair.seed())))?;
+        let mut arguments = home.arguments(folder);
+        arguments.push("--json".to_owned());
         arguments.extend(self.engine.arguments());
         match self.role {
             Role::Miner => arguments.extend(["--behaviour".to_owned(), self.behaviour.to_string()]),
@@ -195,7 +226,7 @@ fn to_toml<T: Serialize>(value: &T) -> String {
 }
 
 /// A file that only its owner may read.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]

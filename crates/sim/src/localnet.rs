@@ -5,24 +5,24 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use templar_chain::BlockTime;
-use templar_data::Progress;
-use templar_node::events::{Event, NodeEvent};
+use templar_node::events::{Event, NodeEvent, Role};
+use templar_protocol::keys::Hotkey;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
-use crate::demo::{Outcome, final_theta, sleep_until, stopped};
+use crate::connect::Home;
 use crate::engine::Engine;
-use crate::plan::{Member, Plan};
-use crate::report::{Final, Recorder};
-use crate::world::{Text, World, WorldError};
+use crate::network::{Crew, Network, News, NodeFailure, Outcome, sleep_until, stopped};
+use crate::plan::Member;
+use crate::world::{World, WorldError};
 
 /// Pause before a node that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -31,24 +31,40 @@ const QUICK_DEATH: Duration = Duration::from_secs(10);
 const QUICK_DEATHS_MAX: u32 = 5;
 /// How long a process whose output has ended may take to end itself.
 const LAST_BREATH: Duration = Duration::from_secs(5);
-/// How long the end waits for the slowest node.
-const LAST_CALL: Duration = Duration::from_mins(1);
 /// Most that a process may print in its life before it is started again.
 const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 
 /// A network of processes.
 #[derive(Debug)]
 pub struct Localnet {
-    pub plan: Plan,
-    pub text: Text,
-    pub folder: PathBuf,
-    /// One for each node, miners first; the last one is for all further nodes.
-    pub engines: Vec<Engine>,
+    pub network: Network,
     /// The binary with the verbs `miner` and `validator`.
     pub binary: PathBuf,
     pub block: Duration,
     /// Processes to kill in mid-window.
     pub kills: Vec<Kill>,
+    /// Where chain and buckets are served: the address under which guests reach this machine.
+    pub listen: IpAddr,
+    pub guests: Vec<Guest>,
+}
+
+/// A node of somebody else, on whatever machine, that may take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Of its bucket and its folder.
+    pub name: String,
+    pub role: Role,
+    pub hotkey: Hotkey,
+}
+
+/// What a guest needs to take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    pub guest: Guest,
+    /// To be taken to the guest's machine: the run, the credentials of its bucket, and `start.sh`.
+    pub folder: PathBuf,
+    /// What is in `start.sh`: the verb and its options, with paths relative to the folder.
+    pub arguments: Vec<String>,
 }
 
 /// SIGKILL for a node in the middle of a window.
@@ -70,83 +86,60 @@ impl FromStr for Kill {
 }
 
 impl Localnet {
-    /// Runs to the last window, or until `stop`. Progress of the preparation and all events are shown to the caller.
+    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. It goes on without
+    /// nodes that are given up.
     pub async fn run(
         self,
         mut stop: watch::Receiver<bool>,
-        on_prepare: &mut dyn FnMut(Progress),
-        on_event: &mut dyn FnMut(&NodeEvent, &Recorder),
-    ) -> Result<Outcome, WorldError> {
+        tell: &mut dyn FnMut(News<'_>),
+    ) -> Result<Option<Outcome>, WorldError> {
         let started = Instant::now();
         let time = |_: &[Member]| BlockTime::Fixed(self.block);
-        let world = World::start(&self.plan, &self.folder, &self.text, time, on_prepare).await?;
-        let (sender, mut events) = mpsc::channel(256);
-        let (stop_nodes, nodes_stopped) = watch::channel(false);
-        let mut nodes = JoinSet::new();
+        let world = World::start(&self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
+        let Some(world) = world else { return Ok(None) };
+        let mut crew = Crew::new(true);
         for (nth, member) in world.members.iter().enumerate() {
-            let connection = world.connection(member, Engine::of_node(&self.engines, nth));
+            let connection = world.connection(member, Engine::of_node(&self.network.engines, nth));
             let home = world.folder.join("nodes").join(&member.name);
-            let run = world.folder.join("run.toml");
-            let mut arguments = connection.write(&home, &run).map_err(WorldError::io(&home))?;
-            arguments.extend(["--log".to_owned(), "info".to_owned()]);
+            let mut arguments = connection.write(&home).map_err(WorldError::io(&home))?;
+            arguments.extend(["--with-parent", "--log", "info"].map(str::to_owned));
             let kills = self.kills.iter().filter(|kill| kill.node == member.name).map(|kill| kill.window).collect();
-            let process = Process {
-                name: member.name.clone(),
-                binary: self.binary.clone(),
-                arguments,
-                log: home.join("log"),
-                kills,
-                // Some blocks into the window, when a miner trains and a validator fetches.
-                kill_after: self.block * 6,
-                events: sender.clone(),
-            };
-            nodes.spawn(process.supervise(nodes_stopped.clone()));
+            let (name, binary, log) = (member.name.clone(), self.binary.clone(), home.join("log"));
+            // A window is settled near its end: so many blocks later, in the next one, miners train.
+            let kill_after = self.block * 6;
+            crew.start(|events, stop| {
+                Process { name, binary, arguments, log, kills, kill_after, events }.supervise(stop)
+            });
         }
-        drop(sender);
-        let mut recorder = Recorder::new(world.members.clone());
-        let was_stopped = self.watch(&mut events, &mut stop, &mut recorder, on_event).await;
-        let _ = stop_nodes.send(true);
-        drop(events);
-        while nodes.join_next().await.is_some() {}
-        let floor_bits_per_byte = world.floor_bits_per_byte;
-        let last = Final { floor_bits_per_byte, wall_s: started.elapsed().as_secs_f64(), ..Final::default() };
-        let (seed, windows) = (self.plan.seed, self.plan.windows);
-        let report = recorder.finish(&world.spec, seed, windows, &world.chain.emissions(), (Vec::new(), 0), last);
-        let (theta, spec) = (final_theta(&world, windows), world.spec.clone());
-        world.shutdown().await?;
-        Ok(Outcome { report, spec, theta, stopped: was_stopped })
+        for guest in &self.guests {
+            let folder = world.folder.join("guests").join(&guest.name);
+            let invitation = invite(&world, guest, folder.clone()).map_err(WorldError::io(&folder))?;
+            tell(News::Invited(&invitation));
+        }
+        crew.run(world, &self.network.plan, started, &mut stop, tell).await.map(Some)
     }
+}
 
-    /// Whether it was stopped before every node had settled the last window.
-    async fn watch(
-        &self,
-        events: &mut mpsc::Receiver<NodeEvent>,
-        stop: &mut watch::Receiver<bool>,
-        recorder: &mut Recorder,
-        on_event: &mut dyn FnMut(&NodeEvent, &Recorder),
-    ) -> bool {
-        let (last, everybody) = (self.plan.windows - 1, self.plan.miners + self.plan.validators);
-        let mut deadline = None;
-        loop {
-            tokio::select! {
-                biased;
-                () = stopped(stop) => return true,
-                event = events.recv() => {
-                    let Some(event) = event else { return true };
-                    recorder.record(&event);
-                    on_event(&event, recorder);
-                }
-                () = sleep_until(deadline) => return false,
-            }
-            let settled = recorder.settled(last);
-            if settled == everybody && recorder.validated(last) {
-                return false;
-            }
-            if settled > 0 && deadline.is_none() {
-                deadline = Some(tokio::time::Instant::now() + LAST_CALL);
-            }
-        }
-    }
+/// Writes what a guest needs; its key is its own affair.
+fn invite(world: &World, guest: &Guest, folder: PathBuf) -> std::io::Result<Invitation> {
+    let home = Home {
+        name: &guest.name,
+        role: guest.role,
+        run: &world.spec,
+        chain: &world.rpc.url(),
+        bucket: &world.bucket(&guest.name),
+        data: &world.data(),
+    };
+    home.write(&folder)?;
+    let arguments = home.arguments(Path::new(""));
+    let command = arguments.join(" ");
+    let script = format!(
+        "#!/bin/sh\n# Needs templar in the PATH, and beside this file key.hex: the key of hotkey\n# {}\n\
+         cd \"$(dirname \"$0\")\" && exec templar {command} \"$@\"\n",
+        guest.hotkey
+    );
+    std::fs::write(folder.join("start.sh"), script)?;
+    Ok(Invitation { guest: guest.clone(), folder, arguments })
 }
 
 /// A node's process, started again whenever it dies.
@@ -162,13 +155,14 @@ struct Process {
 }
 
 impl Process {
-    async fn supervise(mut self, mut stop: watch::Receiver<bool>) {
+    /// Keeps the process alive until `stop`. Fails if it dies at every start.
+    async fn supervise(mut self, mut stop: watch::Receiver<bool>) -> Result<(), NodeFailure> {
         let mut quick_deaths = 0;
-        while !*stop.borrow() && quick_deaths < QUICK_DEATHS_MAX {
+        loop {
             let (born, kills) = (Instant::now(), self.kills.len());
             let end = self.live(&mut stop).await;
             if *stop.borrow() {
-                return;
+                return Ok(());
             }
             let was_killed = self.kills.len() < kills;
             quick_deaths = if was_killed || born.elapsed() >= QUICK_DEATH { 0 } else { quick_deaths + 1 };
@@ -176,19 +170,31 @@ impl Process {
                 Ok(status) => format!("its process ended: {status}"),
                 Err(error) => format!("its process cannot be run: {error}"),
             };
-            let next = if quick_deaths < QUICK_DEATHS_MAX { "it is started again" } else { "it is given up" };
-            let what = format!("{cause}; {next}, see {}", self.log.display());
+            let log = self.log.display();
+            if quick_deaths == QUICK_DEATHS_MAX {
+                let reason = format!("given up after {QUICK_DEATHS_MAX} starts: {cause}; see {log}");
+                return Err(NodeFailure { name: self.name, reason });
+            }
+            let what = format!("{cause}; it is started again, see {log}");
             let _ = self.events.send(NodeEvent { node: self.name.clone(), event: Event::Trouble { what } }).await;
-            let _ = tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await;
+            if tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await.is_ok() {
+                return Ok(());
+            }
         }
     }
 
     /// One life of the process, from its start to its end by whatever cause. What it prints goes to its log, too.
     async fn live(&mut self, stop: &mut watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
         let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        // Its options are all given: this process's own may mean something else to it.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TEMPLAR_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(&self.arguments)
-            .stdin(Stdio::null())
+            // Never written to. It ends with this process, however that ends, and with it ends the node.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log.try_clone()?)
             .kill_on_drop(true)

@@ -73,17 +73,25 @@ pub struct Member {
     pub stake_rao: u64,
 }
 
+/// What a node of this role has at stake in a local network.
+pub(crate) fn stake_rao(role: Role) -> u64 {
+    match role {
+        Role::Miner => 0,
+        Role::Validator => VALIDATOR_STAKE_RAO,
+    }
+}
+
 impl Plan {
     /// Miners first, then validators: in the order in which they register.
     pub fn members(&self) -> Vec<Member> {
         let member = |role: Role, nth: usize, behaviour: Behaviour| {
-            let (kind, stake_rao) = match role {
-                Role::Miner => ("miner", 0),
-                Role::Validator => ("validator", VALIDATOR_STAKE_RAO),
+            let kind = match role {
+                Role::Miner => "miner",
+                Role::Validator => "validator",
             };
             let name = format!("{kind}-{nth}");
             let keypair = Keypair::insecure_dev(self.seed, &name);
-            Member { name, role, behaviour, keypair, stake_rao }
+            Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
         };
         let honest = self.miners.saturating_sub(self.adversaries.len());
         let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| self.adversaries[bad]);
@@ -108,7 +116,8 @@ impl Plan {
     }
 }
 
-/// Windows as short as the quota of commitments allows.
+/// Short windows: about the least that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here the
+/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and never binds.
 fn local_windows() -> WindowSpec {
     WindowSpec {
         blocks: 20,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use templar_chain::{DevChain, NeuronInfo};
-use templar_node::events::{Event, NodeEvent, Role, Verdict};
+use templar_node::events::{Event, FaultCount, NodeEvent, Role, Verdict};
 use templar_protocol::fault::{Fault, FaultKind, Party};
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::Uid;
@@ -97,6 +97,9 @@ pub struct NodeReport {
     pub restarts: u32,
     /// Things that did not work and were tried again.
     pub troubles: u64,
+    /// How often this node met each fault of others.
+    #[serde(default)]
+    pub faults: Vec<FaultCount>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,15 +137,25 @@ pub struct Recorder {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    roots: BTreeMap<String, Hash32>,
-    settled: Option<(Verdict, u64, u64, u64)>,
+    /// By node: what the window came to in its eyes.
+    settled: BTreeMap<String, Settled>,
     faults: Vec<FaultReport>,
     misvotes: Vec<Misvote>,
     train_losses: BTreeMap<String, f64>,
-    validated: Option<(f64, f64)>,
+    /// By validator: loss and bits per byte after the window.
+    validated: BTreeMap<String, (f64, f64)>,
     engines: BTreeMap<String, EngineStats>,
     compute_s: f64,
     comm_s: f64,
+}
+
+#[derive(Clone, Debug)]
+struct Settled {
+    state_root: Hash32,
+    verdict: Verdict,
+    payload_bytes: u64,
+    values: u64,
+    tokens: u64,
 }
 
 #[derive(Debug, Default)]
@@ -150,6 +163,7 @@ struct NodeState {
     starts: u32,
     state_root: Hash32,
     troubles: u64,
+    faults: Vec<FaultCount>,
     /// By miner: the newest score that this validator gave.
     scores: BTreeMap<Uid, f64>,
 }
@@ -162,6 +176,7 @@ impl Recorder {
     pub fn record(&mut self, event: &NodeEvent) {
         let name = event.node.clone();
         let node = self.nodes.entry(name.clone()).or_default();
+        event.event.count_faults(&mut node.faults);
         match &event.event {
             Event::Started { state_root, .. } => {
                 node.starts += 1;
@@ -183,7 +198,7 @@ impl Recorder {
                 gathered.comm_s = gathered.comm_s.max(*comm_s);
             }
             Event::Voted { window, faults, .. } => self.windows.entry(*window).or_default().add_faults(faults),
-            Event::Misvoted { window, uid, cause } => {
+            Event::Misvoted { window, uid, cause, .. } => {
                 let misvotes = &mut self.windows.entry(*window).or_default().misvotes;
                 let misvote = Misvote { uid: *uid, cause: cause.clone() };
                 // Every node says so.
@@ -193,12 +208,13 @@ impl Recorder {
             }
             Event::Settled { window, verdict, state_root, payload_bytes, values, tokens } => {
                 node.state_root = *state_root;
-                let gathered = self.windows.entry(*window).or_default();
-                gathered.roots.insert(name, *state_root);
-                gathered.settled = Some((verdict.clone(), *payload_bytes, *values, *tokens));
+                let (state_root, verdict) = (*state_root, verdict.clone());
+                let (payload_bytes, values, tokens) = (*payload_bytes, *values, *tokens);
+                let settled = Settled { state_root, verdict, payload_bytes, values, tokens };
+                self.windows.entry(*window).or_default().settled.insert(name, settled);
             }
             Event::Validated { window, loss, bits_per_byte } => {
-                self.windows.entry(*window).or_default().validated = Some((*loss, *bits_per_byte));
+                self.windows.entry(*window).or_default().validated.insert(name, (*loss, *bits_per_byte));
             }
             _ => {}
         }
@@ -206,12 +222,12 @@ impl Recorder {
 
     /// How many nodes have settled `window`.
     pub fn settled(&self, window: u64) -> usize {
-        self.windows.get(&window).map_or(0, |gathered| gathered.roots.len())
+        self.windows.get(&window).map_or(0, |gathered| gathered.settled.len())
     }
 
     /// Whether θ after `window` was validated.
     pub fn validated(&self, window: u64) -> bool {
-        self.windows.get(&window).is_some_and(|gathered| gathered.validated.is_some())
+        self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
     }
 
     /// What is known of a window so far.
@@ -247,7 +263,8 @@ impl Recorder {
         };
         let state = self.nodes.get(&member.name);
         // A network on a clock goes on while its slowest node ends the last window.
-        let last_root = self.windows.get(&last_window).and_then(|window| window.roots.get(&member.name).copied());
+        let last_root = self.windows.get(&last_window).and_then(|window| window.settled.get(&member.name));
+        let last_root = last_root.map(|settled| settled.state_root);
         Some(NodeReport {
             uid: neuron.uid,
             name: member.name.clone(),
@@ -262,6 +279,7 @@ impl Recorder {
             emission: neuron.emission_rao as f64 / 1e9,
             restarts: state.map_or(0, |state| state.starts.saturating_sub(1)),
             troubles: state.map_or(0, |state| state.troubles),
+            faults: state.map_or_else(Vec::new, |state| state.faults.clone()),
         })
     }
 }
@@ -278,11 +296,15 @@ impl Gathered {
 
     fn report(&self, window: u64) -> WindowReport {
         let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
-        self.roots.values().for_each(|root| *counts.entry(*root).or_default() += 1);
+        self.settled.values().for_each(|settled| *counts.entry(settled.state_root).or_default() += 1);
         let state_root = counts.iter().max_by_key(|(_, count)| **count).map_or_else(Hash32::default, |(root, _)| *root);
-        let (verdict, payload_bytes, values, tokens) = self.settled.clone().unwrap_or((Verdict::NoQuorum, 0, 0, 0));
-        let (certified, accepted) = match verdict {
-            Verdict::Certified { accepted, .. } => (true, accepted),
+        // In the eyes of those that have this root: another node's verdict belongs to another history.
+        let agrees = |node: &str| self.settled.get(node).is_some_and(|settled| settled.state_root == state_root);
+        let settled = self.settled.values().find(|settled| settled.state_root == state_root);
+        let validated = self.validated.iter().find(|(node, _)| agrees(node.as_str())).map(|(_, validated)| *validated);
+        let (payload_bytes, values) = settled.map_or((0, 0), |settled| (settled.payload_bytes, settled.values));
+        let (certified, accepted) = match settled.map(|settled| &settled.verdict) {
+            Some(Verdict::Certified { accepted, .. }) => (true, accepted.clone()),
             _ => (false, Vec::new()),
         };
         let utilisations: Vec<f64> = self.engines.values().filter_map(EngineStats::mfu).collect();
@@ -293,21 +315,74 @@ impl Gathered {
             certified,
             state_root,
             one_root: counts.len() == 1,
-            settled_by: self.roots.len() as u64,
+            settled_by: self.settled.len() as u64,
             agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
             payload_bytes: payload_bytes / accepted.len().max(1) as u64,
             bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),
-            tokens,
+            tokens: settled.map_or(0, |settled| settled.tokens),
             train_loss: (!self.train_losses.is_empty()).then_some(losses),
-            val_loss: self.validated.map(|(loss, _)| loss),
-            val_bits_per_byte: self.validated.map(|(_, bits)| bits),
+            val_loss: validated.map(|(loss, _)| loss),
+            val_bits_per_byte: validated.map(|(_, bits)| bits),
             compute_s: self.compute_s,
             comm_s: self.comm_s,
             mfu: (!utilisations.is_empty()).then_some(mfu),
             engines: self.engines.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_node::events::{Cause, VoteFault};
+
+    use super::*;
+
+    fn told(node: &str, event: Event) -> NodeEvent {
+        NodeEvent { node: node.to_owned(), event }
+    }
+
+    #[test]
+    fn a_diverged_node_that_comes_last_does_not_write_history() {
+        let settled = |root: &[u8], accepted: Vec<Uid>, tokens| Event::Settled {
+            window: 0,
+            verdict: Verdict::Certified { accepted, excluded: vec![] },
+            state_root: Hash32::of(root),
+            payload_bytes: 10 * tokens,
+            values: 1,
+            tokens,
+        };
+        let validated = |loss| Event::Validated { window: 0, loss, bits_per_byte: loss };
+        let mut recorder = Recorder::new(Vec::new());
+        for event in [
+            told("b", settled(b"one", vec![Uid(1)], 7)),
+            told("c", settled(b"one", vec![Uid(1)], 7)),
+            told("c", validated(2.0)),
+            told("a", settled(b"other", vec![], 9)),
+            told("a", validated(1.0)),
+        ] {
+            recorder.record(&event);
+        }
+        let window = recorder.window(0);
+        assert_eq!((window.state_root, window.settled_by, window.agreed_by), (Hash32::of(b"one"), 3, 2));
+        assert_eq!((window.accepted, window.tokens, window.payload_bytes), (vec![Uid(1)], 7, 70));
+        assert_eq!(window.val_loss, Some(2.0));
+    }
+
+    #[test]
+    fn faults_are_counted_by_cause_and_come_through_json() {
+        let misvoted = |fault| Event::Misvoted { window: 0, uid: Uid(1), fault, cause: String::new() };
+        let mut totals = Vec::new();
+        for fault in [VoteFault::Length, VoteFault::Padding, VoteFault::Length] {
+            misvoted(fault).count_faults(&mut totals);
+        }
+        let length = FaultCount { cause: Cause::Vote(VoteFault::Length), count: 2 };
+        assert_eq!(totals, [length, FaultCount { cause: Cause::Vote(VoteFault::Padding), count: 1 }]);
+        let json = r#"{"node":"a","event":"faults","totals":[{"of":"vote","fault":"length","count":2}]}"#;
+        let event = told("a", Event::Faults { totals: vec![length] });
+        assert_eq!(serde_json::to_string(&event).unwrap(), json);
+        assert_eq!(serde_json::from_str::<NodeEvent>(json).unwrap(), event);
     }
 }

@@ -45,8 +45,6 @@ pub enum Fault {
     NotFound,
     /// The service answers that it is out of order; nothing is changed.
     Unavailable,
-    /// The answer is lost after this time, and nothing is changed.
-    Timeout(Duration),
     /// The operation happens, but only after this time.
     Delay(Duration),
     /// A read returns the object with its first bit flipped. Other operations are unaffected.
@@ -119,10 +117,6 @@ impl MemoryCloud {
         }
     }
 
-    pub fn clear_fault(&self) {
-        self.lock().fault = None;
-    }
-
     /// A panicking hook leaves the buckets as they were: nothing is half done under this lock.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,10 +154,6 @@ impl MemoryStore {
             Some(Fault::Corrupt) => Ok(true),
             Some(Fault::NotFound) => Err(StoreError::NotFound { key }),
             Some(Fault::Unavailable) => Err(StoreError::Unavailable { bucket, key, source: "injected fault".into() }),
-            Some(Fault::Timeout(after)) => {
-                tokio::time::sleep(after).await;
-                Err(StoreError::Timeout { bucket, key, after })
-            }
             Some(Fault::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 Ok(false)
@@ -259,9 +249,5 @@ mod tests {
         cloud.set_fault(move |op| (op.key == "x").then_some(Fault::Delay(delay)));
         b.get(a.own(), "x", 9).await.unwrap();
         assert!(start.elapsed() >= delay);
-        cloud.set_fault(move |_| Some(Fault::Timeout(delay)));
-        assert!(matches!(b.get(a.own(), "x", 9).await, Err(StoreError::Timeout { after, .. }) if after == delay));
-        cloud.clear_fault();
-        b.get(a.own(), "x", 9).await.unwrap();
     }
 }

@@ -59,6 +59,8 @@ pub struct BucketSpec {
 pub enum ServerError {
     #[error("{address} is not on loopback: the S3 server speaks plain HTTP; bind 127.0.0.1, or expose it explicitly")]
     NotLoopback { address: SocketAddr },
+    #[error("{address} stands for all addresses of this machine: name the one under which the others reach it")]
+    NoAddress { address: SocketAddr },
     #[error("{name:?} is no valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', with a letter or digit at both ends")]
     BadBucketName { name: String },
     #[error("bucket {name:?} is given twice: name every bucket once")]
@@ -89,35 +91,26 @@ impl S3Server {
         if !address.ip().is_loopback() {
             return Err(ServerError::NotLoopback { address });
         }
-        Self::serve(root, address, None, buckets).await
+        Self::start_exposed(root, address, buckets).await
     }
 
-    /// Like [`S3Server::start`], at any address: for several machines in a network whose users are trusted, because
-    /// everybody on the way reads what is sent. `endpoint` is the URL under which the others reach it.
+    /// Like [`S3Server::start`], at any address of this machine: for several machines in a network whose users are
+    /// trusted, because everybody on the way reads what is sent. The others reach it under that address, so it must be
+    /// one, and not `0.0.0.0`.
     pub async fn start_exposed(
         root: &Path,
         address: SocketAddr,
-        endpoint: &str,
         buckets: Vec<BucketSpec>,
     ) -> Result<Self, ServerError> {
-        Self::serve(root, address, Some(endpoint.to_owned()), buckets).await
-    }
-
-    async fn serve(
-        root: &Path,
-        address: SocketAddr,
-        endpoint: Option<String>,
-        buckets: Vec<BucketSpec>,
-    ) -> Result<Self, ServerError> {
+        if address.ip().is_unspecified() {
+            return Err(ServerError::NoAddress { address });
+        }
         let rights = access::Rights::new(&buckets)?;
         let names: Vec<String> = buckets.iter().map(|bucket| bucket.name.clone()).collect();
         let Root { lock, files, mut idle } = open_root(root.to_owned(), names).await?;
         let listen = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let endpoint = match endpoint {
-            Some(endpoint) => endpoint,
-            None => format!("http://{}", listener.local_addr().map_err(listen)?),
-        };
+        let endpoint = format!("http://{}", listener.local_addr().map_err(listen)?);
 
         let mut service = S3ServiceBuilder::new(objects::Objects::new(files));
         service.set_auth(rights.clone()); // without it s3s would skip all checks of access

@@ -47,6 +47,8 @@ async fn a_restart_keeps_objects_and_a_second_server_is_refused() {
 
     let exposed = S3Server::start(root.path(), "0.0.0.0:0".parse().unwrap(), specs(&["alice"])).await;
     assert!(matches!(exposed, Err(ServerError::NotLoopback { .. })));
+    let nowhere = S3Server::start_exposed(root.path(), "0.0.0.0:0".parse().unwrap(), specs(&["alice"])).await;
+    assert!(matches!(nowhere, Err(ServerError::NoAddress { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

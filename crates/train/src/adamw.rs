@@ -9,13 +9,12 @@ use rayon::prelude::*;
 use templar_engine::simd;
 use templar_protocol::{layout::Layout, run::InnerSpec};
 
-use crate::trainer::TrainError;
+use crate::{state, trainer::TrainError};
 
 /// Elements that one task takes; it decides no bit of the result.
 const CHUNK: usize = 1 << 15;
 /// Elements that are taken at once.
 const LANES: usize = 16;
-const MAGIC: &[u8; 16] = b"templar adamw 1\n";
 
 /// The optimiser and its moments.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,9 +81,7 @@ impl AdamW {
 
     /// Moments and step count as bytes.
     pub fn export(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(state_bytes(self.first.len()));
-        bytes.extend(MAGIC);
-        bytes.extend(self.steps.to_le_bytes());
+        let mut bytes = state::begin(self.steps, self.first.len());
         for moments in [&self.first, &self.second] {
             bytes.extend(moments.iter().flat_map(|value| value.to_le_bytes()));
         }
@@ -93,30 +90,13 @@ impl AdamW {
 
     /// Takes up exported moments; after an error nothing has changed.
     pub fn import(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        let refuse = |why: String| Err(TrainError::State { why });
-        let expected = state_bytes(self.first.len());
-        if bytes.len() != expected {
-            return refuse(format!("it has {} bytes, this model's takes {expected}", bytes.len()));
-        }
-        let (head, moments) = bytes.split_at(MAGIC.len() + 8);
-        if head[..MAGIC.len()] != MAGIC[..] {
-            return refuse("it is not of this optimiser and version".to_owned());
-        }
-        let steps = head[MAGIC.len()..].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
-        let moments: Vec<f32> = moments.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
-        let (first, second) = moments.split_at(self.first.len());
-        if !moments.iter().all(|value| value.is_finite()) || second.iter().any(|&value| value < 0.0) {
-            return refuse("it has moments that are not finite, or a negative mean of squares".to_owned());
-        }
+        state::check(bytes, self.first.len())?;
+        let (steps, moments) = state::split(bytes);
         self.steps = steps;
-        self.first.copy_from_slice(first);
-        self.second.copy_from_slice(second);
+        let own = self.first.iter_mut().chain(&mut self.second);
+        own.zip(moments.as_chunks().0).for_each(|(own, &value)| *own = f32::from_le_bytes(value));
         Ok(())
     }
-}
-
-fn state_bytes(parameters: usize) -> usize {
-    MAGIC.len() + 8 + 8 * parameters
 }
 
 /// What is the same for all elements of a tensor in one step.
@@ -233,6 +213,7 @@ mod tests {
     #[test]
     fn state_is_validated_as_a_whole() {
         let mut adamw = AdamW::new(&layout(), &inner());
+        assert_eq!(adamw.export(), state::fresh(6));
         adamw.step(&mut [1.0; 6], &[0.1; 6], 1.0, 0.01);
         let (bytes, before) = (adamw.export(), adamw.clone());
         let mut edits: Vec<Vec<u8>> = vec![vec![], bytes[1..].to_vec(), [&bytes[..], &[0]].concat(), bytes.clone()];

@@ -12,6 +12,7 @@ use templar_protocol::{
 use crate::{
     batch::TokenBatch,
     schedule::learning_rate,
+    speed::flops_per_token,
     trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer},
 };
 
@@ -48,19 +49,27 @@ pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
     suite.overflow_is_contained(make().as_mut());
 }
 
-/// Checks that an engine's losses and Δ are those of the plain reference in f64, for batches that reference can bear.
-/// `tolerance` bounds the distance of both Δ, as a share of the reference's length, and the relative error of each loss.
+/// How far an engine is from the plain reference, or may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distance {
+    /// Largest relative error of a step's loss.
+    pub loss: f64,
+    /// Length of the difference of both Δ, as a share of the reference's length.
+    pub delta: f64,
+}
+
+/// Checks that an engine's losses and Δ are those of the plain reference in f64, and returns how far they are from them.
 ///
 /// Not for engines that are no language model. `inner` must be what `make`'s engine trains with.
 ///
 /// # Panics
-/// If the engine is farther off.
+/// If the engine is farther off than `tolerance`.
 pub fn check_against_reference(
     model: &ModelSpec,
     inner: &InnerSpec,
-    tolerance: f64,
+    tolerance: Distance,
     make: impl Fn() -> Box<dyn Trainer>,
-) {
+) -> Distance {
     const FIRST_STEP: u64 = 3;
     let theta = Layout::llama(model).theta0(model, 11);
     let batches = batches(model, 4, 3, "reference");
@@ -71,15 +80,16 @@ pub fn check_against_reference(
         batches.iter().map(|batch| batch.tokens.chunks_exact(batch.seq_len).collect()).collect();
     let rates: Vec<f64> = (FIRST_STEP..).take(batches.len()).map(|step| learning_rate(inner, step)).collect();
     let (losses, delta) = oracle::train(model, inner, &theta, &sequences, &rates);
-    for (step, expected) in outcome.steps.iter().zip(&losses) {
-        let error = (step.loss - expected).abs() / expected;
-        assert!(error < tolerance, "the loss of step {} is {}, the reference's {expected}", step.step, step.loss);
-    }
+    assert_eq!(outcome.steps.len(), losses.len(), "every step is done");
+    let losses = outcome.steps.iter().zip(&losses).map(|(step, expected)| (step.loss - expected).abs() / expected);
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let found = outcome.delta.iter().map(|&x| f64::from(x));
-    let distance = length(&mut found.zip(&delta).map(|(found, expected)| found - expected));
-    let distance = distance / length(&mut delta.iter().copied());
-    assert!(distance < tolerance, "Δ is {distance} of its length away from the reference");
+    let difference = length(&mut found.zip(&delta).map(|(found, expected)| found - expected));
+    let distance =
+        Distance { loss: losses.fold(0.0, f64::max), delta: difference / length(&mut delta.iter().copied()) };
+    let is_near = distance.loss < tolerance.loss && distance.delta < tolerance.delta;
+    assert!(is_near, "{distance:?} from the reference, where {tolerance:?} is allowed");
+    distance
 }
 
 struct Suite<'a> {
@@ -119,6 +129,13 @@ impl Suite<'_> {
         for (stats, step) in seen.iter().zip(100..) {
             assert_eq!((stats.step, stats.tokens), (step, tokens), "steps count on from first_step");
             assert!(stats.loss.is_finite() && stats.grad_norm > 0.0 && stats.lr > 0.0, "{stats:?}");
+        }
+        if let Some(stats) = trainer.stats() {
+            let rates = [stats.tokens_per_s, stats.model_flops_per_s, stats.matmul_flops_per_s];
+            assert!(rates.into_iter().all(|rate| rate > 0.0 && rate.is_finite()), "{stats:?}");
+            let per_token = stats.model_flops_per_s / stats.tokens_per_s;
+            let expected = flops_per_token(self.model, self.batches[0].seq_len);
+            assert!((per_token / expected - 1.0).abs() < 1e-9, "{per_token} FLOPs a token, not {expected}");
         }
         let nothing = self.train(trainer, &[], 0);
         assert!(nothing.steps.is_empty() && nothing.delta.iter().all(|&value| value == 0.0), "no batch, no step");

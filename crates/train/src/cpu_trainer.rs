@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Instant};
 
-use templar_engine::Engine;
+use templar_engine::{Engine, product_flops_per_s};
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
@@ -12,8 +12,12 @@ use crate::{
     adamw::{AdamW, global_norm},
     batch::TokenBatch,
     schedule::learning_rate,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
+    speed::{flops_per_token, peak_memory_bytes},
+    trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
 };
+
+/// How long the machine's matrix products are measured, once a trainer.
+const PRODUCTS_S: f64 = 0.05;
 
 /// Trains on this machine's processor.
 #[derive(Debug)]
@@ -24,13 +28,24 @@ pub struct CpuTrainer {
     /// Of the step that is being made, kept for the next one.
     gradient: Vec<f32>,
     optimiser_s: f64,
+    /// Of plain matrix products, measured after the first job.
+    product_flops_per_s: Option<f64>,
+    stats: Option<EngineStats>,
 }
 
 impl CpuTrainer {
     /// An engine with fresh moments.
     pub fn new(model: &ModelSpec, inner: &InnerSpec) -> Self {
         let optimiser = AdamW::new(&Layout::llama(model), inner);
-        Self { inner: inner.clone(), engine: Engine::new(model), optimiser, gradient: vec![], optimiser_s: 0.0 }
+        Self {
+            inner: inner.clone(),
+            engine: Engine::new(model),
+            optimiser,
+            gradient: vec![],
+            optimiser_s: 0.0,
+            product_flops_per_s: None,
+            stats: None,
+        }
     }
 
     /// The engine, for measurements.
@@ -62,6 +77,23 @@ impl CpuTrainer {
         Ok(StepStats { step, loss, grad_norm, lr, tokens: batch.tokens.len() as u64 })
     }
 
+    /// How fast the steps with these batches were. No data sheet says what a CPU's peak is.
+    fn measure(&mut self, batches: &[TokenBatch], seconds: f64) {
+        if batches.is_empty() {
+            return;
+        }
+        let (seconds, threads) = (seconds.max(1e-9), rayon::current_num_threads());
+        let flops = |batch: &TokenBatch| batch.tokens.len() as f64 * flops_per_token(self.engine.spec(), batch.seq_len);
+        self.stats = Some(EngineStats {
+            device: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
+            tokens_per_s: batches.iter().map(|batch| batch.tokens.len() as f64).sum::<f64>() / seconds,
+            model_flops_per_s: batches.iter().map(flops).sum::<f64>() / seconds,
+            matmul_flops_per_s: *self.product_flops_per_s.get_or_insert_with(|| product_flops_per_s(PRODUCTS_S)),
+            peak_flops_per_s: None,
+            peak_memory_bytes: peak_memory_bytes(),
+        });
+    }
+
     /// Every sequence's loss; the gradient of their mean is accumulated over micro-batches in their order.
     fn batch_gradient(&mut self, theta: &[f32], batch: &TokenBatch) -> Vec<f64> {
         self.gradient.resize(theta.len(), 0.0);
@@ -87,16 +119,21 @@ impl Trainer for CpuTrainer {
         job: &TrainJob<'_>,
         on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
+        self.stats = None;
         check_inputs(self.engine.spec(), self.engine.parameters(), job.theta, job.batches)?;
         let mut theta = job.theta.to_vec();
         let mut steps = Vec::with_capacity(job.batches.len());
+        let mut seconds = 0.0;
         for (step, batch) in (job.first_step..).zip(job.batches) {
+            let start = Instant::now();
             let stats = self.step(&mut theta, batch, step)?;
+            seconds += start.elapsed().as_secs_f64();
             steps.push(stats);
             if on_step(&stats).is_break() {
                 break;
             }
         }
+        self.measure(&job.batches[..steps.len()], seconds);
         TrainOutcome::new(job.theta, theta, steps)
     }
 
@@ -115,5 +152,9 @@ impl Trainer for CpuTrainer {
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
         self.optimiser.import(bytes)
+    }
+
+    fn stats(&self) -> Option<EngineStats> {
+        self.stats.clone()
     }
 }

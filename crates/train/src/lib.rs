@@ -6,6 +6,8 @@
 //! | tokens of one inner step | [`batch`] |
 //! | learning rate by global inner step | [`schedule`] |
 //! | AdamW on flat parameters | [`adamw`] |
+//! | its moments as bytes | `state` |
+//! | speed, memory and what a model needs of them | [`speed`] |
 //! | the built-in engine, on this machine's processor | [`cpu_trainer`] |
 //! | the PyTorch engine, in a process of its own | [`worker`] |
 //! | a cheap problem for simulations of the protocol | [`synthetic`] |
@@ -33,6 +35,8 @@ pub mod batch;
 pub mod conformance;
 pub mod cpu_trainer;
 pub mod schedule;
+pub mod speed;
+mod state;
 pub mod synthetic;
 pub mod trainer;
 pub mod worker;

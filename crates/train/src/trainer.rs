@@ -99,7 +99,7 @@ pub struct EngineStats {
     pub matmul_flops_per_s: f64,
     /// Dense bf16 FLOP/s by the maker's data sheet, where there is one.
     pub peak_flops_per_s: Option<f64>,
-    /// Largest memory that one device had in use.
+    /// Largest memory that one device had in use; on CPUs, that of the process, or 0 where the system does not say.
     pub peak_memory_bytes: u64,
 }
 

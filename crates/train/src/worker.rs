@@ -6,9 +6,9 @@
 
 mod error;
 mod exchange;
+mod folder;
 mod message;
 mod process;
-mod state;
 
 use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 
@@ -28,6 +28,7 @@ use self::{
 use crate::{
     batch::TokenBatch,
     schedule::learning_rate,
+    state,
     trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs},
 };
 
@@ -71,12 +72,19 @@ impl Default for TorchOptions {
 pub struct Timeouts {
     /// From the start of the process to its first word, and to the end of its configuration.
     pub start: Duration,
-    /// The first step or evaluation of a process, which compiles.
+    /// The first step and the first evaluation of a process: each compiles.
     pub first: Duration,
     /// Every other step or evaluation.
     pub step: Duration,
     /// Taking or giving parameters or moments.
     pub transfer: Duration,
+}
+
+impl Timeouts {
+    /// For a step or an evaluation, if `was_done` says whether there was one before; from now on there was.
+    fn of(self, was_done: &mut bool) -> Duration {
+        if std::mem::replace(was_done, true) { self.step } else { self.first }
+    }
 }
 
 impl Default for Timeouts {
@@ -106,8 +114,10 @@ struct Worker {
     exchange: Exchange,
     /// Whether it has the moments that the trainer has.
     has_state: bool,
-    /// Whether it has computed something, and so compiled what there is to compile.
-    is_warm: bool,
+    /// Whether it has done a step, and so compiled what there is to compile for training.
+    has_trained: bool,
+    /// The same for an evaluation, which compiles its own.
+    has_evaluated: bool,
 }
 
 impl TorchTrainer {
@@ -179,7 +189,7 @@ impl Trainer for TorchTrainer {
     }
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        state::check(bytes, self.layout.len()).map_err(|why| TrainError::State { why })?;
+        state::check(bytes, self.layout.len())?;
         self.state = Some(bytes.to_vec());
         if let Some(worker) = &mut self.worker {
             worker.has_state = false;
@@ -217,7 +227,7 @@ impl Worker {
             Reply::Configured { parameters } if parameters == layout.len() as u64 => {}
             other => return Err(unexpected("take its configuration", &other)),
         }
-        Ok(Self { process, exchange, has_state: false, is_warm: false })
+        Ok(Self { process, exchange, has_state: false, has_trained: false, has_evaluated: false })
     }
 
     fn train(
@@ -256,13 +266,13 @@ impl Worker {
         };
         self.exchange.remove("delta");
         let tokens = steps.iter().map(|step| step.tokens).sum();
-        Ok((TrainOutcome { delta, steps, tokens }, engine.and_then(plausible)))
+        Ok((TrainOutcome { delta, steps, tokens }, plausible(engine)))
     }
 
     /// Waits for one step, and checks that it is the one that was asked for.
     fn step(&mut self, inner: &InnerSpec, limits: Timeouts, step: u64, tokens: u64) -> Result<StepStats, TrainError> {
         const PHASE: &str = "do an inner step";
-        let (expected, limit) = (learning_rate(inner, step), self.limit(limits));
+        let (expected, limit) = (learning_rate(inner, step), limits.of(&mut self.has_trained));
         match self.process.receive(PHASE, limit)? {
             Reply::Step { step: done, loss, grad_norm, lr, tokens: of }
                 if done == step
@@ -286,8 +296,7 @@ impl Worker {
         self.exchange.put_batches(std::slice::from_ref(batch))?;
         self.exchange.remove("losses");
         self.process.send("evaluate", &Request::Evaluate { theta_version })?;
-        let limit = self.limit(limits);
-        match self.process.receive("evaluate", limit)? {
+        match self.process.receive("evaluate", limits.of(&mut self.has_evaluated))? {
             Reply::Evaluated => Ok(self.exchange.losses(batch.sequences)?),
             Reply::Failed(Failure::NonFiniteLoss { sequence }) if sequence < batch.sequences => {
                 Err(TrainError::NonFiniteLoss { sequence })
@@ -318,15 +327,10 @@ impl Worker {
             Reply::Exported => {}
             other => return Err(unexpected("give its moments", &other)),
         }
-        let state = state::assemble(|state| self.exchange.state(state))?;
+        let state = self.exchange.state()?;
         self.exchange.remove("state");
         self.has_state = true;
         Ok(state)
-    }
-
-    /// How long a step or an evaluation may take now.
-    fn limit(&mut self, limits: Timeouts) -> Duration {
-        if std::mem::replace(&mut self.is_warm, true) { limits.step } else { limits.first }
     }
 }
 
@@ -335,7 +339,8 @@ fn unexpected(phase: &'static str, reply: &Reply) -> WorkerError {
 }
 
 /// Statistics are for people, so ones that mean nothing are dropped rather than held against the worker.
-fn plausible(mut stats: EngineStats) -> Option<EngineStats> {
+fn plausible(stats: serde_json::Value) -> Option<EngineStats> {
+    let mut stats: EngineStats = serde_json::from_value(stats).ok()?;
     stats.device = stats.device.chars().filter(|char| !char.is_control()).take(DEVICE_CHARS_MAX).collect();
     let rates = [stats.tokens_per_s, stats.model_flops_per_s, stats.matmul_flops_per_s];
     let mut rates = rates.into_iter().chain(stats.peak_flops_per_s);

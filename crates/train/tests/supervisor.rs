@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::{
+    fs::File,
     ops::ControlFlow,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -57,7 +58,7 @@ impl Setting {
                 start: Duration::from_secs(if misbehaviour == "silent" { 5 } else { 60 }),
                 first: Duration::from_secs(20),
                 step: Duration::from_secs(3),
-                transfer: Duration::from_secs(20),
+                transfer: Duration::from_secs(if misbehaviour.starts_with("hangs-") { 4 } else { 20 }),
             },
             ..TorchOptions::default()
         };
@@ -121,20 +122,65 @@ fn whatever_a_worker_does_is_a_typed_error_and_the_next_job_works() {
         let error = Setting::failure(misbehaviour);
         assert!(matches!(error, WorkerError::Tensors { file: "delta", .. }), "{misbehaviour}: {error:?}");
     }
+    let wrong_moments = Setting::failure("wrong-moments");
+    assert!(matches!(wrong_moments, WorkerError::Tensors { file: "state", .. }), "{wrong_moments:?}");
+    // A full folder is met in the same way as one in which something is in the way.
+    let blocked = Setting::failure("blocks");
+    assert!(matches!(&blocked, WorkerError::Exchange { folder, .. } if folder.contains("theta")), "{blocked:?}");
     assert_eq!(Setting::failure("bad-moments"), WorkerError::NotFinite { file: "state" });
 }
 
 #[test]
 fn hanging_workers_are_ended_in_time() {
-    for (misbehaviour, limit) in [("hangs", 3), ("silent", 5)] {
+    let cases = [
+        ("hangs", "do an inner step", 3),
+        ("silent", "start", 5),
+        ("hangs-at-the-end", "finish its job", 4),
+        ("hangs-in-the-export", "give its moments", 4),
+    ];
+    let ends_in_time = |(misbehaviour, expected, limit): (&str, &str, u64)| {
         let started = Instant::now();
         let error = Setting::failure(misbehaviour);
         assert!(
-            matches!(error, WorkerError::TimedOut { limit_s, .. } if limit_s == limit),
+            matches!(error, WorkerError::TimedOut { phase, limit_s, .. } if (phase, limit_s) == (expected, limit)),
             "{misbehaviour}: {error:?}"
         );
         assert!(started.elapsed() < Duration::from_mins(1), "{misbehaviour} took {:?}", started.elapsed());
-    }
+    };
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || ends_in_time(case));
+        }
+    });
+}
+
+/// What a worker has started ends with it, or the next one would find the memory taken.
+#[test]
+fn nothing_of_a_worker_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("multiplies", folder.path());
+    let error = setting.train().unwrap_err();
+    assert!(matches!(error, TrainError::Worker(WorkerError::TimedOut { .. })), "{error:?}");
+    let lock = File::open(folder.path().join("has-misbehaved")).unwrap();
+    lock.try_lock().expect("nobody holds the worker's lock any more");
+}
+
+/// An evaluation compiles nothing for training: the first step may take its time all the same.
+#[test]
+fn the_first_step_may_take_longer_after_an_evaluation_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("compiles", folder.path());
+    let batch = setting.batches[0].clone();
+    setting.trainer.evaluate(&setting.theta, &batch).unwrap();
+    assert_eq!(setting.train().unwrap().steps.len(), 2);
+}
+
+#[test]
+fn statistics_that_make_no_sense_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setting = Setting::new("odd-statistics", folder.path());
+    setting.train().unwrap();
+    assert_eq!(setting.trainer.stats(), None);
 }
 
 #[test]

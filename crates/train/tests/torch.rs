@@ -1,26 +1,43 @@
-//! The engine on PyTorch, against the suite for every engine and against the built-in one.
+//! The engine on PyTorch, against the suite for every engine, the plain reference and the built-in engine.
 //!
 //! Ignored by default, because PyTorch is not installed everywhere:
 //! `TEMPLAR_PYTHON=/path/to/python cargo test --release --workspace --test torch -- --ignored` runs it, in some minutes.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests panic and print as tests do")]
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, process::Command};
 
 use templar_model::presets;
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
-use templar_train::{TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer, conformance};
+use templar_train::{
+    TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer,
+    conformance::{self, Distance},
+};
 
-/// The package of this repository on an interpreter that has PyTorch.
-fn options() -> TorchOptions {
-    let python = std::env::var_os("TEMPLAR_PYTHON").expect("TEMPLAR_PYTHON names no Python that has torch");
-    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../python");
-    let environment = vec![("PYTHONPATH".to_owned(), package.display().to_string())];
+/// From the reference, with products in f32. Found on a CPU: 1e-7 and 2e-6.
+const F32: Distance = Distance { loss: 1e-5, delta: 1e-4 };
+/// With products in bf16, as on GPUs, whose eight bits are 0.004 of a value. Found on a CPU: 2e-4 and 0.04.
+const BF16: Distance = Distance { loss: 1e-3, delta: 0.1 };
+
+fn python() -> PathBuf {
+    std::env::var_os("TEMPLAR_PYTHON").expect("TEMPLAR_PYTHON names no Python that has torch").into()
+}
+
+/// The package of this repository on an interpreter that has PyTorch, after other folders with Python modules.
+fn options_with(folders: &[&str]) -> TorchOptions {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let folders = folders.iter().chain(&["../../python"]).map(|folder| here.join(folder));
+    let path = std::env::join_paths(folders).unwrap().into_string().unwrap();
     let device = std::env::var("TEMPLAR_TORCH_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    TorchOptions { python: python.into(), device, threads: Some(1), environment, ..TorchOptions::default() }
+    let environment = vec![("PYTHONPATH".to_owned(), path)];
+    TorchOptions { python: python(), device, threads: Some(1), environment, ..TorchOptions::default() }
+}
+
+fn options() -> TorchOptions {
+    options_with(&[])
 }
 
 fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
@@ -54,6 +71,42 @@ fn two_ranks_conform() {
     let options = TorchOptions { ranks: 2, ..options() };
     let (model, inner) = tiny(true);
     conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
+}
+
+/// One rank and two; in the precision of the device, and in bf16 wherever it is.
+#[test]
+#[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
+fn torch_trainer_agrees_with_the_reference() {
+    let distance = |tied, ranks, options: &TorchOptions, tolerance| {
+        let (model, inner) = tiny(tied);
+        let options = TorchOptions { ranks, ..options.clone() };
+        let make = || -> Box<dyn Trainer> { Box::new(TorchTrainer::new(&model, &inner, options.clone())) };
+        let distance = conformance::check_against_reference(&model, &inner, tolerance, make);
+        eprintln!("{ranks} ranks on {}, tied {tied}: {distance:?}", options.device);
+        distance
+    };
+    let (options, narrow) = (options(), options_with(&["tests/bf16"]));
+    let own = if options.device.starts_with("cuda") { BF16 } else { F32 };
+    for (tied, ranks) in [(false, 1), (true, 1), (false, 2)] {
+        distance(tied, ranks, &options, own);
+        let rounded = distance(tied, ranks, &narrow, BF16);
+        assert!(rounded.delta > F32.delta, "that was not bf16: {rounded:?}");
+    }
+}
+
+/// What `templar_torch.bench` calls `1b` is what a run calls so.
+#[test]
+#[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
+fn presets_of_the_bench_have_the_shapes_of_the_runs() {
+    let script = "import dataclasses, json\nfrom templar_torch.bench import PRESETS\n\
+                  print(json.dumps({name: dataclasses.asdict(preset[0]) for name, preset in PRESETS.items()}))";
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../python");
+    let output = Command::new(python()).args(["-c", script]).env("PYTHONPATH", path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shapes: BTreeMap<String, ModelSpec> = serde_json::from_slice(&output.stdout).unwrap();
+    for name in ["150m", "1b", "7b"] {
+        assert_eq!(shapes[name], presets::preset(name).unwrap().model, "{name}");
+    }
 }
 
 /// Both engines from the same θ on the same batches: losses, gradient norms and Δ; and one takes up the other's moments.

@@ -105,7 +105,8 @@ impl Compressor {
         let mut values = vec![0.0; delta.len()];
         contribution.add_scaled(&mut values, 1.0);
         let mut bits_per_value = bits / contribution.values_sent().max(1) as f64;
-        // The choice is the codec's in all formats; only the values differ.
+        // The choice is the codec's in all formats; only the values differ. It has taken its own out already.
+        contribution.add_scaled(&mut self.error, 1.0);
         let kept: Vec<f32> =
             values.iter().zip(&self.error).map(|(&sent, &e)| if sent == 0.0 { 0.0 } else { e }).collect();
         match self.format {

@@ -27,8 +27,7 @@ use tokio::{
 
 use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
 use crate::{
-    call::{Call, MAX_NONCE_TRIES, SignedCall},
-    dev::NeuronInfo,
+    call::{Call, SignedCall, with_next_nonce},
     error::ChainError,
     seam::{Chain, Head, Hyperparams},
 };
@@ -45,8 +44,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 /// A client of a dev chain's [`super::RpcServer`]. Clones share one connection.
 ///
 /// Every call has a time limit and, if the connection breaks, is repeated over a new one for a bounded time. A call
-/// that changes the chain can thus arrive twice; the chain takes repetitions of registrations, paces and calls still
-/// in its pool, and includes a commitment a second time at worst.
+/// that changes the chain can thus arrive twice; the chain takes repetitions of paces and of calls still in its pool,
+/// and includes a commitment a second time at worst.
 #[derive(Clone, Debug)]
 pub struct RpcChain {
     shared: Arc<Shared>,
@@ -73,21 +72,6 @@ impl RpcChain {
             }
         };
         Ok(Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) })
-    }
-
-    /// [`crate::DevChain::register`], on the server.
-    pub async fn dev_register(&self, hotkey: Hotkey, stake_rao: u64) -> Result<Uid, ChainError> {
-        self.request(method::REGISTER, rpc_params![hotkey, stake_rao]).await.map(Uid)
-    }
-
-    /// [`crate::DevChain::emissions`], on the server.
-    pub async fn dev_neurons(&self) -> Result<Vec<NeuronInfo>, ChainError> {
-        self.request(method::NEURONS, rpc_params![]).await
-    }
-
-    /// [`crate::DevChain::late`], on the server.
-    pub async fn dev_late(&self) -> Result<Vec<(u64, Hotkey)>, ChainError> {
-        self.request(method::LATE, rpc_params![]).await
     }
 
     async fn request<T: DeserializeOwned>(&self, name: &'static str, params: ArrayParams) -> Result<T, ChainError> {
@@ -142,16 +126,15 @@ impl RpcChain {
         Ok(client.clone())
     }
 
-    async fn submit(&self, key: &Keypair, netuid: u16, call: Call) -> Result<(), ChainError> {
-        let mut tries = 1;
-        loop {
-            let nonce: u64 = self.request(method::NONCE, rpc_params![key.hotkey()]).await?;
-            let signed = SignedCall::sign(key, self.shared.genesis, netuid, nonce, call.clone());
-            match self.request(method::SUBMIT, rpc_params![hex::encode(signed.encode())]).await {
-                Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
-                done => return done,
-            }
-        }
+    async fn submit(&self, key: &Keypair, netuid: u16, call: &Call) -> Result<(), ChainError> {
+        with_next_nonce(
+            || self.request(method::NONCE, rpc_params![key.hotkey()]),
+            |nonce| {
+                let signed = SignedCall::sign(key, self.shared.genesis, netuid, nonce, call.clone());
+                self.request(method::SUBMIT, rpc_params![hex::encode(signed.encode())])
+            },
+        )
+        .await
     }
 }
 
@@ -213,7 +196,7 @@ impl Chain for RpcChain {
     async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
         // Before it is sent: what is too long for the chain is too long for the server, which would only say so much.
         crate::call::commitment_cost_bytes(&fields)?;
-        self.submit(key, netuid, Call::Commit { fields }).await
+        self.submit(key, netuid, &Call::Commit { fields }).await
     }
 
     async fn submit_weights(
@@ -228,7 +211,7 @@ impl Chain for RpcChain {
             return Err(ChainError::TooManyWeights { weights: weights.len() as u64, neurons });
         }
         let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
-        self.submit(key, netuid, Call::SetWeights { weights, version_key }).await
+        self.submit(key, netuid, &Call::SetWeights { weights, version_key }).await
     }
 
     async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {

@@ -118,16 +118,10 @@ fn dev_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodErr
         let hotkey: Hotkey = params.one()?;
         Ok(chain.next_nonce(&hotkey)?)
     })?;
-    module.register_method(method::REGISTER, |params: Params<'_>, chain, _| -> Answer<u16> {
-        let (hotkey, stake_rao): (Hotkey, u64) = params.parse()?;
-        Ok(chain.register(hotkey, stake_rao)?.0)
-    })?;
     module.register_method(method::PACE, |params: Params<'_>, chain, _| -> Answer<()> {
         let (hotkey, through_block): (Hotkey, u64) = params.parse()?;
         Ok(chain.set_pace(hotkey, through_block)?)
     })?;
-    module.register_method(method::NEURONS, |_, chain, _| Answer::Ok(chain.emissions()))?;
-    module.register_method(method::LATE, |_, chain, _| Answer::Ok(chain.late()))?;
     Ok(())
 }
 

@@ -32,13 +32,13 @@ pub(crate) struct Prepare {
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Tokens in a sample.
-    #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = 128)]
+    #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = PrepareOptions::default().seq_len)]
     seq_len: u32,
     /// Part of the text that is never trained on.
-    #[arg(long, env = "TEMPLAR_HELD_OUT", default_value_t = 0.05)]
+    #[arg(long, env = "TEMPLAR_HELD_OUT", default_value_t = PrepareOptions::default().held_out_fraction)]
     held_out: f64,
     /// Samples in a shard.
-    #[arg(long, env = "TEMPLAR_SHARD_SAMPLES", default_value_t = 65_536)]
+    #[arg(long, env = "TEMPLAR_SHARD_SAMPLES", default_value_t = PrepareOptions::default().shard_samples)]
     shard_samples: u64,
     /// Which parts of the text are held out.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]

@@ -24,21 +24,11 @@ impl Demo {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
         let folder = self.network.folder()?;
-        let plan = self.network.plan()?;
-        let watcher = Watcher::new(self.network.json, self.network.windows());
-        let demo = demo::Demo {
-            plan,
-            text: self.network.text(),
-            folder: folder.path().to_path_buf(),
-            engines: self.network.engines(),
-            pace_cap: Duration::from_secs(self.pace_cap_s),
-        };
-        let outcome = demo
-            .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
-                watcher.on_event(event, recorder);
-            })
-            .await?;
+        let network = self.network.network(&folder)?;
+        let watcher = Watcher::new(self.network.rehearsal.json, network.plan.windows);
+        let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s) };
+        let outcome = demo.run(stop::on_signal(), &mut |news| watcher.on_news(&news)).await;
         watcher.finish();
-        self.network.finish(&outcome, folder.path())
+        self.network.finish(outcome, folder)
     }
 }

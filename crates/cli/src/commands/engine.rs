@@ -3,22 +3,23 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use color_eyre::eyre::{Result, bail};
 use templar_sim::engine::{Engine, EngineName};
 use templar_train::TorchOptions;
 
-/// Options of the engine on PyTorch. The built-in engine needs none.
+/// Options of the engine on PyTorch. The built-in engine takes none.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Engine on PyTorch")]
+#[command(next_help_heading = "Engine on PyTorch (--engine torch)")]
 pub(crate) struct TorchArgs {
-    /// The Python interpreter that has `templar_torch`.
-    #[arg(long, env = "TEMPLAR_PYTHON", default_value = "python3", value_name = "PATH")]
-    python: PathBuf,
-    /// Processes of a worker, one for each GPU.
-    #[arg(long, env = "TEMPLAR_NPROC", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    nproc: u16,
-    /// Where to train, as PyTorch names it: auto, cpu, cuda, cuda:1 or mps. AMD's GPUs are cuda there.
-    #[arg(long, env = "TEMPLAR_DEVICE", default_value = "auto")]
-    device: String,
+    /// The Python interpreter that has `templar_torch`; python3 if not given.
+    #[arg(long, env = "TEMPLAR_PYTHON", value_name = "PATH")]
+    python: Option<PathBuf>,
+    /// Processes of a worker, one for each GPU; 1 if not given.
+    #[arg(long, env = "TEMPLAR_NPROC", value_parser = clap::value_parser!(u16).range(1..=64))]
+    nproc: Option<u16>,
+    /// Where to train, as PyTorch names it: auto (if not given), cpu, cuda, cuda:1 or mps. AMD's GPUs are cuda there.
+    #[arg(long, env = "TEMPLAR_DEVICE")]
+    device: Option<String>,
     /// Threads of each process on CPUs.
     #[arg(long, env = "TEMPLAR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
@@ -28,18 +29,45 @@ pub(crate) struct TorchArgs {
 }
 
 impl TorchArgs {
-    /// The engine of that name. `threads` is for those who did not say how many.
-    pub(crate) fn engine(&self, name: EngineName, threads: Option<u32>) -> Engine {
-        match name {
-            EngineName::BuiltIn => Engine::BuiltIn,
-            EngineName::Torch => Engine::Torch(TorchOptions {
-                python: self.python.clone(),
-                ranks: self.nproc,
-                device: self.device.clone(),
+    /// The engines of these names. `threads` is for those who did not say how many. Fails if an option was given that
+    /// no engine here reads: whoever names a GPU must not be left to train on the CPU.
+    pub(crate) fn engines(&self, names: &[EngineName], threads: Option<u32>) -> Result<Vec<Engine>> {
+        if !names.contains(&EngineName::Torch)
+            && let Some(option) = self.not_for_cpu()
+        {
+            bail!(
+                "{option} is for PyTorch, and no node here trains with it: the built-in engine trains in the node's \
+                 process, on the CPU. Add --engine torch, or leave {option} out (on the command line, in --config and \
+                 in the environment)"
+            );
+        }
+        let torch = || {
+            Engine::Torch(TorchOptions {
+                python: self.python.clone().unwrap_or_else(|| "python3".into()),
+                ranks: self.nproc.unwrap_or(1),
+                device: self.device.clone().unwrap_or_else(|| "auto".to_owned()),
                 threads: self.threads.or(threads),
                 offload_optimiser: self.offload_optimiser,
                 ..TorchOptions::default()
-            }),
-        }
+            })
+        };
+        let engine = |name: &EngineName| match name {
+            EngineName::BuiltIn => Engine::BuiltIn,
+            EngineName::Torch => torch(),
+        };
+        Ok(names.iter().map(engine).collect())
+    }
+
+    /// An option that was given, and that the built-in engine does not do.
+    fn not_for_cpu(&self) -> Option<&'static str> {
+        let elsewhere = |device: &String| !matches!(device.as_str(), "cpu" | "auto");
+        let given = [
+            ("--device", self.device.as_ref().is_some_and(elsewhere)),
+            ("--python", self.python.is_some()),
+            ("--nproc", self.nproc.is_some()),
+            ("--threads", self.threads.is_some()),
+            ("--offload-optimiser", self.offload_optimiser),
+        ];
+        given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
     }
 }

@@ -1,10 +1,14 @@
 //! `templar localnet`
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Args;
 use color_eyre::eyre::{Context, Result, ensure};
-use templar_sim::localnet::{self, Kill};
+use templar_node::events::Role;
+use templar_protocol::keys::Hotkey;
+use templar_sim::localnet::{self, Guest, Kill};
+use templar_sim::plan::Plan;
 
 use crate::commands::network::NetworkArgs;
 use crate::show::Watcher;
@@ -21,49 +25,68 @@ pub(crate) struct Localnet {
     /// Kill a node with SIGKILL in the middle of a window, as in `miner-1@4`; may be given several times.
     #[arg(long, env = "TEMPLAR_KILL", value_delimiter = ',', value_name = "NODE@WINDOW")]
     kill: Vec<Kill>,
+    /// Hotkeys of miners on other machines that may take part; `templar key new` makes one.
+    #[arg(long, env = "TEMPLAR_JOIN", num_args = 1.., value_delimiter = ',', value_name = "HOTKEY")]
+    join: Vec<Hotkey>,
+    /// Hotkeys of validators on other machines that may take part, with the same stake as those here.
+    #[arg(long, env = "TEMPLAR_JOIN_VALIDATOR", num_args = 1.., value_delimiter = ',', value_name = "HOTKEY")]
+    join_validator: Vec<Hotkey>,
+    /// Address of this machine under which the others reach its chain and buckets.
+    #[arg(long, env = "TEMPLAR_LISTEN", default_value = "127.0.0.1", value_name = "IP")]
+    listen: IpAddr,
 }
 
 impl Localnet {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
         ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
+        ensure!(!self.listen.is_unspecified(), "--listen {} names no address that others can reach", self.listen);
         let folder = self.network.folder()?;
-        let plan = self.network.plan()?;
+        let network = self.network.network(&folder)?;
+        self.check_kills(&network.plan)?;
+        let json = self.network.rehearsal.json;
+        let watcher = Watcher::new(json, network.plan.windows);
+        if !json {
+            eprintln!("logs of the nodes: {}/nodes/*/log", folder.path().display());
+        }
+        if !self.listen.is_loopback() {
+            eprintln!(
+                "warning: --listen {}: a development chain trusts its network. Buckets speak plain HTTP, and keys and \
+                 credentials follow from the seed: whoever reaches this address can read and change everything here",
+                self.listen
+            );
+        }
+        let localnet = localnet::Localnet {
+            network,
+            binary: std::env::current_exe().wrap_err("this binary cannot find itself to start nodes")?,
+            block: Duration::from_secs_f64(self.block_s),
+            kills: self.kill.clone(),
+            listen: self.listen,
+            guests: self.guests(),
+        };
+        let outcome = localnet.run(stop::on_signal(), &mut |news| watcher.on_news(&news)).await;
+        watcher.finish();
+        self.network.finish(outcome, folder)
+    }
+
+    fn check_kills(&self, plan: &Plan) -> Result<()> {
         for kill in &self.kill {
             let known = plan.members().iter().any(|member| member.name == kill.node);
             ensure!(known, "--kill names {:?}, but nodes are miner-0 …, validator-0 …", kill.node);
             ensure!(
-                (1..self.network.windows()).contains(&kill.window),
+                (1..plan.windows).contains(&kill.window),
                 "--kill names window {}, but a node can be killed in windows 1 to {}",
                 kill.window,
-                self.network.windows() - 1
+                plan.windows - 1
             );
         }
-        let watcher = Watcher::new(self.network.json, self.network.windows());
-        if !self.network.json {
-            eprintln!("logs of the nodes: {}/nodes/*/log", folder.path().display());
-        }
-        let localnet = localnet::Localnet {
-            plan,
-            text: self.network.text(),
-            folder: folder.path().to_path_buf(),
-            engines: self.network.engines(),
-            binary: std::env::current_exe().wrap_err("this binary cannot find itself to start nodes")?,
-            block: Duration::from_secs_f64(self.block_s),
-            kills: self.kill.clone(),
-        };
-        let outcome = localnet
-            .run(stop::on_signal(), &mut |progress| watcher.on_prepare(progress), &mut |event, recorder| {
-                watcher.on_event(event, recorder);
-            })
-            .await;
-        watcher.finish();
-        match outcome {
-            Ok(outcome) => self.network.finish(&outcome, folder.path()),
-            Err(error) => {
-                let kept = folder.keep();
-                Err(error).wrap_err_with(|| format!("the network failed; its files are left in {}", kept.display()))
-            }
-        }
+        Ok(())
+    }
+
+    fn guests(&self) -> Vec<Guest> {
+        let miners = self.join.iter().map(|hotkey| (Role::Miner, *hotkey));
+        let guests = miners.chain(self.join_validator.iter().map(|hotkey| (Role::Validator, *hotkey)));
+        let guest = |(nth, (role, hotkey))| Guest { name: format!("guest-{nth}"), role, hotkey };
+        guests.enumerate().map(guest).collect()
     }
 }

@@ -1,60 +1,116 @@
-//! What `demo` and `localnet` have in common: the plan, the folder, and what is left in the end.
+//! What rehearsals have in common: who takes part, the folder, and what is left in the end.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, ContextCompat, Result, ensure};
+use color_eyre::eyre::{Context, ContextCompat, Result, bail, ensure};
+use serde_json::{Value, from_value};
 use templar_data::Dataset;
-use templar_model::{hf, presets};
-use templar_sim::demo::Outcome;
-use templar_sim::engine::{Engine, EngineName};
+use templar_model::hf;
+use templar_model::presets::{self, Preset};
+use templar_protocol::run::CodecKind;
+use templar_sim::engine::EngineName;
+use templar_sim::network::{Network, Outcome};
 use templar_sim::plan::{Behaviour, Plan};
 use templar_sim::report::Report;
-use templar_sim::world::Text;
+use templar_sim::world::{Text, WorldError};
 
 use crate::End;
 use crate::commands::engine::TorchArgs;
 use crate::show;
 
-/// Options of a local network.
+/// Options of every rehearsal, with real parts or simulated ones.
 #[derive(Debug, Args)]
-pub(crate) struct NetworkArgs {
+pub(crate) struct RehearsalArgs {
     /// Windows to train.
     #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    windows: u64,
+    pub(crate) windows: u64,
     /// Miners.
-    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
     miners: u16,
     /// Validators.
-    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
     validators: u16,
     /// Everything that is drawn follows from it: keys, data, θ₀, blocks.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
+    /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
+    #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
+    pub(crate) codec: CodecKind,
+    /// How the last miners behave, one each: noise or withhold.
+    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
+    adversary: Vec<Behaviour>,
+    /// Write the run's report to this file, as JSON.
+    #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Print events as JSON lines, and the report last, instead of text for people.
+    #[arg(long, env = "TEMPLAR_JSON")]
+    pub(crate) json: bool,
+}
+
+impl RehearsalArgs {
+    pub(crate) fn plan(&self, preset: Preset) -> Result<Plan> {
+        ensure!(
+            self.adversary.len() < usize::from(self.miners),
+            "{} of {} miners would misbehave; at least one must be honest",
+            self.adversary.len(),
+            self.miners
+        );
+        Ok(Plan {
+            miners: usize::from(self.miners),
+            validators: usize::from(self.validators),
+            windows: self.windows,
+            seed: self.seed,
+            preset,
+            adversaries: self.adversary.clone(),
+        })
+    }
+
+    /// Shows the report, and writes it if that was asked for.
+    pub(crate) fn finish(&self, report: &Report) -> Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string(report)?);
+        } else {
+            print!("{}", show::summary(report));
+        }
+        let Some(path) = &self.report else { return Ok(()) };
+        let text = serde_json::to_string_pretty(report)?;
+        std::fs::write(path, text + "\n")
+            .wrap_err_with(|| format!("the report cannot be written to {}", path.display()))
+    }
+}
+
+/// A codec by its name in `run.toml`.
+pub(crate) fn codec(name: &str) -> Result<CodecKind, serde_json::Error> {
+    from_value(Value::from(name))
+}
+
+/// A preset by its name.
+pub(crate) fn preset(name: &str) -> Result<Preset> {
+    presets::preset(name)
+        .with_context(|| format!("there is no preset {name:?}; there are {}", presets::names().join(", ")))
+}
+
+/// Options of a network of real parts.
+#[derive(Debug, Args)]
+pub(crate) struct NetworkArgs {
+    #[command(flatten)]
+    pub(crate) rehearsal: RehearsalArgs,
     /// Size of the model: nano, micro, 150m, 1b, 7b, 8b or 72b.
     #[arg(long, env = "TEMPLAR_PRESET", default_value = "nano")]
     preset: String,
     /// Files or folders of UTF-8 text or JSON Lines to train on, in place of the built-in corpus.
     #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// How the last miners behave, one each: noise or withhold.
-    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
-    adversary: Vec<Behaviour>,
     /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
-    /// Write the run's report to this file, as JSON.
-    #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
-    report: Option<PathBuf>,
     /// Write the final model to this folder, in the Hugging Face layout.
     #[arg(long, env = "TEMPLAR_OUT", value_name = "DIR")]
     out: Option<PathBuf>,
     /// Keep the network's files (chain, buckets, nodes) in this folder, which must be empty or absent.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Print events as JSON lines, and the report last, instead of text for people.
-    #[arg(long, env = "TEMPLAR_JSON")]
-    pub(crate) json: bool,
     #[command(flatten)]
     torch: TorchArgs,
 }
@@ -84,41 +140,19 @@ impl Folder {
 }
 
 impl NetworkArgs {
-    pub(crate) fn plan(&self) -> Result<Plan> {
-        let preset = presets::preset(&self.preset);
-        let preset = preset.with_context(|| {
-            format!("there is no preset {:?}; there are {}", self.preset, presets::names().join(", "))
-        })?;
-        ensure!(
-            self.adversary.len() < usize::from(self.miners),
-            "{} of {} miners would misbehave; at least one must be honest",
-            self.adversary.len(),
-            self.miners
-        );
-        Ok(Plan {
-            miners: usize::from(self.miners),
-            validators: usize::from(self.validators),
-            windows: self.windows,
-            seed: self.seed,
-            preset,
-            adversaries: self.adversary.clone(),
-        })
-    }
-
-    pub(crate) fn text(&self) -> Text {
-        if self.data.is_empty() { Text::BuiltIn } else { Text::Paths(self.data.clone()) }
-    }
-
-    /// Nodes on this machine share its cores.
-    pub(crate) fn engines(&self) -> Vec<Engine> {
+    /// The network that was asked for, in `folder`.
+    pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
+        let plan = self.rehearsal.plan(preset(&self.preset)?)?;
+        // Nodes on this machine share its cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let nodes = usize::from(self.miners) + usize::from(self.validators);
-        let threads = u32::try_from((cores / nodes).max(1)).ok();
-        self.engine.iter().map(|&name| self.torch.engine(name, threads)).collect()
-    }
-
-    pub(crate) fn windows(&self) -> u64 {
-        self.windows
+        let threads = u32::try_from((cores / (plan.miners + plan.validators)).max(1)).ok();
+        Ok(Network {
+            plan,
+            codec: self.rehearsal.codec,
+            text: if self.data.is_empty() { Text::BuiltIn } else { Text::Paths(self.data.clone()) },
+            folder: folder.path().to_path_buf(),
+            engines: self.torch.engines(&self.engine, threads)?,
+        })
     }
 
     pub(crate) fn folder(&self) -> Result<Folder> {
@@ -132,15 +166,22 @@ impl NetworkArgs {
         Ok(Folder::Kept(path.clone()))
     }
 
-    /// Shows the result and writes what was asked for.
-    pub(crate) fn finish(&self, outcome: &Outcome, folder: &Path) -> Result<End> {
-        if self.json {
-            println!("{}", serde_json::to_string(&outcome.report)?);
-        } else {
-            print!("{}", show::summary(&outcome.report));
-        }
-        if let Some(path) = &self.report {
-            write_report(path, &outcome.report)?;
+    /// Shows the result and writes what was asked for. If something failed, the network's files stay.
+    pub(crate) fn finish(&self, outcome: Result<Option<Outcome>, WorldError>, folder: Folder) -> Result<End> {
+        let end = outcome.map_err(Into::into).and_then(|outcome| match outcome {
+            Some(outcome) => self.conclude(&outcome, folder.path()),
+            None => Ok(End::Stopped),
+        });
+        end.map_err(|report| {
+            report.wrap_err(format!("the network failed; its files are left in {}", folder.keep().display()))
+        })
+    }
+
+    fn conclude(&self, outcome: &Outcome, folder: &Path) -> Result<End> {
+        self.rehearsal.finish(&outcome.report)?;
+        if !outcome.failures.is_empty() {
+            let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
+            bail!("{}", failures.join("\n  "));
         }
         if let Some(out) = &self.out {
             self.export(out, outcome, &folder.join("dataset"))?;
@@ -157,15 +198,9 @@ impl NetworkArgs {
         let sample = dataset.sample(templar_data::Split::HeldOut, 0)?;
         let tokens = &sample[..sample.len().min(64)];
         hf::export_logits(out, model, theta, tokens, 1)?;
-        if !self.json {
+        if !self.rehearsal.json {
             println!("model written to {}", out.display());
         }
         Ok(())
     }
-}
-
-/// Writes a report as indented JSON.
-pub(crate) fn write_report(path: &Path, report: &Report) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(path, text + "\n").wrap_err_with(|| format!("the report cannot be written to {}", path.display()))
 }

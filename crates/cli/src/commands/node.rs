@@ -53,6 +53,9 @@ struct NodeArgs {
     /// Print events as JSON lines instead of text for people.
     #[arg(long, env = "TEMPLAR_JSON")]
     json: bool,
+    /// For localnets: end at once when standard input ends, as it does with the process that started this one.
+    #[arg(long, hide = true)]
+    with_parent: bool,
     #[command(flatten)]
     torch: TorchArgs,
 }
@@ -93,26 +96,33 @@ impl Validator {
 #[tokio::main]
 async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: ValidatorOptions) -> Result<End> {
     let spec = RunSpec::from_toml(&read_small(&args.run)?).wrap_err_with(|| args.run.display().to_string())?;
-    let seed = parse_seed(&read_small(&args.key)?).wrap_err_with(|| format!("the key in {}", args.key.display()))?;
+    if args.with_parent {
+        end_with_parent();
+    }
     let connection = Connection {
         name: args.name,
         role,
         behaviour,
         spec,
-        keypair: Keypair::from_seed(seed.0),
+        keypair: read_key(&args.key)?,
         chain: args.chain,
         bucket: parse::<BucketFile>(&args.bucket)?.into(),
         data: parse::<LocatorFile>(&args.data)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
-        engine: args.torch.engine(args.engine, None),
+        engine: args.torch.engines(&[args.engine], None)?.remove(0),
         options,
     };
     let (sender, receiver) = mpsc::channel(256);
     let mut printing = tokio::spawn(print_events(receiver, args.json));
     let stop = stop::on_signal();
+    let mut stopped = stop.clone();
     let running = async {
-        let setup = connection.open(sender).await?;
+        let setup = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+            setup = connection.open(sender) => setup?,
+        };
         Ok::<(), color_eyre::Report>(setup.run(stop.clone()).await?)
     };
     tokio::select! {
@@ -125,6 +135,20 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
         printing.await??;
     }
     Ok(if *stop.borrow() { End::Stopped } else { End::Done })
+}
+
+/// The hotkey whose seed is in a file.
+pub(crate) fn read_key(path: &Path) -> Result<Keypair> {
+    let seed = parse_seed(&read_small(path)?).wrap_err_with(|| format!("the key in {}", path.display()))?;
+    Ok(Keypair::from_seed(seed.0))
+}
+
+/// A node that its parent cannot stop any more must not go on unseen. Its state on disk is whole at any moment.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        std::process::exit(1);
+    });
 }
 
 /// A seed as wallets write it, too: with `0x`, or in capitals.

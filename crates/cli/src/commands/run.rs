@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use color_eyre::eyre::{Context, ContextCompat, Result, ensure};
+use color_eyre::eyre::{Context, Result, ensure};
 use serde_json::json;
 use templar_data::Dataset;
-use templar_model::presets;
 use templar_protocol::hash::Hash32;
-use templar_protocol::run::{ChainSpec, DataSpec, RunSpec};
+use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 use templar_sim::plan::{mainnet_windows, run_spec};
 
 use crate::End;
+use crate::commands::network::{codec, preset};
 use crate::commands::node::read_small;
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +32,9 @@ pub(crate) struct Init {
     /// Size of the model.
     #[arg(long, env = "TEMPLAR_PRESET", default_value = "nano")]
     preset: String,
+    /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
+    #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
+    codec: CodecKind,
     /// Hash of the chain's block 0, in hexadecimal.
     #[arg(long, env = "TEMPLAR_GENESIS", value_name = "HASH")]
     genesis: Hash32,
@@ -86,9 +89,7 @@ impl Run {
 
 impl Init {
     fn run(self) -> Result<()> {
-        let mut preset = presets::preset(&self.preset).with_context(|| {
-            format!("there is no preset {:?}; there are {}", self.preset, presets::names().join(", "))
-        })?;
+        let mut preset = preset(&self.preset)?;
         ensure!(!self.out.exists(), "{} exists already; a run is never changed: name another file", self.out.display());
         let dataset = Dataset::open(&self.data).wrap_err_with(|| format!("dataset in {}", self.data.display()))?;
         let manifest = dataset.manifest();
@@ -96,7 +97,8 @@ impl Init {
         preset.model.vocab_size = preset.model.vocab_size.max(manifest.vocab_size.next_multiple_of(16));
         let chain = ChainSpec { genesis: self.genesis, netuid: self.netuid, start_block: self.start_block };
         let data = DataSpec { manifest: manifest.hash(), seed: self.seed };
-        let spec = run_spec(&self.name, &preset, chain, data, self.seed, mainnet_windows());
+        let mut spec = run_spec(&self.name, &preset, chain, data, self.seed, mainnet_windows());
+        spec.codec.kind = self.codec;
         spec.validate()?;
         std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
         println!("run {} written to {}", spec.id(), self.out.display());

@@ -56,3 +56,17 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
 pub(crate) fn encode(codec: &Codec, e: &[f32]) -> Result<Vec<u8>, EncodeError> {
     codec.encode(&mut vec![0.0; e.len()], e)
 }
+
+/// Integers of a few bits (value, bits) as the format packs them: least significant bit first, zeros up to a whole byte.
+pub(crate) fn pack(fields: &[(u64, u32)]) -> Vec<u8> {
+    let bits = fields.iter().flat_map(|&(value, count)| (0..count).map(move |bit| value >> bit & 1 == 1));
+    let bits: Vec<bool> = bits.collect();
+    bits.chunks(8).map(|byte| byte.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit))).collect()
+}
+
+/// A payload of one segment, made of integers of a few bits. `says_length`: whether it can have another length.
+pub(crate) fn crafted(kind: CodecKind, says_length: bool, fields: &[(u64, u32)]) -> Vec<u8> {
+    let body = pack(fields);
+    let length = (body.len() as u16).to_le_bytes();
+    [&b"TC\x01"[..], &[kind as u8], if says_length { &length } else { &[] }, &body].concat()
+}

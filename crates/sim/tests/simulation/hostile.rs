@@ -1,7 +1,7 @@
 //! Miners that publish what they should not, and validators that vote too late: each lie has its name, and moves nothing.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,11 +20,20 @@ use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, T
 
 use crate::{any, assert_one_history, certified, faults_of, run};
 
-/// A store that changes what its owner puts into window 1.
+/// What is put instead of an object.
+type Put = Box<dyn FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send>;
+
+/// A store that puts something else than its owner wants.
 struct Forging {
     honest: Arc<dyn Store>,
-    object: &'static str,
-    forge: fn(Vec<u8>) -> Vec<u8>,
+    put: Mutex<Put>,
+}
+
+pub(crate) fn forging(
+    honest: Arc<dyn Store>,
+    put: impl FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send + 'static,
+) -> Arc<dyn Store> {
+    Arc::new(Forging { honest, put: Mutex::new(Box::new(put)) })
 }
 
 #[async_trait]
@@ -34,8 +43,11 @@ impl Store for Forging {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let hit = key.contains("/w/00000001/") && key.ends_with(self.object);
-        self.honest.put(key, if hit { (self.forge)(bytes.to_vec()).into() } else { bytes }).await
+        let objects = (self.put.lock().unwrap())(key, bytes);
+        for (key, bytes) in objects {
+            self.honest.put(&key, bytes).await?;
+        }
+        Ok(())
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
@@ -65,10 +77,16 @@ fn assert_found_out(store: fn(&str, Arc<dyn Store>) -> Arc<dyn Store>, fault: Fa
     assert!(!outcome.report.windows[2].accepted.contains(&Uid(1)), "{fault:?} excludes");
 }
 
+/// miner-1 changes one object of window 1.
 macro_rules! forging {
     ($object:literal, $forge:expr) => {
         |node, honest| {
-            if node == "miner-1" { Arc::new(Forging { honest, object: $object, forge: $forge }) } else { honest }
+            let forge: fn(Vec<u8>) -> Vec<u8> = $forge;
+            let put = move |key: &str, bytes: Bytes| {
+                let hit = key.contains("/w/00000001/") && key.ends_with($object);
+                vec![(key.to_owned(), if hit { forge(bytes.to_vec()).into() } else { bytes })]
+            };
+            if node == "miner-1" { forging(honest, put) } else { honest }
         }
     };
 }

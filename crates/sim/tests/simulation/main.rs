@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+mod checkpoints;
 mod crashes;
+mod duties;
+mod forger;
 mod hostile;
 mod protocol;
 mod storage;
+mod words;
 
 use templar_node::events::{Event, NodeEvent};
 use templar_protocol::fault::FaultKind;

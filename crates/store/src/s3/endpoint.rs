@@ -45,13 +45,14 @@ pub(super) fn judge(
     if vouched.contains(&locator.endpoint) {
         return Ok((url, Trust::Vouched));
     }
-    let (loopback, public) = match url.host() {
-        Some(Host::Domain(name)) => (name == "localhost", name != "localhost"),
-        Some(Host::Ipv4(ip)) => (ip.is_loopback(), is_public(ip.into())),
-        Some(Host::Ipv6(ip)) => (ip.is_loopback(), is_public(ip.into())),
-        None => return Err(refuse("its endpoint has no host")),
+    let host = url.host().ok_or_else(|| refuse("its endpoint has no host"))?;
+    let public = match host {
+        // What a name leads to is checked when it is resolved.
+        Host::Domain(_) => true,
+        Host::Ipv4(ip) => is_public(ip.into()),
+        Host::Ipv6(ip) => is_public(ip.into()),
     };
-    match (loopback, public, secure) {
+    match (on_loopback(&host), public, secure) {
         (true, ..) if allow_http_loopback => Ok((url, Trust::Vouched)),
         (true, ..) => Err(refuse("it is on this machine, and the run is not a local one")),
         (_, false, _) => Err(refuse("its address is not a public one")),
@@ -62,12 +63,14 @@ pub(super) fn judge(
 
 /// Whether `endpoint` is on this machine's loopback, where nobody but a local network has its buckets.
 pub fn is_loopback(endpoint: &str) -> bool {
-    let host = Url::parse(endpoint).ok().and_then(|url| url.host().map(|host| host.to_owned()));
+    Url::parse(endpoint).is_ok_and(|url| url.host().is_some_and(|host| on_loopback(&host)))
+}
+
+fn on_loopback(host: &Host<&str>) -> bool {
     match host {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
+        Host::Domain(name) => *name == "localhost",
+        Host::Ipv4(ip) => ip.is_loopback(),
+        Host::Ipv6(ip) => ip.is_loopback(),
     }
 }
 

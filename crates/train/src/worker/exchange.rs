@@ -16,8 +16,11 @@ use safetensors::{
 };
 use templar_protocol::layout::Layout;
 
-use super::error::WorkerError;
-use crate::batch::TokenBatch;
+use super::{
+    error::WorkerError,
+    folder::{self, PrivateFolder},
+};
+use crate::{batch::TokenBatch, state};
 
 /// Largest header that is read; a model of 80 layers takes 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
@@ -27,22 +30,19 @@ const BLOCK_BYTES: usize = 1 << 20;
 const BYTES_A_PARAMETER: u64 = 16;
 /// Room for batches and headers.
 const EXTRA_BYTES: u64 = 64 << 20;
-/// Files that live in memory, on Linux.
-const MEMORY: &str = "/dev/shm";
 
-/// A private folder, removed when it is dropped.
+/// A private folder with the files in it.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    folder: tempfile::TempDir,
+    folder: PrivateFolder,
     layout: Layout,
     theta_version: u64,
 }
 
 impl Exchange {
     pub(super) fn new(layout: &Layout) -> Result<Self, WorkerError> {
-        let parent = parent(BYTES_A_PARAMETER * layout.len() as u64 + EXTRA_BYTES);
-        let folder = tempfile::Builder::new().prefix("templar-worker-").tempdir_in(&parent);
-        let folder = folder.map_err(|error| exchange_error(&parent, &error))?;
+        let parent = folder::parent(BYTES_A_PARAMETER * layout.len() as u64 + EXTRA_BYTES);
+        let folder = PrivateFolder::new(&parent).map_err(|error| exchange_error(&parent, &error))?;
         Ok(Self { folder, layout: layout.clone(), theta_version: 0 })
     }
 
@@ -112,15 +112,18 @@ impl Exchange {
         write(&self.path("state"), &header, |file| file.write_all(moments))
     }
 
-    /// Appends the moments that the worker exported to `state`, and returns the steps that they have seen.
-    pub(super) fn state(&self, state: &mut Vec<u8>) -> Result<u64, WorkerError> {
+    /// The moments that the worker exported, as [`crate::adamw::AdamW`] exports its own.
+    pub(super) fn state(&self) -> Result<Vec<u8>, WorkerError> {
         let mut file = TensorFile::open("state", &self.path("state"))?;
         file.expect_count(2 * self.layout.tensors().len())?;
+        let steps = file.header.metadata().as_ref().and_then(|texts| texts.get("steps")?.parse().ok());
+        let silent = || WorkerError::Tensors { file: "state", why: "it does not say its number of steps".to_owned() };
+        let mut state = state::begin(steps.ok_or_else(silent)?, self.layout.len());
         for (name, shape) in self.state_tensors() {
             file.read(&name, &shape, Dtype::F32, |bytes| state.extend_from_slice(bytes))?;
         }
-        let steps = file.header.metadata().as_ref().and_then(|texts| texts.get("steps")?.parse().ok());
-        steps.ok_or(WorkerError::Tensors { file: "state", why: "it does not say its number of steps".to_owned() })
+        finite("state", state::are_sound(state::split(&state).1))?;
+        Ok(state)
     }
 
     fn state_tensors(&self) -> impl Iterator<Item = (String, Vec<u64>)> {
@@ -129,18 +132,6 @@ impl Exchange {
         };
         moment("first").chain(moment("second"))
     }
-}
-
-/// Memory if it has the room, else the folder for temporary files.
-fn parent(bytes: u64) -> PathBuf {
-    #[cfg(unix)]
-    if let Ok(found) = rustix::fs::statvfs(MEMORY)
-        && found.f_bavail.saturating_mul(found.f_frsize) >= bytes
-        && rustix::fs::access(MEMORY, rustix::fs::Access::WRITE_OK).is_ok()
-    {
-        return PathBuf::from(MEMORY);
-    }
-    std::env::temp_dir()
 }
 
 fn exchange_error(path: &Path, error: &io::Error) -> WorkerError {

@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use templar_protocol::{layout::ModelSpec, run::InnerSpec};
 
-use crate::trainer::EngineStats;
-
 /// Version of the protocol; another one is refused.
 pub const PROTOCOL: u64 = 1;
 /// Longest line, with its end, that either side reads.
@@ -52,10 +50,25 @@ pub(super) struct Options<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Reply {
-    Hello { protocol: u64 },
-    Configured { parameters: u64 },
-    Step { step: u64, loss: f64, grad_norm: f64, lr: f64, tokens: u64 },
-    Trained { steps: u64, engine: Option<EngineStats> },
+    Hello {
+        protocol: u64,
+    },
+    Configured {
+        parameters: u64,
+    },
+    Step {
+        step: u64,
+        loss: f64,
+        grad_norm: f64,
+        lr: f64,
+        tokens: u64,
+    },
+    /// What `engine` says is for people: whatever it is, the job counts.
+    Trained {
+        steps: u64,
+        #[serde(default)]
+        engine: serde_json::Value,
+    },
     Evaluated,
     Exported,
     Imported,

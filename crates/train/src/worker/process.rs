@@ -23,6 +23,8 @@ const LAST_WORDS_BYTES: usize = 1500;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long a worker may take to end when it is asked to.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long killed processes may take to be gone: a GPU's memory is given back on the way.
+const GONE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
 /// How a worker is started.
@@ -42,7 +44,7 @@ impl Launch {
         }
         command.args(["-m", "templar_torch"]).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C in a terminal is for the node: it ends its worker itself.
+        // Ctrl-C in a terminal is for the node: it ends its worker itself, with whatever the worker started.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
@@ -55,7 +57,7 @@ enum Line {
     TooLong,
 }
 
-/// A running worker. Dropping it kills it.
+/// A running worker. Dropping it kills it, with every process that it started.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
@@ -141,11 +143,16 @@ impl Process {
 
     fn died(&mut self, phase: &'static str) -> WorkerError {
         let status = self.wait(LAST_WORDS).map_or("it closed its output".to_owned(), |status| status.to_string());
-        let noticed = Instant::now();
-        while !self.log_reader.is_finished() && noticed.elapsed() < LAST_WORDS {
+        self.wait_for_log(LAST_WORDS);
+        WorkerError::Died { phase, status, stderr: self.last_words() }
+    }
+
+    /// Until no process has the log open any more, but not longer than `limit`.
+    fn wait_for_log(&self, limit: Duration) {
+        let started = Instant::now();
+        while !self.log_reader.is_finished() && started.elapsed() < limit {
             thread::sleep(POLL);
         }
-        WorkerError::Died { phase, status, stderr: self.last_words() }
     }
 
     fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
@@ -166,10 +173,19 @@ impl Process {
 }
 
 impl Drop for Process {
+    /// Returns when all processes of the worker are gone, so that the next one finds their memory free.
     fn drop(&mut self) {
-        // Further ranks end themselves when their input closes or their parent is gone.
+        // Also what a worker that has ended left behind. Its number cannot be another group's yet: systems hand out all others
+        // first.
+        #[cfg(unix)]
+        let _ = rustix::process::kill_process_group(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::KILL,
+        );
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // torchrun gives every rank a group of its own; ranks end with it. All of them hold the log.
+        self.wait_for_log(GONE);
     }
 }
 

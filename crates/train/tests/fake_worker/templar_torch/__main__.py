@@ -4,9 +4,11 @@ It speaks the protocol of docs/spec/worker.md, moves every parameter by one inne
 the variable FAKE says. A file named by FAKE_ONCE makes it misbehave only in the first process that finds the file missing.
 """
 
+import fcntl
 import json
 import os
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -63,11 +65,20 @@ def train(folder, inner, message):
     batches, _ = read(folder / "batches.safetensors")
     steps = 0
     for nth in range(len(batches)):
+        if FAKE == "compiles" and nth == 0:
+            time.sleep(4)
         if nth == 1:
             if FAKE == "dies":
                 print("out of imagination", file=sys.stderr)
                 os._exit(7)
             if FAKE == "hangs":
+                time.sleep(600)
+            if FAKE == "multiplies":
+                # Whoever is left holds the lock.
+                lock = open(os.environ["FAKE_ONCE"])
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                idle = [sys.executable, "-c", "import time; time.sleep(600)"]
+                subprocess.Popen(idle, pass_fds=[lock.fileno()])
                 time.sleep(600)
             if FAKE == "garbage":
                 os.write(OUT, b"Loading model: 42%\n")
@@ -87,6 +98,8 @@ def train(folder, inner, message):
         steps += 1
         if json.loads(sys.stdin.readline())["type"] == "stop":
             break
+    if FAKE == "hangs-at-the-end":
+        time.sleep(600)
     value = float("inf") if FAKE == "inf-delta" else steps * rate(inner, message["first_step"])
     delta = struct.pack("<f", value) * (len(theta) // 4)
     if FAKE == "wrong-shape":
@@ -98,6 +111,8 @@ def train(folder, inner, message):
         write(folder / "delta.safetensors", header, delta)
     engine = {"device": "fake", "tokens_per_s": 1.0, "model_flops_per_s": 2.0, "matmul_flops_per_s": 4.0,
               "peak_flops_per_s": 8.0, "peak_memory_bytes": 3}
+    if FAKE == "odd-statistics":
+        engine = {"device": ["fake"], "tokens_per_s": "many"}
     say("trained", steps=steps + (FAKE == "miscounts"), engine=engine)
     return steps
 
@@ -109,6 +124,8 @@ def main():
     say("hello", protocol=2 if FAKE == "other-version" else 1, name="a fake")
     configuration = json.loads(sys.stdin.readline())
     folder, inner = Path(configuration["folder"]), configuration["inner"]
+    if FAKE == "blocks":
+        (folder / "theta.safetensors").mkdir()
     say("configured", device="fake", ranks=1, parameters=parameters(configuration["model"]))
     moments = None
     for line in sys.stdin:
@@ -127,7 +144,11 @@ def main():
             write(folder / "losses.safetensors", losses, struct.pack("<d", value) * rows)
             say("evaluated")
         elif kind == "export_state":
+            if FAKE == "hangs-in-the-export":
+                time.sleep(600)
             header, _ = read(folder / "theta.safetensors")
+            if FAKE == "wrong-moments":
+                header["model.norm.weight"]["shape"] = [1, *header["model.norm.weight"]["shape"]]
             seen, data = moments
             if FAKE == "bad-moments":
                 data = struct.pack("<f", -1.0) * (len(data) // 4)

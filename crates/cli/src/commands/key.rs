@@ -1,0 +1,44 @@
+//! `templar key new|show`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use color_eyre::eyre::{Context, Result, ensure};
+use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Keypair;
+use templar_sim::connect::write_secret;
+
+use crate::End;
+use crate::commands::node::read_key;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a hotkey: its seed goes into a file that only its owner may read. Prints the hotkey, which is public.
+    New(File),
+    /// Print the hotkey whose seed is in a file.
+    Show(File),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct File {
+    /// The seed's file.
+    #[arg(default_value = "key.hex")]
+    file: PathBuf,
+}
+
+impl Key {
+    pub(crate) fn run(self) -> Result<End> {
+        let pair = match self {
+            Self::New(File { file }) => {
+                ensure!(!file.exists(), "{} exists already; a key is never overwritten", file.display());
+                let mut seed = [0; 32];
+                getrandom::fill(&mut seed).wrap_err("this machine gives no random numbers")?;
+                write_secret(&file, &format!("{}\n", Hash32(seed))).wrap_err_with(|| file.display().to_string())?;
+                Keypair::from_seed(seed)
+            }
+            Self::Show(File { file }) => read_key(&file)?,
+        };
+        println!("{}", pair.hotkey());
+        Ok(End::Done)
+    }
+}

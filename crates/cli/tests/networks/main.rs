@@ -1,0 +1,110 @@
+//! Whole networks of real parts, through the real binary.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod common;
+#[cfg(target_os = "linux")]
+mod processes;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use common::{alone, assert_certified, demo, report, signal, templar, text, windows, within};
+
+fn roots(report: &Value) -> Vec<&str> {
+    windows(report).iter().map(|window| window["state_root"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn one_seed_gives_the_same_roots_and_every_miner_trains() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--windows", "2", "--miners", "2", "--validators", "2", "--seed", "5"];
+    let out = folder.path().join("model");
+    let with_model = [&arguments[..], &["--out", out.to_str().unwrap()]].concat();
+    let (first, second) = (demo(folder.path(), "1.json", &with_model), demo(folder.path(), "2.json", &arguments));
+    assert_eq!((&first["late"], &second["late"]), (&Value::Array(vec![]), &Value::Array(vec![])));
+    assert_eq!(roots(&first), roots(&second));
+    assert_eq!(first["run_id"], second["run_id"]);
+    let inner = &first["config"]["inner"];
+    let slice = inner["steps"].as_u64().unwrap() * inner["batch_sequences"].as_u64().unwrap();
+    let slice_tokens = slice * first["config"]["model"]["seq_len"].as_u64().unwrap();
+    assert_certified(&first);
+    for window in windows(&first) {
+        assert_eq!(window["tokens"].as_u64().unwrap(), 2 * slice_tokens, "{window}");
+        assert!(window["compute_s"].as_f64().unwrap() > 0.0 && window["train_loss"].as_f64().unwrap() > 0.0);
+    }
+    let continued = templar(&["generate", "--tokens", "20", "--json"]).arg(&out).output().unwrap();
+    assert!(continued.status.success(), "{}", text(&continued));
+}
+
+#[test]
+fn noise_earns_next_to_nothing_with_the_real_engine() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--windows", "3", "--miners", "3", "--validators", "1", "--seed", "6", "--adversary", "noise"];
+    let report = demo(folder.path(), "noise.json", &arguments);
+    let weight = |uid: usize| report["nodes"][uid]["weight"].as_f64().unwrap();
+    assert_eq!(report["nodes"][2]["behaviour"], "noise");
+    for honest in [0, 1] {
+        assert!(weight(2) < 0.1 * weight(honest), "noise {} honest {}", weight(2), weight(honest));
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_demo_with_130_and_its_report() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let arguments = ["demo", "--windows", "500", "--miners", "1", "--validators", "1", "--json", "--report"];
+    let mut demo = templar(&arguments).arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"event\":\"settled\"")), "it ended by itself");
+    signal(demo.id(), Signal::INT);
+    // Whoever stops reading stops it in another way.
+    lines.for_each(drop);
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    let report = report(&path);
+    assert!(report["windows"][0]["certified"].as_bool().unwrap());
+}
+
+#[test]
+fn ctrl_c_is_heard_while_the_text_is_prepared() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (source, network) = (folder.path().join("text.txt"), folder.path().join("network"));
+    fs::write(&source, "the quick brown fox jumps over the lazy dog and comes back by night\n".repeat(2_000_000))
+        .unwrap();
+    let mut demo =
+        templar(&["demo", "--windows", "1", "--data"]).arg(&source).arg("--folder").arg(&network).spawn().unwrap();
+    within(Duration::from_secs(30), "a dataset is begun", || network.join("dataset").exists().then_some(()));
+    signal(demo.id(), Signal::INT);
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    assert!(!network.join("dataset/manifest").exists(), "the text was prepared to its end");
+}
+
+#[test]
+fn every_codec_trains_a_network() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    // What a value takes on the wire: positions included where they are sent, and of f32 nothing but itself.
+    for (codec, least_bits, most_bits) in [("topk-sign", 8.0, 9.2), ("topk-2bit", 9.0, 10.3), ("dense-f32", 32.0, 32.1)]
+    {
+        let arguments = ["--windows", "2", "--miners", "1", "--validators", "1", "--seed", "7", "--codec", codec];
+        let report = demo(folder.path(), codec, &arguments);
+        assert_eq!(report["config"]["codec"]["kind"], codec);
+        assert_certified(&report);
+        for window in windows(&report) {
+            assert_eq!(window["accepted"], serde_json::json!([0]), "{window}");
+            let bits = window["bits_per_value"].as_f64().unwrap();
+            assert!((least_bits..=most_bits).contains(&bits), "{codec}: {bits} bits a value");
+        }
+        let bits = |nth: usize| windows(&report)[nth]["val_bits_per_byte"].as_f64().unwrap();
+        assert!(bits(1) < bits(0), "{codec}: {} then {}", bits(0), bits(1));
+    }
+}

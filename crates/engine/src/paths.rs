@@ -1,0 +1,145 @@
+//! Every set of instructions gives the same bits: all vector kernels through each that this processor has.
+//!
+//! Matrix products are not among them: `gemm` picks its own instructions, and rounds differently with and without FMA.
+
+use std::cell::Cell;
+
+use proptest::prelude::*;
+use pulp::Arch;
+use templar_protocol::{
+    hash::{Hasher, Stream},
+    layout::ModelSpec,
+};
+
+use crate::kernels::{
+    causal_softmax, causal_softmax_backward, column_softmax, dot, exp, rms_norm, rms_norm_backward, scale_columns,
+    simd, swiglu, swiglu_backward, update,
+};
+use crate::rope::Rotation;
+
+thread_local! {
+    static FORCED: Cell<Option<Arch>> = const { Cell::new(None) };
+}
+
+/// What [`simd`] takes on this thread.
+pub(crate) fn arch() -> Arch {
+    FORCED.get().unwrap_or_default()
+}
+
+fn archs() -> Vec<Arch> {
+    #[cfg(target_arch = "x86_64")]
+    let wider = [pulp::x86::V3::try_new().map(Arch::V3), pulp::x86::V4::try_new().map(Arch::V4)];
+    #[cfg(not(target_arch = "x86_64"))]
+    let wider = [Some(Arch::new())];
+    [Arch::Scalar].into_iter().chain(wider.into_iter().flatten()).collect()
+}
+
+/// Values of very different sizes, now and then one that is not finite.
+fn values(count: usize, stream: &mut Stream) -> Vec<f32> {
+    let mut value = || match stream.next_u64() {
+        bits if bits % 997 == 0 => [f32::INFINITY, f32::NEG_INFINITY, f32::NAN][(bits >> 32) as usize % 3],
+        bits => (bits as i32) as f32 * 2f32.powi(-29 - (bits >> 60) as i32),
+    };
+    (0..count).map(|_| value()).collect()
+}
+
+/// Results of all kernels for `rows` rows of `width` values. NaNs count as one value: their sign and payload are nobody's.
+fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
+    let mut stream = Hasher::new("templar engine paths").update_value(&seed).clone().into_stream();
+    let epsilon = 1e-5;
+    let size = rows * width;
+    let (x, dy, weight) = (values(size, &mut stream), values(size, &mut stream), values(width, &mut stream));
+    let mut results: Vec<f32> = vec![];
+
+    let mut normed = vec![0.0; size];
+    rms_norm(&mut normed, &x, &weight, epsilon);
+    results.append(&mut normed);
+    let (mut dx, mut d_weight, mut normed) = (dy.clone(), vec![0.0; width], vec![0.0; size]);
+    rms_norm_backward(&mut dx, &mut d_weight, &mut normed, &dy, &x, &weight, epsilon);
+    results.extend([dx, d_weight, normed].concat());
+
+    let (mut gated, mut gate_up) = (vec![0.0; size], [&x[..], &dy].concat());
+    swiglu(&mut gated, &gate_up, width);
+    results.extend_from_slice(&gated);
+    swiglu_backward(&mut gated, &mut gate_up, width);
+    results.extend(gated.into_iter().chain(gate_up));
+
+    // Rows of attention see one value more each; as many as there are to see.
+    let causal = rows.min(width);
+    let first = width + 1 - causal;
+    let (mut scores, mut d) = (x[..causal * width].to_vec(), dy[..causal * width].to_vec());
+    let mut taken = vec![];
+    causal_softmax(&mut scores, width, first, |_, largest, total| taken.extend([largest, total]));
+    results.extend(scores.drain(..).chain(taken));
+    scores.extend_from_slice(&x[..causal * width]);
+    let (log_sum, pull) = (values(causal, &mut stream), values(causal, &mut stream));
+    causal_softmax_backward(&mut scores, &mut d, width, first, &log_sum, &pull);
+    results.extend(scores.into_iter().chain(d));
+
+    let (mut logits, mut largest, mut total) = (x.clone(), vec![0.0; width], vec![0.0; width]);
+    column_softmax(&mut logits, &mut largest, &mut total);
+    scale_columns(&mut logits, &weight);
+    results.extend([logits, largest, total].concat());
+
+    let mut powers = x.clone();
+    simd(
+        #[inline(always)]
+        || update([&mut powers], |[x]| [exp(x)]),
+    );
+    results.append(&mut powers);
+    results.push(simd(
+        #[inline(always)]
+        || dot(&x, &dy),
+    ));
+    results.append(&mut rotated(&x, rows, width));
+    results.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
+}
+
+/// Rows of an even width turned, and turned back.
+fn rotated(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
+    let dim = width / 2 * 2;
+    if dim == 0 {
+        return vec![];
+    }
+    let spec = ModelSpec {
+        vocab_size: 2,
+        hidden_size: dim as u32,
+        layers: 0,
+        heads: 1,
+        kv_heads: 1,
+        ffn_size: 1,
+        seq_len: rows as u32,
+        rope_theta: 50.0,
+        norm_eps: 1e-5,
+        tied_embeddings: true,
+    };
+    let rotation = Rotation::new(&spec, rows);
+    let (mut there, mut back) = (vec![0.0; rows * dim], x[..rows * dim].to_vec());
+    simd(
+        #[inline(always)]
+        || {
+            rotation.forward(&mut there, x, width, 0.3);
+            rotation.backward(&mut back, 0.3);
+        },
+    );
+    there.append(&mut back);
+    there
+}
+
+proptest! {
+    #[test]
+    fn every_set_of_instructions_gives_the_same_bits(seed: u64, rows in 1usize..9, width in 1usize..100) {
+        let results: Vec<_> = archs()
+            .into_iter()
+            .map(|arch| {
+                FORCED.set(Some(arch));
+                let result = everything(seed, rows, width);
+                FORCED.set(None);
+                result
+            })
+            .collect();
+        for other in &results {
+            prop_assert!(*other == results[0]);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Checkpoints: false ones cost their victims little, and no upload keeps a validator from its duties.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use templar_node::checkpoint::CheckpointFault;
+use templar_node::events::{Cause, Event, FaultCount, Source};
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::keys::Hotkey;
+use templar_protocol::roster::Uid;
+use templar_protocol::run::RunSpec;
+use templar_sim::simulation::{Incident, Outcome, Scenario, What};
+use templar_store::{Fault, ObjectInfo, OpKind, Store, StoreError};
+
+use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, voted};
+
+/// A bucket in which one object of every checkpoint is another, or missing.
+struct Lying {
+    honest: Arc<dyn Store>,
+    object: &'static str,
+    forge: fn(Vec<u8>) -> Option<Vec<u8>>,
+}
+
+#[async_trait]
+impl Store for Lying {
+    fn own(&self) -> &BucketLocator {
+        self.honest.own()
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let hit = key.contains("/checkpoint/") && key.contains(self.object);
+        let bytes = if hit { (self.forge)(bytes.to_vec()) } else { Some(bytes.to_vec()) };
+        match bytes {
+            Some(bytes) => self.honest.put(key, bytes.into()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.honest.delete(key).await
+    }
+
+    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.honest.list(prefix, max).await
+    }
+
+    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
+        self.honest.get(from, key, max_bytes).await
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a forger may also leave an object out")]
+fn with_a_bit_flipped(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    bytes[9] ^= 1;
+    Some(bytes)
+}
+
+/// All validators but validator-2 lie so.
+macro_rules! lying {
+    ($object:literal, $forge:expr) => {
+        |node, honest| {
+            if ["validator-0", "validator-1"].contains(&node) {
+                Arc::new(Lying { honest, object: $object, forge: $forge })
+            } else {
+                honest
+            }
+        }
+    };
+}
+
+/// The node loses its disk.
+fn wipe(node: &str, window: u64) -> [Incident; 3] {
+    let remove = |folder: &Path, _: &RunSpec, _: &Hotkey| std::fs::remove_dir_all(folder).unwrap();
+    [kill(node, window), at(window, MID_WINDOW, What::Disk(node.into(), remove)), start(node, window)]
+}
+
+/// Who was refused by `node`, and for what.
+fn refused(outcome: &Outcome, node: &str) -> Vec<(Uid, CheckpointFault)> {
+    let refused = |event: &Event| match event {
+        Event::CheckpointRefused { uid, fault, .. } => Some((*uid, *fault)),
+        _ => None,
+    };
+    outcome.log.iter().filter(|logged| logged.node == node).filter_map(|logged| refused(&logged.event)).collect()
+}
+
+#[test]
+fn a_false_checkpoint_is_refused_by_name_and_an_honest_one_is_found() {
+    type Seam = fn(&str, Arc<dyn Store>) -> Arc<dyn Store>;
+    let cases: [(Seam, CheckpointFault); 5] = [
+        (lying!("/theta/", with_a_bit_flipped), CheckpointFault::ThetaMismatch),
+        (lying!("/theta/", |bytes| Some([bytes, vec![0; 4]].concat())), CheckpointFault::ThetaLength),
+        (lying!("/theta/", |bytes| Some(bytes[4..].to_vec())), CheckpointFault::ThetaLength),
+        (lying!("/theta/", |_| None), CheckpointFault::ThetaMissing),
+        (lying!("/previous", |_| None), CheckpointFault::PreviousMissing),
+    ];
+    for (store, fault) in cases {
+        let mut scenario = Scenario::new(3, 3, 9, 70);
+        scenario.seams.store = store;
+        if fault == CheckpointFault::PreviousMissing {
+            scenario.adjust = |spec| {
+                spec.windows.delay_windows = 1;
+                spec.windows.vote_block = 26;
+            };
+        }
+        scenario.incidents = ["miner-0", "miner-1"].iter().flat_map(|node| wipe(node, 7)).collect();
+        let outcome = run(scenario);
+        assert_eq!(certified(&outcome), [true; 9], "{fault:?}");
+        assert_one_history(&outcome);
+        let mut met = 0;
+        for (nth, node) in ["miner-0", "miner-1"].into_iter().enumerate() {
+            let adopted = |event: &Event| matches!(event, Event::Adopted { from: Source::Checkpoint, .. });
+            assert!(any(&outcome, node, adopted), "{node}: {fault:?}");
+            let refused = refused(&outcome, node);
+            assert!(refused.iter().all(|(_, found)| *found == fault), "{node}: {refused:?}");
+            assert!(refused.iter().filter(|(uid, _)| *uid == Uid(3)).count() <= 1, "{node}: {refused:?}");
+            assert!(refused.iter().filter(|(uid, _)| *uid == Uid(4)).count() <= 1, "{node}: {refused:?}");
+            let counted = FaultCount { cause: Cause::Checkpoint(fault), count: refused.len() as u64 };
+            let faults = &outcome.report.nodes[nth].faults;
+            assert!(refused.is_empty() || faults.contains(&counted), "{node}: {faults:?}");
+            met += refused.len();
+        }
+        assert!(met > 0, "nobody asked a liar first: {fault:?}");
+    }
+}
+
+#[test]
+fn nodes_do_not_all_ask_the_same_validator_first() {
+    let mut scenario = Scenario::new(12, 3, 5, 71);
+    // Nobody serves a checkpoint, so everybody asks everybody.
+    scenario.seams.store = |_, honest| Arc::new(Lying { honest, object: "/theta/", forge: |_| None });
+    scenario.incidents = (0..12).flat_map(|nth| wipe(&format!("miner-{nth}"), 4)).collect();
+    scenario.adjust = |spec| spec.windows.checkpoint_every_windows = 1;
+    let outcome = run(scenario);
+    let first = |nth: usize| refused(&outcome, &format!("miner-{nth}")).first().map(|(uid, _)| *uid);
+    let firsts: Vec<Option<Uid>> = (0..12).map(first).collect();
+    assert!([12, 13, 14].iter().all(|uid| firsts.contains(&Some(Uid(*uid)))), "{firsts:?}");
+}
+
+#[test]
+fn a_liar_is_asked_once_in_a_period_and_not_at_every_attempt() {
+    let mut scenario = Scenario::new(3, 2, 15, 72);
+    scenario.seams.store = lying!("/theta/", with_a_bit_flipped);
+    // The first contributions are served no more, so it can neither replay nor take a checkpoint: it tries at each block.
+    scenario.incidents = wipe("miner-1", 13).to_vec();
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 15]);
+    let attempts = count(&outcome, "miner-1", |event| matches!(event, Event::Adopted { .. }));
+    assert!(attempts > 10, "{attempts}");
+    let mut uids: Vec<Uid> = refused(&outcome, "miner-1").into_iter().map(|(uid, _)| uid).collect();
+    uids.sort();
+    assert_eq!(uids, [Uid(3), Uid(4)]);
+}
+
+#[test]
+fn a_checkpoint_that_is_long_under_way_keeps_nobody_from_voting() {
+    let mut scenario = Scenario::new(3, 2, 7, 73);
+    // More than a window and a half.
+    scenario.cloud_fault = Some(Box::new(|op| {
+        let hit = op.kind == OpKind::Put && op.actor == "validator-0" && op.key.contains("/theta/");
+        hit.then_some(Fault::Delay(Duration::from_secs(400)))
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    assert!((0..7).all(|window| voted(&outcome, "validator-0", window)));
+    let whole = outcome.cloud.keys("validator-0").iter().any(|key| key.ends_with("/state"));
+    assert!(whole, "it is published in the end");
+}
