@@ -52,7 +52,10 @@ impl Watcher {
             // A window's line waits for its validation, which ends while the next window trains.
             Event::Validated { window, .. } => self.show_until(window + 1, recorder),
             Event::Settled { window, .. } => self.show_until(*window, recorder),
-            Event::Trouble { .. } | Event::Diverged { .. } | Event::Adopted { .. } => self.print(&self::event(event)),
+            Event::Trouble { .. }
+            | Event::Diverged { .. }
+            | Event::Adopted { .. }
+            | Event::CheckpointRefused { .. } => self.print(&self::event(event)),
             Event::Started { settled, .. } if *settled > 0 => self.print(&self::event(event)),
             _ => {}
         }
@@ -191,6 +194,17 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         ),
         Event::Adopted { settled, state_root, from } => {
             format!("took over the state after {settled} windows from {from:?}, root {}", state_root.short())
+        }
+        Event::Misvoted { window, uid, cause, .. } => {
+            format!("window {window}: the vote of uid {uid} does not count: {cause}")
+        }
+        Event::CheckpointRefused { uid, digest, fault } => {
+            format!("refused the checkpoint {} of uid {uid}: {fault}", digest.short())
+        }
+        Event::Faults { totals } => {
+            let counts: Vec<String> =
+                totals.iter().map(|total| format!("{} of {:?}", total.count, total.cause)).collect();
+            format!("faults of others so far: {}", counts.join(", "))
         }
         Event::Trouble { what } => format!("trouble: {what}"),
         other => format!("{other:?}"),

@@ -17,7 +17,7 @@ use crate::{
     contribution::Contribution,
     format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits},
     plan::{Plan, Segment},
-    segment::{self, NotFinite, Reader, Scratch},
+    segment::{self, Feedback, NotFinite, Reader, Scratch},
 };
 
 /// The codec of one run: chunked top-k with one or two magnitudes a chunk (SparseLoCo), or dense f32 (DiLoCo) for
@@ -88,7 +88,7 @@ impl Codec {
         assert_eq!(delta.len(), self.plan.layout.len(), "Δ does not fit the layout");
         let shares = self.plan.split_params(e);
         shares.into_par_iter().zip(&self.plan.segments).for_each(|(e, segment)| {
-            self.arch.dispatch(Accumulate { e, delta: &delta[segment.params()], error_decay: self.error_decay });
+            self.arch.dispatch(Accumulate(Feedback { e, delta: &delta[segment.params()], decay: self.error_decay }));
         });
     }
 
@@ -114,8 +114,8 @@ impl Codec {
         let shares = plan.split_params(e);
         let lengths: Vec<Result<usize, NotFinite>> = (plan.segments.par_iter().zip(shares).zip(outs))
             .map_init(Scratch::default, |scratch, ((segment, e), out)| {
-                let delta = &delta[segment.params()];
-                self.arch.dispatch(EncodeSegment { codec: self, segment, e, delta, out, scratch })
+                let feedback = Feedback { e, delta: &delta[segment.params()], decay: self.error_decay };
+                self.arch.dispatch(EncodeSegment { limits: self.limits, segment, feedback, out, scratch })
             })
             .collect();
         if let Some(failed) = lengths.iter().position(Result::is_err) {
@@ -174,27 +174,22 @@ impl Codec {
 }
 
 /// See [`Codec::accumulate`].
-struct Accumulate<'a> {
-    e: &'a mut [f32],
-    delta: &'a [f32],
-    error_decay: f64,
-}
+struct Accumulate<'a>(Feedback<'a>);
 
 impl WithSimd for Accumulate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        segment::accumulate(self.e, self.delta, self.error_decay);
+    fn with_simd<S: Simd>(mut self, _: S) {
+        self.0.accumulate();
     }
 }
 
 /// See [`Codec::encode`]; returns the length of the segment.
 struct EncodeSegment<'a> {
-    codec: &'a Codec,
+    limits: Limits,
     segment: &'a Segment,
-    e: &'a mut [f32],
-    delta: &'a [f32],
+    feedback: Feedback<'a>,
     out: &'a mut [u8],
     scratch: &'a mut Scratch,
 }
@@ -204,17 +199,17 @@ impl WithSimd for EncodeSegment<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        let Self { codec: &Codec { limits, error_decay, .. }, segment, e, delta, out, scratch } = self;
+        let Self { limits, segment, mut feedback, out, scratch } = self;
         match segment.kind {
             CodecKind::TopkSign | CodecKind::TopkTwoBit => {
-                segment::encode(simd, segment, limits, e, delta, error_decay, out, scratch)
+                segment::encode(simd, segment, limits, feedback, out, scratch)
             }
             CodecKind::DenseF32 => {
-                segment::accumulate(e, delta, error_decay);
-                if !e.iter().all(|value| value.is_finite()) {
+                feedback.accumulate();
+                if !feedback.e.iter().all(|value| value.is_finite()) {
                     return Err(NotFinite);
                 }
-                format::write_dense(out, e, limits);
+                format::write_dense(out, feedback.e, limits);
                 Ok(out.len())
             }
         }

@@ -46,7 +46,9 @@ impl Sent<'_> {
     fn for_each(self, mut visit: impl FnMut(usize, f32)) {
         match self {
             Self::Sparse(entries, values) => {
-                entries.iter().for_each(|entry| visit(entry.position(), values[entry.code()]));
+                for entry in entries {
+                    visit(entry.position(), values[entry.code()]);
+                }
             }
             Self::Dense(values) => {
                 values.iter().enumerate().for_each(|(position, value)| visit(position, f32::from_le_bytes(*value)));

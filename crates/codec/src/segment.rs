@@ -28,11 +28,21 @@ pub(crate) struct Scratch {
     unary: Vec<u64>,
 }
 
-/// e ← β·e + Δ (SparseLoCo, eq. 2): product and sum in f64, rounded to f32 once.
-#[inline(always)]
-pub(crate) fn accumulate(e: &mut [f32], delta: &[f32], error_decay: f64) {
-    for (e, &delta) in e.iter_mut().zip(delta) {
-        *e = (error_decay * f64::from(*e) + f64::from(delta)) as f32;
+/// Error feedback and what is added to it.
+pub(crate) struct Feedback<'a> {
+    pub(crate) e: &'a mut [f32],
+    pub(crate) delta: &'a [f32],
+    /// β.
+    pub(crate) decay: f64,
+}
+
+impl Feedback<'_> {
+    /// e ← β·e + Δ (SparseLoCo, eq. 2): product and sum in f64, rounded to f32 once.
+    #[inline(always)]
+    pub(crate) fn accumulate(&mut self) {
+        for (e, &delta) in self.e.iter_mut().zip(self.delta) {
+            *e = (self.decay * f64::from(*e) + f64::from(delta)) as f32;
+        }
     }
 }
 
@@ -43,9 +53,7 @@ pub(crate) fn encode<S: Simd>(
     simd: S,
     segment: &Segment,
     limits: Limits,
-    e: &mut [f32],
-    delta: &[f32],
-    error_decay: f64,
+    feedback: Feedback<'_>,
     out: &mut [u8],
     scratch: &mut Scratch,
 ) -> Result<usize, NotFinite> {
@@ -53,8 +61,9 @@ pub(crate) fn encode<S: Simd>(
     scratch.unary.clear();
     scratch.unary.resize((segment.chunks * segment.max_unary_bits()).div_ceil(64), 0);
     let mut unary_bits = 0;
+    let Feedback { e, delta, decay } = feedback;
     for (e, delta) in e.chunks_mut(segment.chunk_len).zip(delta.chunks(segment.chunk_len)) {
-        accumulate(e, delta, error_decay);
+        Feedback { e: &mut *e, delta, decay }.accumulate();
         encode_chunk(simd, segment, limits, e, &mut writer, scratch, &mut unary_bits)?;
     }
     writer.put_words(&scratch.unary, unary_bits);

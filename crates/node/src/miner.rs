@@ -244,7 +244,9 @@ impl Miner {
         let (lost, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.lost);
         self.pending = kept;
         if !lost.is_empty() {
-            lost.iter().for_each(|pending| self.take_back(&pending.payload));
+            for pending in &lost {
+                self.take_back(&pending.payload);
+            }
             self.save()?;
         }
         result

@@ -312,15 +312,13 @@ impl Validator {
         Ok(())
     }
 
-    /// Hands the scores of those miners of `window` to the chain that still are who they were: a uid may be another's
-    /// by now.
+    /// Hands the scores of the miners of `window` to the chain. A uid may be another's by now: with its registration an
+    /// entry loses its rating, and so is paid nothing.
     async fn set_weights(&mut self, window: &Window, head: u64) -> Result<(), NodeError> {
         let (core, netuid) = (&self.core, self.core.spec.chain.netuid);
         let now = core.snapshot(head).await?;
         self.book.retain(|entry| now.find(entry).is_some());
-        let mut roster = window.roster.clone();
-        roster.miners.retain(|miner| now.find(&miner.entry).is_some());
-        let weights = self.book.weights(&roster);
+        let weights = self.book.weights(&window.roster);
         if weights.is_empty() {
             return Ok(());
         }
