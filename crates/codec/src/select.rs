@@ -10,7 +10,7 @@ const LANES: usize = 16;
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
-    /// Their magnitudes, as [`magnitude_bits`].
+    /// [`magnitude_bits`] of all values that reached the bound.
     magnitudes: Vec<u32>,
     /// A bit for each value of the chunk: whether its magnitude reaches the bound.
     reached: Vec<u64>,

@@ -1,34 +1,18 @@
 //! The suite for every engine of this crate.
 
+#[path = "common/tiny.rs"]
+mod tiny;
+
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::{layout::Layout, run::InnerSpec};
 use templar_train::{
     CpuTrainer, SyntheticTrainer, TrainJob, Trainer,
     conformance::{self, Distance},
 };
 
-fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
-    let preset = presets::preset("nano").expect("a preset");
-    let model = ModelSpec {
-        vocab_size: 32,
-        hidden_size: 16,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        ffn_size: 24,
-        seq_len: 8,
-        tied_embeddings,
-        ..preset.model
-    };
-    // Three sequences in micro-batches of two: the last one is smaller.
-    let inner = InnerSpec { micro_batch_sequences: 2, warmup_steps: 2, ..preset.inner };
-    (model, inner)
-}
+use tiny::tiny;
 
 #[test]
 fn cpu_trainer_conforms() {

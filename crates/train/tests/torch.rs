@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests panic and print as tests do")]
 
+#[path = "common/tiny.rs"]
+mod tiny;
+
 use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, process::Command};
 
 use templar_model::presets;
@@ -16,6 +19,8 @@ use templar_train::{
     TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer,
     conformance::{self, Distance},
 };
+
+use tiny::tiny;
 
 /// From the reference, with products in f32. Found on a CPU: 1e-7 and 2e-6.
 const F32: Distance = Distance { loss: 1e-5, delta: 1e-4 };
@@ -38,22 +43,6 @@ fn options_with(folders: &[&str]) -> TorchOptions {
 
 fn options() -> TorchOptions {
     options_with(&[])
-}
-
-fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
-    let preset = presets::preset("nano").unwrap();
-    let model = ModelSpec {
-        vocab_size: 32,
-        hidden_size: 16,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        ffn_size: 24,
-        seq_len: 8,
-        tied_embeddings,
-        ..preset.model
-    };
-    (model, InnerSpec { micro_batch_sequences: 2, warmup_steps: 2, ..preset.inner })
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Nodes that die, lose their disks, or find that the network went another way.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use templar_node::events::{Event, Source};
@@ -12,8 +11,9 @@ use templar_protocol::run::RunSpec;
 use templar_protocol::state::{Exclusion, RunState};
 use templar_sim::simulation::{Scenario, What};
 use templar_store::{Fault, OpKind};
-use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
+use templar_train::{TrainJob, TrainOutcome};
 
+use crate::wrappers::altering;
 use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, trained, voted};
 
 #[test]
@@ -232,38 +232,16 @@ fn a_hotkey_registered_again_goes_on_without_a_restart() {
 }
 
 /// Learns something that is not a number in the first window that it trains in after two outer steps.
-struct Diverging(Box<dyn Trainer>);
-
-impl Trainer for Diverging {
-    fn train(
-        &mut self,
-        job: &TrainJob<'_>,
-        on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = self.0.train(job, on_step)?;
-        if job.first_step == 2 * job.batches.len() as u64 {
-            outcome.delta[5] = f32::NAN;
-        }
-        Ok(outcome)
-    }
-
-    fn evaluate(&mut self, theta: &[f32], batch: &TokenBatch) -> Result<Vec<f64>, TrainError> {
-        self.0.evaluate(theta, batch)
-    }
-
-    fn export_state(&self) -> Vec<u8> {
-        self.0.export_state()
-    }
-
-    fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        self.0.import_state(bytes)
+fn diverging(job: &TrainJob<'_>, outcome: &mut TrainOutcome) {
+    if job.first_step == 2 * job.batches.len() as u64 {
+        outcome.delta[5] = f32::NAN;
     }
 }
 
 #[test]
 fn a_miner_gets_over_what_is_not_a_number() {
     let mut scenario = Scenario::new(3, 2, 5, 30);
-    scenario.seams.trainer = |node, trainer| if node == "miner-1" { Box::new(Diverging(trainer)) } else { trainer };
+    scenario.seams.trainer = |node, trainer| if node == "miner-1" { altering(trainer, diverging) } else { trainer };
     let outcome = run(scenario);
     let counted = |nth: usize| outcome.report.windows[nth].accepted.contains(&Uid(1));
     assert!(any(&outcome, "miner-1", |event| matches!(event, Event::Missed { window: 2, .. })));

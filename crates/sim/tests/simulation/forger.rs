@@ -20,8 +20,7 @@ use templar_protocol::word::{self, HeaderWord, Vote};
 use templar_sim::simulation::{Outcome, Scenario};
 use templar_store::{Op, OpKind};
 
-use crate::hostile::forging;
-use crate::words::rewriting;
+use crate::wrappers::{forging, rewriting};
 use crate::{any, assert_one_history, certified, faults_of, run};
 
 /// What is wrong with the contribution.

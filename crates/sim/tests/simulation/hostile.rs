@@ -1,7 +1,6 @@
 //! Miners that publish what they should not, and validators that vote too late: each lie has its name, and moves nothing.
 
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,59 +8,16 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use templar_chain::{Chain, ChainError, Head, Hyperparams};
 use templar_node::events::Event;
-use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::{Snapshot, Uid};
 use templar_sim::simulation::Scenario;
-use templar_store::{Fault, ObjectInfo, OpKind, Store, StoreError};
-use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
+use templar_store::{Fault, OpKind, Store};
+use templar_train::{TrainJob, TrainOutcome};
 
+use crate::wrappers::{altering, forging};
 use crate::{any, assert_one_history, certified, faults_of, run};
-
-/// What is put instead of an object.
-type Put = Box<dyn FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send>;
-
-/// A store that puts something else than its owner wants.
-struct Forging {
-    honest: Arc<dyn Store>,
-    put: Mutex<Put>,
-}
-
-pub(crate) fn forging(
-    honest: Arc<dyn Store>,
-    put: impl FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send + 'static,
-) -> Arc<dyn Store> {
-    Arc::new(Forging { honest, put: Mutex::new(Box::new(put)) })
-}
-
-#[async_trait]
-impl Store for Forging {
-    fn own(&self) -> &BucketLocator {
-        self.honest.own()
-    }
-
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let objects = (self.put.lock().unwrap())(key, bytes);
-        for (key, bytes) in objects {
-            self.honest.put(&key, bytes).await?;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.honest.delete(key).await
-    }
-
-    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.honest.list(prefix, max).await
-    }
-
-    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
-        self.honest.get(from, key, max_bytes).await
-    }
-}
 
 /// Runs a network in which miner-1 forges; it must be found out, and must change nothing for the others.
 fn assert_found_out(store: fn(&str, Arc<dyn Store>) -> Arc<dyn Store>, fault: FaultKind) {
@@ -151,38 +107,16 @@ fn a_key_that_is_not_the_committed_one() {
 }
 
 /// Learns the same whatever it is given, as two miners of one owner might.
-struct Twin(Box<dyn Trainer>);
-
-impl Trainer for Twin {
-    fn train(
-        &mut self,
-        job: &TrainJob<'_>,
-        on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = self.0.train(job, on_step)?;
-        let value = |nth: usize| (nth * 7919 % 1009) as f32 * 1e-6;
-        outcome.delta.iter_mut().enumerate().for_each(|(nth, delta)| *delta = value(nth));
-        Ok(outcome)
-    }
-
-    fn evaluate(&mut self, theta: &[f32], batch: &TokenBatch) -> Result<Vec<f64>, TrainError> {
-        self.0.evaluate(theta, batch)
-    }
-
-    fn export_state(&self) -> Vec<u8> {
-        self.0.export_state()
-    }
-
-    fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        self.0.import_state(bytes)
-    }
+fn twin(_: &TrainJob<'_>, outcome: &mut TrainOutcome) {
+    let value = |nth: usize| (nth * 7919 % 1009) as f32 * 1e-6;
+    outcome.delta.iter_mut().enumerate().for_each(|(nth, delta)| *delta = value(nth));
 }
 
 #[test]
 fn one_contribution_under_two_names_counts_once() {
     let mut scenario = Scenario::new(4, 2, 2, 61);
     scenario.seams.trainer =
-        |node, honest| if ["miner-1", "miner-2"].contains(&node) { Box::new(Twin(honest)) } else { honest };
+        |node, honest| if ["miner-1", "miner-2"].contains(&node) { altering(honest, twin) } else { honest };
     let outcome = run(scenario);
     assert_one_history(&outcome);
     let window = &outcome.report.windows[0];

@@ -10,6 +10,7 @@ mod hostile;
 mod protocol;
 mod storage;
 mod words;
+mod wrappers;
 
 use templar_node::events::{Event, NodeEvent};
 use templar_protocol::fault::FaultKind;

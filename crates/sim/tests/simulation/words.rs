@@ -1,78 +1,16 @@
 //! Words on chain that are malformed or stale: each is named, counted by everybody who reads it, and moves nothing.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use templar_chain::{Chain, ChainError, Head, Hyperparams};
+use templar_chain::Chain;
 use templar_node::events::{Cause, FaultCount, VoteFault};
-use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::FaultKind;
-use templar_protocol::hash::Hash32;
-use templar_protocol::keys::Keypair;
-use templar_protocol::roster::{Snapshot, Uid};
+use templar_protocol::roster::Uid;
 use templar_sim::simulation::Scenario;
-use templar_store::{ObjectInfo, Store, StoreError};
 
+use crate::wrappers::{forging, rewriting};
 use crate::{assert_one_history, certified, faults_of, run};
-
-type Rewrite = Box<dyn FnMut(&mut [Vec<u8>]) + Send>;
-
-/// A chain that gets its node's commitments rewritten.
-struct Rewriting {
-    honest: Arc<dyn Chain>,
-    rewrite: Mutex<Rewrite>,
-}
-
-pub(crate) fn rewriting(
-    honest: Arc<dyn Chain>,
-    rewrite: impl FnMut(&mut [Vec<u8>]) + Send + 'static,
-) -> Arc<dyn Chain> {
-    Arc::new(Rewriting { honest, rewrite: Mutex::new(Box::new(rewrite)) })
-}
-
-#[async_trait]
-impl Chain for Rewriting {
-    async fn genesis(&self) -> Result<Hash32, ChainError> {
-        self.honest.genesis().await
-    }
-
-    async fn head(&self) -> Result<Head, ChainError> {
-        self.honest.head().await
-    }
-
-    async fn heads(&self) -> Result<BoxStream<'static, Head>, ChainError> {
-        self.honest.heads().await
-    }
-
-    async fn block_hash(&self, block: u64) -> Result<Hash32, ChainError> {
-        self.honest.block_hash(block).await
-    }
-
-    async fn snapshot(&self, netuid: u16, block: u64) -> Result<Snapshot, ChainError> {
-        self.honest.snapshot(netuid, block).await
-    }
-
-    async fn hyperparams(&self, netuid: u16) -> Result<Hyperparams, ChainError> {
-        self.honest.hyperparams(netuid).await
-    }
-
-    async fn submit_commitment(&self, key: &Keypair, netuid: u16, mut fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
-        (self.rewrite.lock().unwrap())(&mut fields);
-        self.honest.submit_commitment(key, netuid, fields).await
-    }
-
-    async fn submit_weights(
-        &self,
-        key: &Keypair,
-        netuid: u16,
-        weights: Vec<(Uid, u16)>,
-        version_key: u64,
-    ) -> Result<(), ChainError> {
-        self.honest.submit_weights(key, netuid, weights, version_key).await
-    }
-}
 
 /// Whether a word, a header's or a vote, speaks of `window`.
 fn is_of(word: &[u8], window: u8) -> bool {
@@ -121,44 +59,19 @@ fn a_malformed_vote_is_no_vote() {
     }
 }
 
-/// A bucket whose header of window 2 is that of window 1.
-struct StaleHeader {
-    honest: Arc<dyn Store>,
-    old: Mutex<Option<Bytes>>,
-}
-
-#[async_trait]
-impl Store for StaleHeader {
-    fn own(&self) -> &BucketLocator {
-        self.honest.own()
-    }
-
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        if key.ends_with("/00000001/header") {
-            *self.old.lock().unwrap() = Some(bytes.clone());
-        }
-        let old = self.old.lock().unwrap().clone().filter(|_| key.ends_with("/00000002/header"));
-        self.honest.put(key, old.unwrap_or(bytes)).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.honest.delete(key).await
-    }
-
-    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.honest.list(prefix, max).await
-    }
-
-    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
-        self.honest.get(from, key, max_bytes).await
-    }
-}
-
 #[test]
 fn a_header_of_an_older_window_that_is_committed_again_is_stale() {
     let mut scenario = Scenario::new(3, 2, 4, 64);
     scenario.seams.store = |node, honest| {
-        if node == "miner-1" { Arc::new(StaleHeader { honest, old: Mutex::new(None) }) } else { honest }
+        let mut old = None;
+        let put = move |key: &str, bytes: Bytes| {
+            if key.ends_with("/00000001/header") {
+                old = Some(bytes.clone());
+            }
+            let stale = old.clone().filter(|_| key.ends_with("/00000002/header"));
+            vec![(key.to_owned(), stale.unwrap_or(bytes))]
+        };
+        if node == "miner-1" { forging(honest, put) } else { honest }
     };
     scenario.seams.chain = |node, chain| {
         let mut old = None;
