@@ -2,21 +2,19 @@
 
 use pulp::{Simd, bytemuck};
 
-/// Maxima that are found side by side: as many as the widest registers hold.
-const LANES: usize = 16;
-
 /// What [`Selection::select_largest`] found, and its working memory: reuse it from chunk to chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
-    /// [`magnitude_bits`] of all values that reached the bound.
-    magnitudes: Vec<u32>,
     /// A bit for each value of the chunk: whether its magnitude reaches the bound.
     reached: Vec<u64>,
+    /// Positions of the values that reach it, then what is left from other chunks.
+    candidates: Vec<u16>,
+    /// [`magnitude_bits`] of the candidates.
+    magnitudes: Vec<u32>,
+    /// Magnitudes that need not stay where they are.
     ranked: Vec<u32>,
-    /// A guess: at least `k` values of the next chunk will reach it, and not many more.
-    bound: u32,
 }
 
 /// Magnitude of a value as an integer that orders as the magnitude does; above every finite one for ∞ and NaN.
@@ -54,92 +52,105 @@ fn reached<S: Simd>(simd: S, group: &[f32; 64], bound: u32) -> u64 {
 impl Selection {
     /// Selects the `k` values of the largest magnitude, of equal ones those at lower positions, and returns the bits
     /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
-    ///
-    /// Only values that reach a bound are looked at one by one. Chunks are alike, so the bound follows them: a little up
-    /// where it let through many, down where it was close. Where it fails, one is worked out that is surely low enough.
     #[inline(always)]
     pub(crate) fn select_largest<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
-        let mut count = self.mark(simd, chunk);
-        if !(k..=4 * k).contains(&count) {
-            self.bound = self.safe_bound(chunk, k);
-            count = self.mark(simd, chunk);
-        }
-        let factor = match count {
-            _ if count < k + k / 4 => 31.0 / 32.0,
-            _ if count > 2 * k => 65.0 / 64.0,
-            _ => 1.0,
-        };
-        self.bound = (factor * f32::from_bits(self.bound)).to_bits();
-        self.gather(chunk, count);
-        self.keep_largest(k)
+        let bound = self.bound(simd, chunk, k);
+        self.mark(simd, chunk, bound);
+        let count = self.gather(chunk);
+        self.keep_largest(k, count)
     }
 
-    /// Marks the values that reach the bound and counts them.
+    /// A bound that `k` values reach for sure, and not many more: about the k-th largest maximum of disjoint sets of values,
+    /// of which there are four for each value sought; 0 where that is more sets than can be had.
     #[inline(always)]
-    fn mark<S: Simd>(&mut self, simd: S, chunk: &[f32]) -> usize {
-        self.reached.clear();
-        let (groups, rest) = chunk.as_chunks();
-        for group in groups {
-            self.reached.push(reached(simd, group, self.bound));
-        }
-        if !rest.is_empty() {
-            let hits = rest.iter().map(|&value| u64::from(magnitude_bits(value) >= self.bound));
-            self.reached.push(hits.enumerate().fold(0, |word, (index, hit)| word | hit << index));
-        }
-        self.reached.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
-    /// A bound that `k` values reach for sure: the k-th largest maximum of disjoint sets of values, of which there are about
-    /// four for each value sought; 0 where that is more sets than can be had.
-    #[inline(always)]
-    fn safe_bound(&mut self, chunk: &[f32], k: usize) -> u32 {
-        let rows = chunk.as_chunks::<LANES>().0;
+    fn bound<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
+        let rows = S::as_simd_f32s(chunk).0;
         self.ranked.clear();
-        for rows in rows.chunks((rows.len() * LANES / (4 * k)).max(1)) {
-            let mut largest = [0; LANES];
-            for row in rows {
-                for (largest, &value) in largest.iter_mut().zip(row) {
-                    *largest = magnitude_bits(value).max(*largest);
-                }
+        for rows in rows.chunks((chunk.len() / (4 * k)).max(1)) {
+            let mut largest = simd.splat_u32s(0);
+            for &row in rows {
+                largest = simd.max_u32s(largest, bytemuck::cast(simd.abs_f32s(row)));
             }
-            self.ranked.extend(largest);
+            self.ranked.extend_from_slice(bytemuck::cast_slice(&[largest]));
         }
         if self.ranked.len() < k {
             return 0;
         }
-        *self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a)).1
+        // k maxima reach `low`, fewer reach `high`.
+        let (mut low, mut high) = (0, 1 << 31);
+        while high - low > 1 {
+            let middle = u32::midpoint(low, high);
+            // Additions that are checked would be made one by one.
+            let count =
+                self.ranked.iter().fold(0u32, |n, &maximum| n.wrapping_add(u32::from(maximum >= middle))) as usize;
+            if count < k {
+                high = middle;
+                continue;
+            }
+            low = middle;
+            if count <= k + k / 8 {
+                break;
+            }
+        }
+        low
     }
 
-    /// Collects the `count` values that were marked, in the order of positions.
+    /// Marks the values that reach the bound.
     #[inline(always)]
-    fn gather(&mut self, chunk: &[f32], count: usize) {
-        self.positions.resize(count, 0);
-        self.magnitudes.resize(count, 0);
-        let mut found = self.positions.iter_mut().zip(&mut self.magnitudes);
-        for (number, &word) in self.reached.iter().enumerate() {
-            let mut left = word;
-            while left != 0 {
-                let position = 64 * number + left.trailing_zeros() as usize;
-                left &= left - 1;
-                let Some((found, magnitude)) = found.next() else { return };
-                (*found, *magnitude) = (position as u16, magnitude_bits(chunk[position]));
-            }
+    fn mark<S: Simd>(&mut self, simd: S, chunk: &[f32], bound: u32) {
+        self.reached.clear();
+        let (groups, rest) = chunk.as_chunks();
+        for group in groups {
+            self.reached.push(reached(simd, group, bound));
+        }
+        if !rest.is_empty() {
+            let hits = rest.iter().map(|&value| u64::from(magnitude_bits(value) >= bound));
+            self.reached.push(hits.enumerate().fold(0, |word, (index, hit)| word | hit << index));
         }
     }
 
-    /// Drops all but the `k` largest, and returns the magnitude of the largest of all.
+    /// Collects the values that were marked, in the order of positions, and counts them.
     #[inline(always)]
-    fn keep_largest(&mut self, k: usize) -> u32 {
+    fn gather(&mut self, chunk: &[f32]) -> usize {
+        /// Positions that are written at once, whether there are so many or not: cheaper than to guess how many there are.
+        const AT_ONCE: usize = 4;
+        if self.candidates.len() < chunk.len() + AT_ONCE {
+            self.candidates.resize(chunk.len() + AT_ONCE, 0);
+        }
+        let mut count = 0;
+        for (number, &word) in self.reached.iter().enumerate() {
+            let (mut left, mut at) = (word, count);
+            loop {
+                for candidate in &mut self.candidates[at..at + AT_ONCE] {
+                    *candidate = (64 * number + left.trailing_zeros() as usize) as u16;
+                    left &= left.wrapping_sub(1);
+                }
+                if left == 0 {
+                    break;
+                }
+                at += AT_ONCE;
+            }
+            count += word.count_ones() as usize;
+        }
+        self.magnitudes.clear();
+        self.magnitudes
+            .extend(self.candidates[..count].iter().map(|&position| magnitude_bits(chunk[usize::from(position)])));
+        count
+    }
+
+    /// Selects the `k` largest candidates, and returns the magnitude of the largest of all.
+    #[inline(always)]
+    fn keep_largest(&mut self, k: usize, count: usize) -> u32 {
         self.ranked.clone_from(&self.magnitudes);
         let (above, &mut smallest, _) = self.ranked.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         let largest = above.iter().copied().fold(smallest, u32::max);
         let mut equal_ones = k - above.iter().filter(|&&magnitude| magnitude > smallest).count();
+        self.positions.resize(k + 1, 0);
         let mut kept = 0;
-        for index in 0..self.positions.len() {
-            let magnitude = self.magnitudes[index];
+        for (&position, &magnitude) in self.candidates[..count].iter().zip(&self.magnitudes) {
             let is_equal = magnitude == smallest && equal_ones > 0;
             equal_ones -= usize::from(is_equal);
-            self.positions[kept] = self.positions[index];
+            self.positions[kept] = position;
             kept += usize::from(magnitude > smallest || is_equal);
         }
         self.positions.truncate(k);
