@@ -20,7 +20,7 @@ NODE = {
 }
 FINAL = {"val_bits_per_byte": OPTIONAL, "floor_bits_per_byte": OPTIONAL, "tokens": int, "wall_s": NUMBER}
 TOP = {
-    "schema": int, "run_id": str, "seed": int, "config": dict, "windows": list, "nodes": list, "late": list,
+    "schema": int, "run_id": str, "seed": int, "config": dict, "windows_planned": int, "windows": list, "nodes": list, "late": list,
     "late_total": int,
     "final": dict,
 }
@@ -49,12 +49,19 @@ def check(report, windows, wall_s_max):
         return errors
     if len(report["windows"]) != windows:
         errors.append(f"{len(report['windows'])} windows, not {windows}")
+    if report["windows_planned"] != windows:
+        errors.append(f"{report['windows_planned']} windows were planned, not {windows}")
+    numbers = [window["window"] for window in report["windows"]]
+    if numbers != list(range(windows)):
+        errors.append(f"windows are numbered {numbers}")
     for window in report["windows"]:
         if not window["certified"] or not window["one_root"]:
             errors.append(f"window {window['window']} is not certified with one root: {window}")
     wall_s = report["final"]["wall_s"]
     if wall_s_max is not None and not 0 < wall_s <= wall_s_max:
         errors.append(f"it took {wall_s} s, more than {wall_s_max}, or nothing")
+    if errors:
+        return errors
     roots = {node["final_state_root"] for node in report["nodes"]}
     if roots != {report["windows"][-1]["state_root"]}:
         errors.append(f"nodes end with roots {roots}")

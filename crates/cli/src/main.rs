@@ -25,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "templar", version, max_term_width = 100)]
 struct Cli {
     /// What to log to standard error, as in `info` or `templar_node=debug`.
-    #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn")]
+    #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn", value_parser = filter)]
     log: String,
     /// TOML file with options of the verb, named as on the command line; that and TEMPLAR_* take precedence.
     #[arg(long, global = true, value_name = "FILE")]
@@ -69,9 +69,14 @@ pub(crate) enum End {
     Stopped,
 }
 
+/// Checks what to log.
+fn filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(text).map(|_| text.to_owned())
+}
+
 fn main() -> ExitCode {
     let cli = config::parse();
-    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::new(&cli.log);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(cli.verb) {
         Ok(End::Done) => ExitCode::SUCCESS,

@@ -143,7 +143,7 @@ pub(crate) fn summary(report: &Report) -> String {
         );
     }
     let certified = report.windows.iter().filter(|window| window.certified).count();
-    let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows.len());
+    let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows_planned);
     if !report.late.is_empty() {
         let uids: Vec<String> =
             report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
@@ -200,6 +200,10 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         }
         Event::CheckpointRefused { uid, digest, fault } => {
             format!("refused the checkpoint {} of uid {uid}: {fault}", digest.short())
+        }
+        Event::Unlisted { window, uid, cause, .. } => format!("window {window}: uid {uid} takes no part: {cause}"),
+        Event::Misserved { window, uid, fault } => {
+            format!("window {window}: uid {uid} serves no certified contribution: {fault}")
         }
         Event::Faults { totals } => {
             let counts: Vec<String> =

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Exit code, standard output and standard error, without the folder's name.
 fn templar(folder: &Path, arguments: &[&str]) -> String {
@@ -70,6 +71,21 @@ fn a_wrong_run_is_told_what_is_wrong() {
     insta::assert_snapshot!(with("put_block = 100", "put_block = 400"));
     insta::assert_snapshot!(with("put_block = 100", "put_blocks = 100"));
     insta::assert_snapshot!(with("seed = 0", "seed = 1"));
+    insta::assert_snapshot!(with("netuid = 3", "netuid = 70000"));
+    insta::assert_snapshot!(with("\nsteps = 8\n", "\nsteps = 99999999999999999999\n"));
+    insta::assert_snapshot!(with("\nsteps = 8\n", "\nsteps = = 3\n"));
+}
+
+#[test]
+fn a_run_that_no_node_would_start_is_not_in_order() {
+    let folder = folder();
+    init(folder.path());
+    let path = folder.path().join("run.toml");
+    let run = fs::read_to_string(&path).unwrap();
+    assert!(run.contains("seq_len = 128"));
+    fs::write(&path, run.replace("seq_len = 128", "seq_len = 64")).unwrap();
+    let said = templar(folder.path(), &["run", "verify", "--data", "data"]);
+    assert!(said.starts_with("exit 1") && said.contains("model takes sequences of 64"), "{said}");
 }
 
 #[test]
@@ -145,4 +161,87 @@ fn a_key_is_made_once_and_shown() {
     insta::assert_snapshot!(templar(folder.path(), &["key", "new"]));
     assert_eq!(fs::read_to_string(folder.path().join("key.hex")).unwrap(), seed);
     assert_ne!(templar(folder.path(), &["key", "new", "other.hex"]), made);
+}
+
+/// Files with a secret are the owner's alone, and none of it is told.
+#[cfg(unix)]
+#[test]
+fn what_may_be_a_secret_is_not_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = folder();
+    let key = folder.path().join("key.hex");
+    templar(folder.path(), &["key", "new"]);
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let seed = fs::read_to_string(&key).unwrap();
+    let words = "legal winner thank year wave sausage worth useful legal winner thank yellow";
+    for (secret, length) in [(&seed[..63], "has 63 characters"), (words, "has 75 characters"), ("0xzz", "has 4 ")] {
+        fs::write(&key, secret).unwrap();
+        let said = templar(folder.path(), &["key", "show"]);
+        assert!(
+            said.starts_with("exit 1") && said.contains("key.hex is no key file") && said.contains(length),
+            "{said}"
+        );
+        assert!(!said.contains("WARN") && !said.contains(&secret[..4]), "{said}");
+    }
+    fs::write(&key, seed).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let said = templar(folder.path(), &["key", "show"]);
+    assert!(said.starts_with("exit 0") && said.contains("(mode 640): chmod 600 key.hex"), "{said}");
+}
+
+#[test]
+fn flags_and_files_are_called_by_their_names() {
+    let folder = folder();
+    let prepare = |options: &[&str]| templar(folder.path(), &[&["data", "prepare", "text.txt"], options].concat());
+    let said = prepare(&["--out", "data", "--held-out", "0.9"]);
+    assert!(said.starts_with("exit 1") && said.contains("--held-out is 0.9; it must be 0.001 to 0.5"), "{said}");
+    assert!(prepare(&["--out", "data", "--seq-len", "1"]).contains("--seq-len is 1; it must be 2 to"));
+    assert!(prepare(&["--out", "text.txt"]).contains("text.txt is a file; name a folder"));
+    // Both splits get text, but the held-out one no whole sample.
+    let said = prepare(&["--out", "data", "--seq-len", "4000"]);
+    assert!(said.contains("too short") && said.contains("see --seq-len and --held-out"), "{said}");
+    assert!(!folder.path().join("data").exists(), "what failed leaves nothing behind");
+    let said = templar(folder.path(), &["key", "show", "--log", "bad=filter=x"]);
+    assert!(said.starts_with("exit 2") && said.contains("invalid value 'bad=filter=x' for '--log"), "{said}");
+}
+
+#[test]
+fn a_typo_leaves_no_folder_behind() {
+    let folder = folder();
+    let temporary = folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_templar"));
+    let output = demo.args(["demo", "--data", "nofile"]).env("TMPDIR", &temporary).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("cannot read nofile"), "{said}");
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+}
+
+#[test]
+fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
+    let folder = folder();
+    init(folder.path());
+    templar(folder.path(), &["key", "new"]);
+    let locator = "endpoint = \"http://127.0.0.1:1\"\nbucket = \"b\"\nregion = \"r\"\naccess_key_id = \"a\"\n";
+    let read = format!("{locator}secret_access_key = \"s\"\n");
+    fs::write(folder.path().join("data.toml"), &read).unwrap();
+    let write = "[write]\naccess_key_id = \"a\"\nsecret_access_key = ";
+    let node = || {
+        let mut node = Command::new(env!("CARGO_BIN_EXE_templar"));
+        let files = ["--run", "run.toml", "--key", "key.hex", "--bucket", "bucket.toml", "--data", "data.toml"];
+        node.current_dir(folder.path()).args(["miner", "--chain", "ws://127.0.0.1:1"]).args(files);
+        node.stderr(Stdio::piped());
+        node
+    };
+    fs::write(folder.path().join("bucket.toml"), format!("{write}12345678\n[public]\n{read}")).unwrap();
+    let said = String::from_utf8(node().output().unwrap().stderr).unwrap();
+    assert!(said.contains("bucket.toml is not in order (line 3)") && !said.contains("12345678"), "{said}");
+    fs::write(folder.path().join("bucket.toml"), format!("{write}\"w\"\n[public]\n{read}")).unwrap();
+    let mut node = node().spawn().unwrap();
+    let mut lines = BufReader::new(node.stderr.take().unwrap()).lines();
+    // Long before it gives up.
+    let waits = lines.any(|line| line.unwrap().contains("waiting for the chain at ws://127.0.0.1:1"));
+    assert!(waits && node.try_wait().unwrap().is_none());
+    node.kill().unwrap();
+    node.wait().unwrap();
 }

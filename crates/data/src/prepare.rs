@@ -1,9 +1,10 @@
 //! Text to a data set: documents → segments → tokens → samples → shards, in one pass and bounded memory.
 //!
 //! The same text, options and tokenizer give the same bytes on every platform. Every file gets its name when it is
-//! complete, the manifest last: a folder with a manifest is a whole data set.
+//! complete, the manifest last: a folder with a manifest is a whole data set. What fails leaves no file behind.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -64,9 +65,11 @@ pub enum PrepareError {
     Tokenizer(#[from] TokenizerError),
     #[error("cannot write to {path}: {source}; check free space and permissions", path = path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error("{path} is a file; name a folder for the data set", path = path.display())]
+    OutIsFile { path: PathBuf },
     #[error(
-        "the text is too short: its {split:?} split has {tokens} tokens, a sample takes {seq_len}; give more text, a \
-         smaller seq_len or a held_out_fraction nearer to 0.5"
+        "the text is too short: its {split:?} split has {tokens} tokens, a sample takes {seq_len}; give more text, make \
+         samples shorter, or hold out a part nearer to 0.5"
     )]
     TooShort { split: Split, tokens: u64, seq_len: u32 },
     #[error("the result is no valid data set: {0}")]
@@ -99,6 +102,40 @@ pub fn prepare_text(
 }
 
 fn prepare_pieces(
+    pieces: impl Iterator<Item = Result<Piece, SourceError>>,
+    source_bytes: Option<u64>,
+    out: &Path,
+    options: &PrepareOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Manifest, PrepareError> {
+    if out.is_file() {
+        return Err(PrepareError::OutIsFile { path: out.to_owned() });
+    }
+    let (is_new, before) = (!out.exists(), files(out));
+    let prepared = write_pieces(pieces, source_bytes, out, options, progress);
+    if prepared.is_err() {
+        for file in files(out).difference(&before) {
+            let _ = fs::remove_file(file);
+        }
+        if is_new {
+            // It stays if anybody else has put something into it.
+            let _ = fs::remove_dir(out);
+        }
+    }
+    prepared
+}
+
+/// The files of data sets in a folder; none if it is not there.
+fn files(folder: &Path) -> BTreeSet<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_ours = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "tokens") || path.ends_with(TOKENIZER_FILE)
+    };
+    paths.filter(is_ours).collect()
+}
+
+fn write_pieces(
     pieces: impl Iterator<Item = Result<Piece, SourceError>>,
     source_bytes: Option<u64>,
     out: &Path,

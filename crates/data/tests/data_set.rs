@@ -211,16 +211,23 @@ fn what_cannot_be_prepared_is_refused_and_leaves_nothing() {
     let missing = PrepareOptions { tokenizer: Some(PathBuf::from("/nonexistent.json")), ..small() };
     assert!(matches!(refuse(vec!["text"], &missing), PrepareError::Tokenizer(TokenizerError::Io { .. })));
 
-    // The first bad line ends it: shards that were complete by then stay, but no manifest names them.
+    // The first bad line ends it.
     let path = folder.path().join("bad.jsonl");
     fs::write(&path, "{\"text\": \"good\"}\n{\"text\": }\n").unwrap();
     let error = prepare(&[path], &out, &small(), &mut |_| ()).unwrap_err();
     assert!(matches!(error, PrepareError::Source(SourceError::JsonLine { line: 2, .. })), "{error}");
-    assert!(!out.join("manifest").exists());
-    let temporary = fs::read_dir(&out)
-        .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "tmp"));
-    assert_eq!(temporary.count(), 0);
+    assert!(!out.exists());
+
+    // Shards of the one split are whole when the other turns out too short. What else is in the folder stays.
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine"), "").unwrap();
+    let text = "the quick brown fox jumps over the lazy dog\n".repeat(700);
+    let options = PrepareOptions { seq_len: 4000, shard_samples: 1, ..small() };
+    assert!(matches!(refuse(vec![&text], &options), PrepareError::TooShort { tokens: 1.., .. }));
+    let left: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["mine"]);
+    let file = prepare_text([text].into_iter(), &out.join("mine"), &small(), &mut |_| ()).unwrap_err();
+    assert!(matches!(file, PrepareError::OutIsFile { .. }), "{file}");
 }
 
 /// A text of a few kilobytes is enough for both splits.

@@ -13,6 +13,7 @@ use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::{RunId, RunSpec};
 use templar_store::Store;
 
+use crate::dataset;
 use crate::error::NodeError;
 use crate::events::{Event, Events};
 
@@ -75,16 +76,7 @@ impl Core {
         if genesis != spec.chain.genesis {
             return Err(NodeError::WrongChain { found: genesis, expected: spec.chain.genesis });
         }
-        let manifest = dataset.manifest().hash();
-        if manifest != spec.data.manifest {
-            return Err(NodeError::WrongDataset { found: manifest, expected: spec.data.manifest });
-        }
-        if dataset.manifest().seq_len != spec.model.seq_len || dataset.manifest().vocab_size > spec.model.vocab_size {
-            return Err(NodeError::DatasetDoesNotFitModel {
-                seq_len: dataset.manifest().seq_len,
-                vocab_size: dataset.manifest().vocab_size,
-            });
-        }
+        dataset::check(&spec, dataset.manifest())?;
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
         Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute })

@@ -8,7 +8,10 @@ use templar_data::tokenizer::{MAX_TOKENIZER_BYTES, TOKENIZER_FILE};
 use templar_data::{Dataset, Manifest, TokenizerId, file_has_hash, shard_files, store_object};
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
+use templar_protocol::run::RunSpec;
 use templar_store::{Store, StoreError, keys};
+
+use crate::error::NodeError;
 
 /// Holds the hash of the manifest whose files in this folder have all been checked.
 const VERIFIED_FILE: &str = "verified";
@@ -29,6 +32,20 @@ pub enum DatasetError {
     Open(#[from] templar_data::OpenError),
     #[error("{path}: {source}; check that the dataset's folder is complete")]
     Read { path: String, source: std::io::Error },
+}
+
+/// Whether a dataset is the run's, and of the shape that its model takes. Without that no node of the run starts.
+pub fn check(spec: &RunSpec, manifest: &Manifest) -> Result<(), NodeError> {
+    let (found, expected) = (manifest.hash(), spec.data.manifest);
+    if found != expected {
+        return Err(NodeError::WrongDataset { found, expected });
+    }
+    let (seq_len, vocab_size) = (manifest.seq_len, manifest.vocab_size);
+    let (model_seq_len, model_vocab_size) = (spec.model.seq_len, spec.model.vocab_size);
+    if seq_len != model_seq_len || vocab_size > model_vocab_size {
+        return Err(NodeError::DatasetDoesNotFitModel { seq_len, vocab_size, model_seq_len, model_vocab_size });
+    }
+    Ok(())
 }
 
 /// All objects of a dataset: file name, hash and largest size.

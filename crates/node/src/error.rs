@@ -16,9 +16,10 @@ pub enum NodeError {
     #[error("the dataset has manifest {found}, but the run trains on {expected}: fetch the run's dataset")]
     WrongDataset { found: Hash32, expected: Hash32 },
     #[error(
-        "the dataset has sequences of {seq_len} tokens and a vocabulary of {vocab_size}, which the run's model does not fit"
+        "the dataset has sequences of {seq_len} tokens and a vocabulary of {vocab_size}, but the run's model takes sequences of \
+         {model_seq_len} and a vocabulary of {model_vocab_size} at most: no node can train such a run; make another"
     )]
-    DatasetDoesNotFitModel { seq_len: u32, vocab_size: u32 },
+    DatasetDoesNotFitModel { seq_len: u32, vocab_size: u32, model_seq_len: u32, model_vocab_size: u32 },
     #[error(
         "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
     )]

@@ -76,6 +76,19 @@ pub enum Event {
         digest: Hash32,
         fault: CheckpointFault,
     },
+    /// A neuron takes no part in a window: what stands as its bucket on the chain is none.
+    Unlisted {
+        window: u64,
+        uid: Uid,
+        fault: BucketFault,
+        cause: String,
+    },
+    /// The bucket of `uid` serves something else than the certified contribution that it should.
+    Misserved {
+        window: u64,
+        uid: Uid,
+        fault: FaultKind,
+    },
     /// How often this process has met each fault of others since it started; follows every event that names one.
     Faults {
         totals: Vec<FaultCount>,
@@ -186,6 +199,14 @@ impl From<WordError> for VoteFault {
     }
 }
 
+/// Why a bucket on the chain is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BucketFault {
+    Malformed,
+}
+
 /// What is wrong with something that another node published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "of", content = "fault", rename_all = "kebab-case")]
@@ -193,6 +214,9 @@ pub enum Cause {
     Contribution(FaultKind),
     Vote(VoteFault),
     Checkpoint(CheckpointFault),
+    Bucket(BucketFault),
+    /// A certified contribution, from whoever should serve it.
+    Served(FaultKind),
 }
 
 /// How often one cause was met.
@@ -210,6 +234,8 @@ impl Event {
             Self::Voted { faults, .. } => faults.iter().map(|fault| Cause::Contribution(fault.kind)).collect(),
             Self::Misvoted { fault, .. } => vec![Cause::Vote(*fault)],
             Self::CheckpointRefused { fault, .. } => vec![Cause::Checkpoint(*fault)],
+            Self::Unlisted { fault, .. } => vec![Cause::Bucket(*fault)],
+            Self::Misserved { fault, .. } => vec![Cause::Served(*fault)],
             _ => Vec::new(),
         }
     }

@@ -11,10 +11,12 @@ use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::{HEADER_BYTES_MAX, Header, HeaderContext, SignedHeader};
+use templar_protocol::roster::{Miner, Uid, Validator};
 use templar_protocol::seal::{OpenError, SealKey};
 use templar_store::{StoreError, keys};
 
 use crate::core::Core;
+use crate::events::Event;
 use crate::window::Window;
 
 /// A contribution that passed every check, with all that others need to open it too.
@@ -29,6 +31,9 @@ pub struct Opened {
 /// Where the objects of one contribution lie.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// Whose bucket it is.
+    pub owner: Uid,
+    pub window: u64,
     pub bucket: BucketLocator,
     pub header: String,
     pub payload: String,
@@ -37,9 +42,11 @@ pub struct Place {
 
 impl Place {
     /// In the miner's own bucket.
-    pub fn of_miner(core: &Core, bucket: &BucketLocator, window: u64) -> Self {
+    pub fn of_miner(core: &Core, miner: &Miner, window: u64) -> Self {
         Self {
-            bucket: bucket.clone(),
+            owner: miner.entry.uid,
+            window,
+            bucket: miner.bucket.clone(),
             header: keys::window_header(core.run, window),
             payload: keys::window_payload(core.run, window),
             key: keys::window_key(core.run, window),
@@ -47,9 +54,11 @@ impl Place {
     }
 
     /// In the bucket of a validator that voted for it, by the hash of its header.
-    pub fn of_holder(core: &Core, bucket: &BucketLocator, window: u64, header_hash: &Hash32) -> Self {
+    pub fn of_holder(core: &Core, holder: &Validator, window: u64, header_hash: &Hash32) -> Self {
         Self {
-            bucket: bucket.clone(),
+            owner: holder.entry.uid,
+            window,
+            bucket: holder.bucket.clone(),
             header: keys::held_header(core.run, window, header_hash),
             payload: keys::held_payload(core.run, window, header_hash),
             key: keys::held_key(core.run, window, header_hash),
@@ -151,8 +160,15 @@ async fn certified_from(core: &Core, place: &Place, committed: &Hash32) -> Optio
         let ciphertext = in_time(PATIENCE, ciphertext(core, place, &header)).await?;
         open(core, header, ciphertext, key).await
     };
-    let opened = attempt.await;
-    opened.inspect_err(|fault| tracing::debug!(bucket = place.bucket.bucket, %fault, "not served here")).ok()
+    match attempt.await {
+        Ok(opened) => Some(opened),
+        // Most places have not all, or not yet: that is no news.
+        Err(fault) if fault.is_absence() => None,
+        Err(fault) => {
+            core.emit(Event::Misserved { window: place.window, uid: place.owner, fault }).await;
+            None
+        }
+    }
 }
 
 async fn in_time<T>(patience: Duration, answer: impl Future<Output = Result<T, FaultKind>>) -> Result<T, FaultKind> {

@@ -15,7 +15,7 @@ use templar_protocol::header::{HeaderContext, SignedHeader};
 use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::CodecKind;
 use templar_protocol::word::{HeaderWord, WordError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -50,8 +50,8 @@ pub struct Slot {
     rests: bool,
     /// So often, after the put deadline, what was read was not what the chain names.
     misreads: u32,
-    /// What stands in the way at the moment.
-    obstacle: FaultKind,
+    /// What stands in the way at the moment: what a fetch that is under way waits for, else how the last one ended.
+    obstacle: watch::Sender<FaultKind>,
     verdict: Option<Result<Arc<Opened>, FaultKind>>,
 }
 
@@ -101,7 +101,7 @@ impl Intake {
         let contexts = core.compute.run(contexts).await;
         for (entry, context) in entries.into_iter().zip(contexts) {
             let Some(miner) = self.window.roster.miner(&entry) else { continue };
-            let place = Place::of_miner(core, &miner.bucket, self.window.number);
+            let place = Place::of_miner(core, miner, self.window.number);
             if let Err(error) = &context {
                 let what = format!("uid {} cannot be judged: {error}; run `templar data verify`", entry.uid);
                 core.emit(Event::Trouble { what }).await;
@@ -155,7 +155,8 @@ impl Intake {
             slot.looked_at = Some(head);
             let (place, context) = (slot.place.clone(), context.clone());
             let (header, ciphertext) = (slot.header.clone(), slot.ciphertext.clone());
-            let fetch = Fetch { core: core.clone(), nth, place, context, committed, header, ciphertext, is_final };
+            let (core, obstacle) = (core.clone(), slot.obstacle.clone());
+            let fetch = Fetch { core, nth, place, context, committed, header, ciphertext, is_final, obstacle };
             slot.fetching = Some(self.fetches.spawn(fetch.run(self.places.clone())));
         }
     }
@@ -186,7 +187,9 @@ impl Intake {
         }
         (slot.fetching, slot.header, slot.ciphertext) = (None, done.header, done.ciphertext);
         match done.result {
-            Ok(opened) => slot.verdict = opened.map(Ok),
+            Ok(Some(opened)) => slot.verdict = Some(Ok(opened)),
+            // All that there is before the put deadline is here, and nobody has asked for the key.
+            Ok(None) => _ = slot.obstacle.send_replace(FaultKind::NotJudged),
             Err(fault) => slot.stumble(fault, done.is_final),
         }
     }
@@ -202,7 +205,7 @@ impl Intake {
         }
         self.fetches = JoinSet::new();
         for slot in &mut self.slots {
-            slot.verdict.get_or_insert(Err(slot.obstacle));
+            slot.verdict.get_or_insert(Err(*slot.obstacle.borrow()));
         }
         if core.spec.codec.kind == CodecKind::DenseF32 {
             // Everybody sends every value: positions tell nothing.
@@ -222,7 +225,7 @@ impl Intake {
     /// Verdicts, candidates first.
     pub fn verdicts(&self) -> impl Iterator<Item = (&EntryId, Result<&Arc<Opened>, FaultKind>)> {
         self.slots.iter().map(|slot| {
-            let verdict = slot.verdict.as_ref().map_or(Err(slot.obstacle), |verdict| match verdict {
+            let verdict = slot.verdict.as_ref().map_or(Err(*slot.obstacle.borrow()), |verdict| match verdict {
                 Ok(opened) => Ok(opened),
                 Err(fault) => Err(*fault),
             });
@@ -265,7 +268,7 @@ impl Slot {
             looked_at: None,
             rests: false,
             misreads: 0,
-            obstacle: FaultKind::NotCommitted,
+            obstacle: watch::Sender::new(FaultKind::NotCommitted),
             verdict,
         }
     }
@@ -280,6 +283,9 @@ impl Slot {
         if committed != self.committed {
             (self.committed, self.header, self.ciphertext) = (committed, None, None);
             (self.rests, self.looked_at) = (false, None);
+            // Until its turn comes nobody has asked for it, which is no fault of its miner's.
+            let unasked = committed.map_or(FaultKind::NotCommitted, |_| FaultKind::NotJudged);
+            self.obstacle = watch::Sender::new(unasked);
             if let Some(fetching) = self.fetching.take() {
                 fetching.abort();
             }
@@ -296,10 +302,8 @@ impl Slot {
 
     /// Something was in the way of a fetch.
     fn stumble(&mut self, fault: FaultKind, is_final: bool) {
-        self.obstacle = fault;
-        let may_still_come =
-            matches!(fault, FaultKind::HeaderUnavailable | FaultKind::PayloadUnavailable | FaultKind::NotOpened);
-        if may_still_come {
+        self.obstacle.send_replace(fault);
+        if fault.is_absence() {
             return;
         }
         if !is_final {
@@ -333,6 +337,8 @@ struct Fetch {
     header: Option<SignedHeader>,
     ciphertext: Option<Bytes>,
     is_final: bool,
+    /// The slot's: says what this waits for.
+    obstacle: watch::Sender<FaultKind>,
 }
 
 /// What it brought.
@@ -364,19 +370,25 @@ impl Fetch {
 
     /// As far as it gets now.
     async fn advance(&mut self) -> Result<Option<Arc<Opened>>, FaultKind> {
-        let header = match self.header.take() {
-            Some(header) => header,
-            None => fetch::header(&self.core, &self.place, &self.committed, Some(&self.context)).await?,
+        let header = if let Some(header) = self.header.take() {
+            header
+        } else {
+            self.obstacle.send_replace(FaultKind::HeaderUnavailable);
+            fetch::header(&self.core, &self.place, &self.committed, Some(&self.context)).await?
         };
         let header = self.header.insert(header).clone();
-        let ciphertext = match self.ciphertext.take() {
-            Some(ciphertext) => ciphertext,
-            None => fetch::ciphertext(&self.core, &self.place, &header).await?,
+        let ciphertext = if let Some(ciphertext) = self.ciphertext.take() {
+            ciphertext
+        } else {
+            self.obstacle.send_replace(FaultKind::PayloadUnavailable);
+            fetch::ciphertext(&self.core, &self.place, &header).await?
         };
         let ciphertext = self.ciphertext.insert(ciphertext).clone();
         if !self.is_final {
             return Ok(None);
         }
+        // Up to the end: a key that comes too late to be used is as good as none.
+        self.obstacle.send_replace(FaultKind::NotOpened);
         let key = fetch::key(&self.core, &self.place).await?;
         fetch::open(&self.core, header, ciphertext, key).await.map(Some)
     }

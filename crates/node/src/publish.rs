@@ -1,12 +1,15 @@
 //! A node's own publications: its commitment on chain and the objects in its bucket.
 
 use bytes::Bytes;
+use templar_chain::ChainError;
+use templar_protocol::hash::Hash32;
 use templar_protocol::roster::EntryId;
 use templar_protocol::word::{self, HeaderWord, Vote};
 use templar_store::keys;
 
 use crate::core::Core;
 use crate::error::NodeError;
+use crate::events::{Event, Role};
 use crate::pending::Pending;
 use crate::window::commitment_of;
 
@@ -19,6 +22,8 @@ pub struct Board {
     bucket: Vec<u8>,
     fields: Vec<Vec<u8>>,
     submitted_at: Option<u64>,
+    /// The block from which the chain takes commitments again: this node has used up its quota.
+    refused_until: u64,
     /// Where the listing was last looked at, so that it is not read at every block.
     listing_checked_at: Option<u64>,
 }
@@ -27,7 +32,7 @@ impl Board {
     pub fn new(core: &Core) -> Result<Self, NodeError> {
         let bucket = core.store.own().encode()?;
         let fields = word::fields(&bucket, None, None);
-        Ok(Self { bucket, fields, submitted_at: None, listing_checked_at: None })
+        Ok(Self { bucket, fields, submitted_at: None, refused_until: 0, listing_checked_at: None })
     }
 
     /// Publishes the bucket if the chain does not have it, or will soon count this node as inactive.
@@ -41,8 +46,8 @@ impl Board {
             let fresh = commitment.block + core.spec.roster.active_blocks / 2 > head;
             fresh && commitment.fields.first() == Some(&self.bucket)
         });
-        if !listed {
-            core.chain.submit_commitment(&core.keypair, core.spec.chain.netuid, self.fields.clone()).await?;
+        if !listed && !self.submit(core, self.fields.clone(), head).await? {
+            return Ok(());
         }
         self.listing_checked_at = Some(head);
         Ok(())
@@ -73,8 +78,48 @@ impl Board {
             self.fields = fields;
             return Ok(());
         }
-        core.chain.submit_commitment(&core.keypair, core.spec.chain.netuid, fields.clone()).await?;
-        (self.fields, self.submitted_at) = (fields, Some(head));
+        if self.submit(core, fields.clone(), head).await? {
+            (self.fields, self.submitted_at) = (fields, Some(head));
+        }
+        Ok(())
+    }
+
+    /// Hands a commitment to the chain; false while that takes none of this node's. A refusal for want of quota is told
+    /// once: no try can help before the next epoch.
+    async fn submit(&mut self, core: &Core, fields: Vec<Vec<u8>>, head: u64) -> Result<bool, NodeError> {
+        // What is handed over now is in the next block at the earliest.
+        if head + 1 < self.refused_until {
+            return Ok(false);
+        }
+        let submitted = core.chain.submit_commitment(&core.keypair, core.spec.chain.netuid, fields).await;
+        if let Err(ChainError::QuotaExceeded { resets_at_block, .. }) = submitted {
+            self.refused_until = resets_at_block;
+        }
+        Ok(submitted.map(|()| true)?)
+    }
+
+    /// Says so if the words of a node of this role, one a window, do not fit the chain's quota.
+    pub async fn check_quota(&self, core: &Core, role: Role) -> Result<(), NodeError> {
+        let limits = core.chain.hyperparams(core.spec.chain.netuid).await?;
+        let most = vec![false; (core.spec.roster.gather + core.spec.roster.reserve) as usize];
+        let header = HeaderWord { window: 0, header_hash: Hash32::default() };
+        let vote = Vote { window: 0, root: Hash32::default(), accept: most.clone(), exclude: most };
+        let longest = match role {
+            Role::Miner => word::fields(&self.bucket, Some(&header), None),
+            Role::Validator => word::fields(&self.bucket, None, Some(&vote)),
+        };
+        let bytes: usize = longest.iter().map(Vec::len).sum();
+        let cost_bytes = (bytes as u64).max(limits.commitment_min_cost_bytes);
+        let windows = limits.tempo_blocks.div_ceil(core.spec.windows.blocks);
+        let (needed_bytes, quota_bytes) = (windows * cost_bytes, limits.commitment_quota_bytes);
+        if needed_bytes > quota_bytes {
+            let tempo_blocks = limits.tempo_blocks;
+            let what = format!(
+                "the chain takes {quota_bytes} bytes of commitments in {tempo_blocks} blocks, and the {windows} windows that \
+                 end in them need {needed_bytes}: some will miss this node's word; a run on this subnet needs longer windows"
+            );
+            core.emit(Event::Trouble { what }).await;
+        }
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use templar_protocol::word::{Ballots, HeaderWord, WordError};
 use crate::checkpoint::{self, Shunned};
 use crate::core::Core;
 use crate::error::NodeError;
-use crate::events::{Event, Source, Verdict};
+use crate::events::{BucketFault, Event, Source, Verdict};
 use crate::fetch::{self, Opened, PARALLEL_FETCHES, Place};
 use crate::local::Local;
 use crate::window::{Window, commitment_of, participants};
@@ -52,7 +52,7 @@ pub struct Replica {
     fetched: BTreeMap<Hash32, Arc<Opened>>,
     /// Who served false checkpoints.
     shunned: Shunned,
-    /// The window whose malformed votes were told last: a window that cannot be settled is tried again and again.
+    /// The window whose malformed votes and buckets were told last: a window that cannot be settled is tried again and again.
     told: Option<u64>,
 }
 
@@ -122,6 +122,7 @@ impl Replica {
         let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
         if self.told.replace(number) != Some(number) {
             emit_misvotes(core, number, &ballots).await;
+            emit_unlisted(core, &window).await;
         }
         let certificate = certify(number, &window.roster, &window.candidates, core.spec.roster.gather, &ballots);
         // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that a vote of
@@ -273,10 +274,10 @@ fn genesis(core: &Core) -> Result<State, NodeError> {
 
 /// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
 fn places(core: &Core, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Place> {
-    let miner = window.roster.miner(entry).map(|miner| Place::of_miner(core, &miner.bucket, window.number));
+    let miner = window.roster.miner(entry).map(|miner| Place::of_miner(core, miner, window.number));
     let holder = |roster: &Roster| -> Vec<Place> {
         let validators = roster.validators.iter();
-        validators.map(|holder| Place::of_holder(core, &holder.bucket, window.number, committed)).collect()
+        validators.map(|holder| Place::of_holder(core, holder, window.number, committed)).collect()
     };
     miner.into_iter().chain(holder(&window.roster)).collect()
 }
@@ -296,6 +297,13 @@ async fn emit_misvotes(core: &Core, window: u64, ballots: &Ballots) {
             let (uid, fault, cause) = (entry.uid, (*error).into(), error.to_string());
             core.emit(Event::Misvoted { window, uid, fault, cause }).await;
         }
+    }
+}
+
+async fn emit_unlisted(core: &Core, window: &Window) {
+    for (entry, error) in &window.roster.malformed {
+        let (window, uid, cause) = (window.number, entry.uid, error.to_string());
+        core.emit(Event::Unlisted { window, uid, fault: BucketFault::Malformed, cause }).await;
     }
 }
 

@@ -49,6 +49,7 @@ impl Seat {
         let newest = &replica.newest().run;
         let (settled, state_root) = (newest.settled, newest.theta_root);
         core.emit(Event::Started { uid: entry.uid, role, settled, state_root }).await;
+        board.check_quota(&core, role).await?;
         let (entry_read_in, resynchronised_at, stuck_at) = (None, None, None);
         Ok(Self { core, entry, local, replica, board, entry_read_in, resynchronised_at, stuck_at })
     }

@@ -70,7 +70,7 @@ pub enum FaultKind {
     PayloadMalformed,
     #[error("its payload repeats another's")]
     Duplicate,
-    #[error("could not be judged: this validator's own copy of the data is damaged")]
+    #[error("could not be judged: this validator's own copy of the data is damaged, or it came to ask too late")]
     NotJudged,
 }
 
@@ -82,6 +82,11 @@ impl FaultKind {
             Self::NotJudged => Party::Validator,
             _ => Party::Miner,
         }
+    }
+
+    /// Whether an object could not be had, which may still come; all other faults are in what was read.
+    pub fn is_absence(self) -> bool {
+        matches!(self, Self::HeaderUnavailable | Self::PayloadUnavailable | Self::NotOpened)
     }
 
     /// Whether the fault proves ill will or broken software, rather than a slow link: such a miner is no candidate

@@ -51,9 +51,13 @@ impl fmt::Debug for Hash32 {
 
 /// A text that is not a 32-byte value in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected 64 hexadecimal digits (32 bytes), found {found:?}")]
+#[error("expected 64 hexadecimal digits, 0-9 and a-f (32 bytes), found {}", match .characters {
+    64 => "64 characters of which some are none".to_owned(),
+    other => format!("{other} characters"),
+})]
 pub struct ParseHashError {
-    found: String,
+    /// The text itself is not told: it may have been a secret in the wrong place.
+    characters: usize,
 }
 
 impl FromStr for Hash32 {
@@ -63,7 +67,7 @@ impl FromStr for Hash32 {
         let mut bytes = [0u8; 32];
         let canonical = text.bytes().all(|b| !b.is_ascii_uppercase());
         if !canonical || hex::decode_to_slice(text, &mut bytes).is_err() {
-            return Err(ParseHashError { found: text.chars().take(80).collect() });
+            return Err(ParseHashError { characters: text.chars().count() });
         }
         Ok(Self(bytes))
     }
@@ -175,6 +179,8 @@ mod tests {
         let hash = Hash32::of(b"templar");
         assert_eq!(hash.to_string().parse::<Hash32>().unwrap(), hash);
         assert!(hash.to_string().to_uppercase().parse::<Hash32>().is_err());
-        assert!("abcd".parse::<Hash32>().is_err());
+        let error = |text: &str| text.parse::<Hash32>().unwrap_err().to_string();
+        assert!(error("abcd").ends_with("found 4 characters"), "{}", error("abcd"));
+        assert!(error(&"x".repeat(64)).ends_with("found 64 characters of which some are none"));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
-use crate::bucket::BucketLocator;
+use crate::bucket::{BucketError, BucketLocator};
 use crate::hash::Hash32;
 use crate::keys::Hotkey;
 use crate::run::RosterSpec;
@@ -93,6 +93,8 @@ pub struct Validator {
 pub struct Roster {
     pub miners: Vec<Miner>,
     pub validators: Vec<Validator>,
+    /// Who is not in it because the first field of a recent commitment is no bucket.
+    pub malformed: Vec<(EntryId, BucketError)>,
 }
 
 impl Roster {
@@ -102,16 +104,21 @@ impl Roster {
     /// stake it is a validator, weighed by the lower of its two stakes, so that stake borrowed for a moment votes
     /// for nothing; without, a miner.
     pub fn new(now: &Snapshot, earlier: &Snapshot, spec: &RosterSpec) -> Self {
-        let mut roster = Self { miners: Vec::new(), validators: Vec::new() };
+        let mut roster = Self { miners: Vec::new(), validators: Vec::new(), malformed: Vec::new() };
         for neuron in &now.neurons {
             let Some(commitment) = &neuron.commitment else { continue };
             if commitment.block + spec.active_blocks < now.block {
                 continue;
             }
-            let Some(bucket) = commitment.fields.first().and_then(|field| BucketLocator::decode(field).ok()) else {
-                continue;
-            };
             let entry = neuron.entry;
+            let bucket = match commitment.fields.first().map(|field| BucketLocator::decode(field)) {
+                None => continue,
+                Some(Ok(bucket)) => bucket,
+                Some(Err(error)) => {
+                    roster.malformed.push((entry, error));
+                    continue;
+                }
+            };
             let stake_before = earlier.find(&entry).map_or(0, |before| before.stake_rao);
             let stake_rao = neuron.stake_rao.min(stake_before);
             if neuron.permit && stake_rao >= spec.validator_stake_rao {

@@ -321,7 +321,9 @@ impl RunSpec {
     fn validate_windows(&self) -> Result<(), RunSpecError> {
         let windows = &self.windows;
         check("windows.blocks", windows.blocks, 10, 1_000_000)?;
-        check("windows.snapshot_lag_blocks", windows.snapshot_lag_blocks, 1, self.chain.start_block)?;
+        // The seed is that of the snapshot's block: nobody should know it before the window before its own.
+        let longest_lag = windows.blocks.min(self.chain.start_block);
+        check("windows.snapshot_lag_blocks", windows.snapshot_lag_blocks, 1, longest_lag)?;
         check("windows.delay_windows", windows.delay_windows, 0, 1)?;
         check("windows.checkpoint_every_windows", windows.checkpoint_every_windows, 1, 10_000)?;
         // Room to train before it, and to open and vote after it.
@@ -337,11 +339,11 @@ impl RunSpec {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunSpecError {
-    #[error("run.toml has {bytes} bytes; a run needs less than 64 KiB. Is this the right file?")]
+    #[error("it has {bytes} bytes; a run needs less than 64 KiB. Is this the right file?")]
     TooLong { bytes: usize },
     #[error("`{key}` is not a value of its kind ({reason}); it must lie in {min} ..= {max}")]
     WrongType { key: String, reason: String, min: String, max: String },
-    #[error("run.toml does not parse: {0}")]
+    #[error("it does not parse: {0}")]
     Syntax(Box<toml::de::Error>),
     #[error("`{key}` is {found}, but must lie in {min} ..= {max}")]
     OutOfRange { key: &'static str, found: String, min: String, max: String },
@@ -424,6 +426,15 @@ mod tests {
         assert!(negative.ends_with("it must lie in 1 ..= 1024"), "{negative}");
         let missing = RunSpec::from_toml(&text.replace("put_block = 10\n", "")).unwrap_err().to_string();
         assert!(missing.contains("missing field `put_block`"), "{missing}");
+        let netuid = RunSpec::from_toml(&text.replace("netuid = 3", "netuid = 70000")).unwrap_err().to_string();
+        assert!(netuid.starts_with("`chain.netuid`") && netuid.ends_with("in 0 ..= 65535"), "{netuid}");
+        for huge in ["99999999999999999999", "-99999999999999999999"] {
+            let huge = RunSpec::from_toml(&text.replace("layers = 2", &format!("layers = {huge}"))).unwrap_err();
+            let huge = huge.to_string();
+            assert!(huge.starts_with("`model.layers`") && huge.ends_with("in 1 ..= 1024"), "{huge}");
+        }
+        let late = |run: &mut RunSpec| (run.chain.start_block, run.windows.snapshot_lag_blocks) = (1000, 21);
+        assert_eq!(error(late), "`windows.snapshot_lag_blocks` is 21, but must lie in 1 ..= 20");
         assert!(matches!(RunSpec::from_toml(&"#".repeat(70_000)), Err(RunSpecError::TooLong { .. })));
     }
 }

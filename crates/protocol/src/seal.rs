@@ -118,4 +118,12 @@ mod tests {
         assert_eq!(key.open(broken, &key.commitment()), Err(OpenError::NotAuthentic));
         assert_eq!(key.open(vec![1; 5], &key.commitment()), Err(OpenError::NotAuthentic));
     }
+
+    #[test]
+    fn a_key_has_32_bytes() {
+        for bytes in [0, 31, 33] {
+            assert_eq!(SealKey::from_bytes(&vec![7; bytes]), Err(OpenError::KeyLength(bytes)));
+        }
+        assert_eq!(SealKey::from_bytes(&[7; 32]).unwrap().as_bytes(), &[7; 32]);
+    }
 }

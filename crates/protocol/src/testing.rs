@@ -89,5 +89,6 @@ pub(crate) fn roster(miners: usize, validators: usize) -> Roster {
     Roster {
         miners: (0..miners).map(miner).collect(),
         validators: (miners..miners + validators).map(validator).collect(),
+        malformed: Vec::new(),
     }
 }

@@ -225,10 +225,10 @@ fn to_toml<T: Serialize>(value: &T) -> String {
     toml::to_string(value).expect("strings only")
 }
 
-/// A file that only its owner may read.
+/// A new file that only its owner may read.
 pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)?.write_all(text.as_bytes())

@@ -117,7 +117,7 @@ impl Plan {
 }
 
 /// Short windows: about the least that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here the
-/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and never binds.
+/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and binds in tests only.
 fn local_windows() -> WindowSpec {
     WindowSpec {
         blocks: 20,

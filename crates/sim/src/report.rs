@@ -22,6 +22,9 @@ pub struct Report {
     pub run_id: RunId,
     pub seed: u64,
     pub config: RunSpec,
+    /// How many windows were to be trained. One that was stopped has reached fewer.
+    pub windows_planned: u64,
+    /// Those that some node has reached, in their order.
     pub windows: Vec<WindowReport>,
     pub nodes: Vec<NodeReport>,
     /// Nodes for which a paced block did not wait any longer: the newest 1024.
@@ -32,7 +35,7 @@ pub struct Report {
     pub last: Final,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WindowReport {
     pub window: u64,
     pub certified: bool,
@@ -232,7 +235,7 @@ impl Recorder {
 
     /// What is known of a window so far.
     pub fn window(&self, window: u64) -> WindowReport {
-        self.windows.get(&window).map_or_else(WindowReport::default, |gathered| gathered.report(window))
+        self.windows.get(&window).unwrap_or(&Gathered::default()).report(window)
     }
 
     /// The whole document, with what the chain says of the nodes.
@@ -240,18 +243,31 @@ impl Recorder {
         &self,
         spec: &RunSpec,
         seed: u64,
-        windows: u64,
+        windows_planned: u64,
         neurons: &[NeuronInfo],
         late: (Vec<Late>, u64),
         mut last: Final,
     ) -> Report {
-        let windows: Vec<WindowReport> = (0..windows).map(|window| self.window(window)).collect();
-        let last_window = windows.len().saturating_sub(1) as u64;
+        // Nodes go on for a moment after the last planned window.
+        let reached = self.windows.range(..windows_planned);
+        let windows: Vec<WindowReport> = reached.map(|(window, gathered)| gathered.report(*window)).collect();
+        let last_window = windows_planned.saturating_sub(1);
         let nodes = self.members.iter().filter_map(|member| self.node(member, last_window, neurons)).collect();
         last.val_bits_per_byte = windows.iter().rev().find_map(|window| window.val_bits_per_byte);
         last.tokens = windows.iter().fold(0u64, |sum, window| sum.saturating_add(window.tokens));
         let (late, late_total) = late;
-        Report { schema: SCHEMA, run_id: spec.id(), seed, config: spec.clone(), windows, nodes, late, late_total, last }
+        Report {
+            schema: SCHEMA,
+            run_id: spec.id(),
+            seed,
+            config: spec.clone(),
+            windows_planned,
+            windows,
+            nodes,
+            late,
+            late_total,
+            last,
+        }
     }
 
     fn node(&self, member: &Member, last_window: u64, neurons: &[NeuronInfo]) -> Option<NodeReport> {
@@ -339,6 +355,8 @@ mod tests {
     use templar_node::events::{Cause, VoteFault};
 
     use super::*;
+    use crate::plan::Plan;
+    use crate::simulation::tiny_preset;
 
     fn told(node: &str, event: Event) -> NodeEvent {
         NodeEvent { node: node.to_owned(), event }
@@ -369,6 +387,24 @@ mod tests {
         assert_eq!((window.state_root, window.settled_by, window.agreed_by), (Hash32::of(b"one"), 3, 2));
         assert_eq!((window.accepted, window.tokens, window.payload_bytes), (vec![Uid(1)], 7, 70));
         assert_eq!(window.val_loss, Some(2.0));
+    }
+
+    #[test]
+    fn a_window_that_nobody_has_seen_is_no_other_window() {
+        let mut recorder = Recorder::new(Vec::new());
+        recorder.record(&told("a", Event::Opened { window: 0 }));
+        recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
+        recorder.record(&told("a", Event::Sealed { window: 9, payload_bytes: 1, comm_s: 2.0 }));
+        let report = recorder.finish(&spec(), 1, 9, &[], (vec![], 0), Final::default());
+        let numbers: Vec<u64> = report.windows.iter().map(|window| window.window).collect();
+        assert_eq!((report.windows_planned, numbers), (9, vec![3]));
+        assert_eq!((recorder.window(5).window, recorder.window(5).settled_by), (5, 0));
+    }
+
+    fn spec() -> RunSpec {
+        let plan =
+            Plan { miners: 1, validators: 1, windows: 9, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
+        plan.spec(Hash32::default(), Hash32::default())
     }
 
     #[test]

@@ -64,11 +64,16 @@ impl RpcChain {
         if !["ws://", "wss://"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ChainError::InvalidUrl { url: url.to_owned() });
         }
-        let mut retry = Retry::new();
+        let (mut retry, mut told) = (Retry::new(), false);
         let (client, genesis) = loop {
             match open(url).await {
                 Ok(connection) => break connection,
-                Err(error) => retry.pause(error).await?,
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "waiting for the chain at {url}");
+                    }
+                    retry.pause(error).await?;
+                }
             }
         };
         Ok(Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) })

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use color_eyre::eyre::{Context, Result};
+use color_eyre::eyre::{Context, Report, Result, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use templar_data::{Dataset, PrepareOptions, Split, prepare};
+use templar_data::{Dataset, PrepareError, PrepareOptions, Split, prepare};
 
 use crate::End;
 
@@ -92,7 +92,8 @@ impl Prepare {
         let manifest = prepare(&self.sources, &self.out, &options, &mut |progress| {
             bar.set_length(progress.source_bytes.unwrap_or(0));
             bar.set_position(progress.text_bytes);
-        })?;
+        });
+        let manifest = manifest.map_err(by_flag)?;
         bar.finish_and_clear();
         if self.json {
             println!(
@@ -109,6 +110,18 @@ impl Prepare {
             );
         }
         Ok(())
+    }
+}
+
+/// What the library says of its options, in the words of the command line.
+fn by_flag(error: PrepareError) -> Report {
+    match error {
+        PrepareError::Option { option, found, allowed } => {
+            let flag = if option == "held_out_fraction" { "held-out".to_owned() } else { option.replace('_', "-") };
+            eyre!("--{flag} is {found}; it must be {allowed}")
+        }
+        PrepareError::TooShort { .. } => eyre!("{error}: see --seq-len and --held-out"),
+        error => error.into(),
     }
 }
 

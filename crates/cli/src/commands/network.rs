@@ -168,6 +168,10 @@ impl NetworkArgs {
 
     /// Shows the result and writes what was asked for. If something failed, the network's files stay.
     pub(crate) fn finish(&self, outcome: Result<Option<Outcome>, WorldError>, folder: Folder) -> Result<End> {
+        if let Err(WorldError::Prepare(error)) = outcome {
+            // Nothing has run, and there is nothing to look into.
+            return Err(error.into());
+        }
         let end = outcome.map_err(Into::into).and_then(|outcome| match outcome {
             Some(outcome) => self.conclude(&outcome, folder.path()),
             None => Ok(End::Stopped),

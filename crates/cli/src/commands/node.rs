@@ -5,13 +5,12 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, Result, ensure};
+use color_eyre::eyre::{Context, ContextCompat as _, Result, ensure, eyre};
 use serde::de::DeserializeOwned;
 use templar_node::events::{NodeEvent, Role};
 use templar_node::validator::ValidatorOptions;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
-use templar_protocol::run::RunSpec;
 use templar_sim::connect::{BucketFile, Connection, LocatorFile};
 use templar_sim::engine::EngineName;
 use templar_sim::plan::Behaviour;
@@ -95,10 +94,11 @@ impl Validator {
 
 #[tokio::main]
 async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: ValidatorOptions) -> Result<End> {
-    let spec = RunSpec::from_toml(&read_small(&args.run)?).wrap_err_with(|| args.run.display().to_string())?;
+    let spec = crate::commands::run::load(&args.run)?;
     if args.with_parent {
         end_with_parent();
     }
+    let bucket_form = format!("`[write]` with access_key_id and secret_access_key, and `[public]` with {LOCATOR_FORM}");
     let connection = Connection {
         name: args.name,
         role,
@@ -106,8 +106,8 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
         spec,
         keypair: read_key(&args.key)?,
         chain: args.chain,
-        bucket: parse::<BucketFile>(&args.bucket)?.into(),
-        data: parse::<LocatorFile>(&args.data)?.into(),
+        bucket: parse_secret::<BucketFile>(&args.bucket, &bucket_form)?.into(),
+        data: parse_secret::<LocatorFile>(&args.data, LOCATOR_FORM)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
         engine: args.torch.engines(&[args.engine], None)?.remove(0),
@@ -139,8 +139,34 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
 
 /// The hotkey whose seed is in a file.
 pub(crate) fn read_key(path: &Path) -> Result<Keypair> {
-    let seed = parse_seed(&read_small(path)?).wrap_err_with(|| format!("the key in {}", path.display()))?;
+    let text = read_small(path)?;
+    warn_if_shared(path);
+    // Whatever the file holds may be a secret: nothing of it is told.
+    let seed = parse_seed(&text).with_context(|| {
+        let (path, characters) = (path.display(), text.trim().chars().count());
+        format!(
+            "{path} is no key file: it must hold a seed as 64 hexadecimal digits, with or without 0x before them, and has \
+             {characters} characters that are not that; `templar key new` makes one"
+        )
+    })?;
     Ok(Keypair::from_seed(seed.0))
+}
+
+/// Says so if others than its owner may read a file with a secret.
+fn warn_if_shared(path: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode()) & 0o777;
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            tracing::warn!(
+                "{path} holds a secret, and others than its owner may use it (mode {mode:o}): chmod 600 {path}"
+            );
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = path;
 }
 
 /// A node that its parent cannot stop any more must not go on unseen. Its state on disk is whole at any moment.
@@ -152,9 +178,9 @@ fn end_with_parent() {
 }
 
 /// A seed as wallets write it, too: with `0x`, or in capitals.
-fn parse_seed(text: &str) -> Result<Hash32> {
+fn parse_seed(text: &str) -> Option<Hash32> {
     let text = text.trim().to_ascii_lowercase();
-    Ok(text.strip_prefix("0x").unwrap_or(&text).parse()?)
+    text.strip_prefix("0x").unwrap_or(&text).parse().ok()
 }
 
 async fn print_events(mut events: mpsc::Receiver<NodeEvent>, json: bool) -> std::io::Result<()> {
@@ -167,6 +193,8 @@ async fn print_events(mut events: mpsc::Receiver<NodeEvent>, json: bool) -> std:
     Ok(())
 }
 
+/// What a bucket that may be read is told as.
+const LOCATOR_FORM: &str = "endpoint, bucket, region, access_key_id and secret_access_key";
 /// Largest text that a verb takes in: runs, keys and credentials are far smaller.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
 
@@ -179,8 +207,14 @@ pub(crate) fn read_small(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    toml::from_str(&read_small(path)?).wrap_err_with(|| format!("{} is not in order", path.display()))
+/// A TOML file with credentials, which has the fields that `form` tells of. Errors show nothing of what is in it.
+fn parse_secret<T: DeserializeOwned>(path: &Path, form: &str) -> Result<T> {
+    let text = read_small(path)?;
+    warn_if_shared(path);
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        eyre!("{} is not in order (line {line}): it must have {form}, each as a text in quotes", path.display())
+    })
 }
 
 #[cfg(test)]
@@ -193,6 +227,6 @@ mod tests {
         for text in [seed.clone(), format!("0x{seed}\n"), format!("0x{}", seed.to_uppercase())] {
             assert_eq!(parse_seed(&text).unwrap(), Hash32([0xab; 32]));
         }
-        assert!(parse_seed("0xab").is_err());
+        assert_eq!(parse_seed("0xab"), None);
     }
 }

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
 use serde_json::json;
 use templar_data::Dataset;
+use templar_node::dataset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 use templar_sim::plan::{mainnet_windows, run_spec};
@@ -152,12 +153,7 @@ impl Verify {
         );
         if let Some(folder) = &self.data {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
-            let found = dataset.manifest().hash();
-            ensure!(
-                found == spec.data.manifest,
-                "the dataset has manifest {found}, the run wants {}",
-                spec.data.manifest
-            );
+            dataset::check(&spec, dataset.manifest())?;
         }
         if self.json {
             println!("{}", json!({ "run_id": spec.id(), "ok": true }));
@@ -168,7 +164,8 @@ impl Verify {
     }
 }
 
-fn load(path: &Path) -> Result<RunSpec> {
+/// A run from its file.
+pub(crate) fn load(path: &Path) -> Result<RunSpec> {
     let text = read_small(path)?;
     RunSpec::from_toml(&text).wrap_err_with(|| format!("{} is no run", path.display()))
 }

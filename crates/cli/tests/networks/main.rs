@@ -44,6 +44,37 @@ fn one_seed_gives_the_same_roots_and_every_miner_trains() {
 }
 
 #[test]
+fn people_see_a_line_a_window_and_a_table() {
+    let _alone = alone();
+    let output = templar(&["demo", "--windows", "1", "--miners", "1", "--validators", "1"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let line = |start: &str| said.lines().find(|line| line.trim_start().starts_with(start)).expect(&said);
+    let after = |line: &str, label: &str| -> String {
+        let (_, rest) = line.split_once(label).unwrap_or_else(|| panic!("no {label}: {line}"));
+        rest.split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    let number = |text: String| text.parse::<f64>().unwrap_or_else(|_| panic!("{text}: {said}"));
+    let window = line("window   0  certified  2 of 2 nodes' root");
+    let root = after(window, "root ");
+    assert!(root.len() == 8 && root.bytes().all(|digit| digit.is_ascii_hexdigit()), "{window}");
+    // Nats a token of one byte, and bits a byte of text: little better than a guess.
+    assert!((1.0..6.0).contains(&number(after(window, "train loss "))), "{window}");
+    assert!((1.0..8.2).contains(&number(after(window, "held-out "))) && window.contains("bits/byte"), "{window}");
+    assert!(number(after(window, "1 contributions of ")) > 1.0 && window.trim_end().ends_with("kB"), "{window}");
+    let columns: Vec<&str> = line("uid").split_whitespace().collect();
+    assert_eq!(columns, ["uid", "node", "behaviour", "score", "weight", "emission", "restarts", "final", "root"]);
+    for (uid, name) in [("0", "miner-0"), ("1", "validator-0")] {
+        let row: Vec<&str> = line(&format!("{uid}  {name}")).split_whitespace().collect();
+        assert_eq!((row.len(), row[2], row[6], row[7]), (8, "honest", "0", root.as_str()), "{row:?}");
+        number(row[5].to_owned());
+        assert_eq!(row[3].parse::<f64>().is_ok(), name == "miner-0", "{row:?}");
+        number(row[4].trim_end_matches('%').to_owned());
+    }
+    assert!(said.contains("1 of 1 windows certified") && line("held-out text").contains("bits per byte"), "{said}");
+}
+
+#[test]
 fn noise_earns_next_to_nothing_with_the_real_engine() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
@@ -70,7 +101,13 @@ fn ctrl_c_ends_a_demo_with_130_and_its_report() {
     lines.for_each(drop);
     assert_eq!(demo.wait().unwrap().code(), Some(130));
     let report = report(&path);
-    assert!(report["windows"][0]["certified"].as_bool().unwrap());
+    assert_eq!(report["windows_planned"], 500);
+    assert!(report["windows"][0]["certified"].as_bool().unwrap() && windows(&report).len() < 500);
+    for (nth, window) in windows(&report).iter().enumerate() {
+        assert_eq!(window["window"], nth, "it lists what was reached");
+        let root_is_zero = window["state_root"].as_str().unwrap().bytes().all(|digit| digit == b'0');
+        assert_eq!(root_is_zero, window["settled_by"] == 0, "{window}");
+    }
 }
 
 #[test]

@@ -9,6 +9,13 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
+use templar_chain::{Chain as _, DevChain};
+use templar_model::presets;
+use templar_protocol::clock::Schedule;
+use templar_protocol::hash::Hash32;
+use templar_protocol::run::RunSpec;
+use templar_protocol::word::{Vote, WordError};
+use templar_sim::plan::Plan;
 
 use super::common::{alone, assert_certified, children, is_running, report, signal, templar, text, windows, within};
 
@@ -73,6 +80,22 @@ fn processes_are_killed_come_back_and_share_nothing_but_chain_and_buckets() {
         assert_eq!(node["restarts"].as_u64().unwrap(), u64::from(was_killed), "{node}");
     }
     assert!(windows(&report)[3]["accepted"].as_array().unwrap().contains(&json!(1)), "it counts again");
+    let votes = votes_by_deadline(&network, 3);
+    assert!(votes.len() == 2 && votes[0].is_ok() && votes[1] == votes[0], "both votes count, and agree: {votes:?}");
+    assert_eq!(windows(&report)[3]["misvotes"], json!([]));
+}
+
+/// What the chain had of each validator's vote on `window` as of its deadline.
+fn votes_by_deadline(network: &Path, window: u64) -> Vec<Result<Hash32, WordError>> {
+    let spec = RunSpec::from_toml(&fs::read_to_string(network.join("run.toml")).unwrap()).unwrap();
+    let preset = presets::preset("nano").unwrap();
+    let plan = Plan { miners: 2, validators: 2, windows: 4, seed: 0, preset, adversaries: Vec::new() };
+    let chain = DevChain::open(Some(&network.join("chain.sqlite")), plan.chain_config()).unwrap();
+    let deadline = Schedule::new(&spec).vote_deadline(window);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let at_vote = runtime.block_on(chain.snapshot(spec.chain.netuid, deadline)).unwrap();
+    let validators = at_vote.neurons.iter().filter(|neuron| neuron.stake_rao > 0);
+    validators.map(|neuron| Vote::read_root(neuron.commitment.as_ref().unwrap(), window as u32)).collect()
 }
 
 #[test]

@@ -9,8 +9,10 @@ use super::{RunSpec, RunSpecError};
 /// The ranges stand in [`RunSpec::validate`] alone: this puts numbers that no key accepts in the place of the value, and
 /// reads the range from what validation says of them.
 pub(super) fn of_wrong_type(text: &str, error: &toml::de::Error) -> Option<RunSpecError> {
-    let (section, key) = key_at(text, error.span()?.start)?;
-    let table: Table = toml::from_str(text).ok()?;
+    let span = error.span()?;
+    let (section, key) = key_at(text, span.start)?;
+    // Without the value: TOML itself takes no number of more than 64 bits.
+    let table: Table = toml::from_str(&format!("{}0{}", text.get(..span.start)?, text.get(span.end..)?)).ok()?;
     let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
     let probes = [
         Value::Integer(i64::MAX),
@@ -19,16 +21,16 @@ pub(super) fn of_wrong_type(text: &str, error: &toml::de::Error) -> Option<RunSp
         Value::Float(1e300),
     ];
     probes.into_iter().find_map(|probe| {
-        let mut table = table.clone();
+        let (mut table, largest) = (table.clone(), probe.to_string());
         let place = if section.is_empty() { &mut table } else { table.get_mut(section)?.as_table_mut()? };
         *place.get_mut(key)? = probe;
-        match table.try_into::<RunSpec>().ok()?.validate() {
-            Err(RunSpecError::OutOfRange { key, min, max, .. }) if key == path => {
-                let reason = error.message().to_owned();
-                Some(RunSpecError::WrongType { key: path.clone(), reason, min, max })
-            }
-            _ => None,
-        }
+        let (min, max) = match table.try_into::<RunSpec>().ok()?.validate() {
+            Err(RunSpecError::OutOfRange { key, min, max, .. }) if key == path => (min, max),
+            // The largest value of its type, and in order: such a key takes them all.
+            Ok(()) => ("0".to_owned(), largest),
+            Err(_) => return None,
+        };
+        Some(RunSpecError::WrongType { key: path.clone(), reason: error.message().trim().to_owned(), min, max })
     })
 }
 

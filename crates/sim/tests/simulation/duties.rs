@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use templar_node::events::Event;
+use templar_node::events::{Event, Role};
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::Uid;
 use templar_sim::simulation::{Outcome, Scenario, What};
 use templar_store::{Fault, OpKind};
 use tokio::time::Instant;
 
-use crate::{assert_one_history, at, certified, kill, run, start, trained};
+use crate::{assert_one_history, at, certified, count, kill, run, start, trained};
 
 /// The windows after which `node` set weights, and whose.
 fn weighed(outcome: &Outcome, node: &str) -> Vec<(u64, Vec<Uid>)> {
@@ -111,4 +111,25 @@ fn a_node_that_is_stopped_in_a_replay_asks_for_nothing_more() {
     let end = Duration::from_secs(12 * (20 * 4 + 12));
     let last = *last.lock().unwrap();
     assert!(last > end / 2 && last <= end, "{last:?} of {end:?}");
+}
+
+#[test]
+fn a_quota_that_binds_costs_windows_and_nothing_else() {
+    // Three windows in an epoch, of which the first begins with block 0, and room for two words of each node.
+    let mut scenario = Scenario::new(3, 2, 7, 85);
+    scenario.adjust_chain = |config| (config.tempo_blocks, config.commitment_quota_bytes) = (60, 299);
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    // The first two of each epoch; in the first epoch, nodes list their buckets, too.
+    assert_eq!(certified(&outcome), [true, false, true, true, false, true, true]);
+    for node in &outcome.report.nodes {
+        let told = |part: &str| {
+            count(&outcome, &node.name, |event| matches!(event, Event::Trouble { what } if what.contains(part)))
+        };
+        assert_eq!(told("a run on this subnet needs longer windows"), 1, "{}", node.name);
+        // Once an epoch, however often the node comes by. The third has seen headers of its third window, and no votes.
+        let refusals = if node.role == Role::Miner { 3 } else { 2 };
+        assert_eq!(told("exceeds the quota"), refusals, "{}", node.name);
+        assert_eq!(node.troubles, 1 + refusals as u64, "{}", node.name);
+    }
 }

@@ -106,6 +106,16 @@ fn a_key_that_is_not_the_committed_one() {
     assert_found_out(forging!("/key", |key| key.into_iter().rev().collect()), FaultKind::KeyMismatch);
 }
 
+#[test]
+fn a_key_of_31_bytes() {
+    assert_found_out(forging!("/key", |key| key[..31].to_vec()), FaultKind::KeyMismatch);
+}
+
+#[test]
+fn a_key_of_33_bytes() {
+    assert_found_out(forging!("/key", |key| [&key[..], &[0]].concat()), FaultKind::KeyMismatch);
+}
+
 /// Learns the same whatever it is given, as two miners of one owner might.
 fn twin(_: &TrainJob<'_>, outcome: &mut TrainOutcome) {
     let value = |nth: usize| (nth * 7919 % 1009) as f32 * 1e-6;

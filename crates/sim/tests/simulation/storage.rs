@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use templar_data::Dataset;
-use templar_node::events::Event;
+use templar_node::events::{Cause, Event, FaultCount};
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::roster::Uid;
 use templar_sim::simulation::{Scenario, What};
@@ -144,9 +144,33 @@ fn buckets_that_drip_hold_up_neither_votes_nor_others() {
         let mut accepted = window.accepted.clone();
         accepted.sort();
         assert_eq!(accepted, [Uid(10), Uid(11), Uid(12), Uid(13)], "{window:?}");
-        assert_eq!(faults_of(window, 0), [FaultKind::NotCommitted]);
+        assert_eq!(faults_of(window, 0), [FaultKind::HeaderUnavailable]);
     }
     assert_one_history(&outcome);
+}
+
+#[test]
+fn what_drips_is_the_fault_of_what_did_not_come() {
+    let cases = [
+        ("header", FaultKind::HeaderUnavailable, Party::Storage),
+        ("payload", FaultKind::PayloadUnavailable, Party::Storage),
+        // To drip a key is no cheaper than to keep it.
+        ("key", FaultKind::NotOpened, Party::Miner),
+    ];
+    for (object, fault, attributed_to) in cases {
+        let mut scenario = Scenario::new(3, 2, 3, 48);
+        scenario.cloud_fault = Some(Box::new(move |op| {
+            let hit = op.kind == OpKind::Get && op.actor.starts_with("validator") && op.bucket == "miner-1";
+            let hit = hit && op.key.ends_with(&format!("00000001/{object}"));
+            hit.then_some(Fault::Delay(Duration::from_secs(1000)))
+        }));
+        let outcome = run(scenario);
+        assert_eq!(certified(&outcome), [true; 3]);
+        let window = &outcome.report.windows[1];
+        assert_eq!(faults_of(window, 1), [fault]);
+        assert_eq!((window.faults[0].attributed_to, window.accepted.len()), (attributed_to, 2), "{object}");
+        assert_one_history(&outcome);
+    }
 }
 
 #[test]
@@ -174,6 +198,22 @@ fn a_replay_is_not_held_up_by_the_buckets_of_miners() {
     assert_one_history(&outcome);
     // It has the state from which window 4 starts, although it could open nothing of window 4 itself.
     assert!(voted(&outcome, "validator-1", 4) && voted(&outcome, "validator-1", 5));
+}
+
+#[test]
+fn wrong_objects_in_a_replay_are_counted_and_another_place_is_asked() {
+    let mut scenario = Scenario::new(3, 2, 6, 49);
+    scenario.incidents = vec![kill("validator-1", 1), start("validator-1", 3)];
+    scenario.cloud_fault = Some(Box::new(|op| {
+        let hit = op.kind == OpKind::Get && op.actor == "validator-1" && op.bucket == "miner-0";
+        (hit && op.key.ends_with("w/00000001/payload")).then_some(Fault::Corrupt)
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    let told = |event: &Event| matches!(event, Event::Misserved { window: 1, uid: Uid(0), .. });
+    assert_eq!(count(&outcome, "validator-1", told), 1);
+    let counted = FaultCount { cause: Cause::Served(FaultKind::PayloadMismatch), count: 1 };
+    assert!(outcome.report.nodes[4].faults.contains(&counted), "{:?}", outcome.report.nodes[4].faults);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use templar_chain::Chain;
-use templar_node::events::{Cause, FaultCount, VoteFault};
+use templar_node::events::{BucketFault, Cause, FaultCount, VoteFault};
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
 use templar_sim::simulation::Scenario;
@@ -56,6 +56,22 @@ fn a_malformed_vote_is_no_vote() {
         for node in &outcome.report.nodes {
             assert_eq!(node.faults, [FaultCount { cause: Cause::Vote(fault), count: 1 }], "{}", node.name);
         }
+    }
+}
+
+#[test]
+fn a_bucket_that_is_none_is_counted_and_takes_no_part() {
+    let mut scenario = Scenario::new(3, 2, 3, 65);
+    // Another version than there is.
+    scenario.seams.chain =
+        |node, chain| if node == "miner-1" { rewriting(chain, |fields| fields[0][0] = 9) } else { chain };
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    assert_eq!(certified(&outcome), [true; 3]);
+    assert!(outcome.report.windows.iter().all(|window| window.accepted.len() == 2 && window.faults.is_empty()));
+    for node in &outcome.report.nodes {
+        let once_a_window = FaultCount { cause: Cause::Bucket(BucketFault::Malformed), count: 3 };
+        assert_eq!(node.faults, [once_a_window], "{}", node.name);
     }
 }
 
