@@ -9,10 +9,9 @@
 //! parameter, m). Then θ′ = f32(f64(θ) − f64(Σq) · 2^-40), and θ untouched where Σq = 0. Each operation is correctly
 //! rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
 //!
-//! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. At most n ≤ 256
-//! contributions sent the parameter, and R ≥ 1: |Σq| ≤ 2^8 · (2^54 + 1) < 2^63. (As R is never below the number of
-//! addends, it stays near 2^54.) θ stays finite, since what is subtracted is far below half a unit in the last place of
-//! `f32::MAX`.
+//! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. R is at least the number
+//! of addends, and that at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays finite,
+//! since what is subtracted is far below half a unit in the last place of `f32::MAX`.
 //!
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
@@ -77,7 +76,7 @@ pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribu
     let plan = &first.plan;
     let shares = plan.split_params(theta);
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
-        || Scratch { sums: vec![0; plan.chunk], senders: vec![0; plan.chunk], table: Vec::new() },
+        || Scratch { slots: vec![0; plan.chunk], table: Box::new([[0; MAX_CONTRIBUTIONS]; 4]) },
         |scratch, ((index, segment), theta)| {
             first.arch.dispatch(StepSegment { step: &step, index, segment, theta, scratch });
         },
@@ -91,6 +90,8 @@ struct Step<'a> {
     rate: f64,
     /// R is the number of senders, but at least this.
     min_divisor: u16,
+    /// Every R from the least on.
+    divisors: Box<[f64; MAX_CONTRIBUTIONS]>,
 }
 
 /// One segment of θ, and the working memory of the thread that moves it.
@@ -112,13 +113,17 @@ impl WithSimd for StepSegment<'_> {
 }
 
 struct Scratch {
-    /// Σq of each parameter of a chunk; all 0 between chunks.
-    sums: Vec<i64>,
-    /// By how much R of each parameter of a chunk is above the least; all 0 between chunks.
-    senders: Vec<u16>,
-    /// q of one contribution's chunk, by divisor and code.
-    table: Vec<[i64; 4]>,
+    /// Of each parameter of a chunk Σq · 2^8, and in the eight bits below that by how much its R is above the least: one
+    /// place in memory for both. All 0 between chunks.
+    slots: Vec<i64>,
+    /// q · 2^8 of one contribution's chunk, by code and R.
+    table: Box<Table>,
 }
+
+type Table = [[i64; MAX_CONTRIBUTIONS]; 4];
+
+/// Bits of a slot below its sum.
+const ROW_BITS: u32 = 8;
 
 impl<'a> Step<'a> {
     fn new(contributions: &'a [&'a Contribution], outer: &OuterSpec) -> Self {
@@ -130,7 +135,9 @@ impl<'a> Step<'a> {
             MeanOver::Peers => count,
             MeanOver::Senders => (outer.min_senders as usize).clamp(1, MAX_CONTRIBUTIONS),
         };
-        Self { contributions, clips: clip_factors(contributions), rate: outer.rate, min_divisor: min_divisor as u16 }
+        let divisors = Box::new(std::array::from_fn(|above| (min_divisor + above) as f64));
+        let clips = clip_factors(contributions);
+        Self { contributions, clips, rate: outer.rate, min_divisor: min_divisor as u16, divisors }
     }
 
     /// Moves one segment of θ, chunk by chunk.
@@ -143,29 +150,28 @@ impl<'a> Step<'a> {
             for (peer, clips) in peers.iter_mut().zip(&self.clips) {
                 sent.push((peer.next(), clips[segment.tensor]));
             }
-            let (sums, senders) = (&mut scratch.sums[..theta.len()], &mut scratch.senders[..theta.len()]);
-            let most = self.count_senders(&sent, senders);
+            let slots = &mut scratch.slots[..theta.len()];
+            let most = self.count_senders(&sent, slots);
             for &(sent, clip) in &sent {
                 match sent {
                     Sent::Sparse(entries, values) => {
                         self.fill_table(values, clip, most, &mut scratch.table);
-                        add_sparse(entries, &scratch.table, sums, senders);
+                        add_sparse(entries, &scratch.table, slots);
                     }
-                    Sent::Dense(values) => self.add_dense(values, clip, most, sums),
+                    Sent::Dense(values) => self.add_dense(values, clip, most, slots),
                 }
             }
-            for ((theta, sum), senders) in theta.iter_mut().zip(sums).zip(senders) {
-                let sum = std::mem::take(sum);
-                *senders = 0;
+            for (theta, slot) in theta.iter_mut().zip(slots) {
+                let sum = std::mem::take(slot) >> ROW_BITS;
                 let moved = (f64::from(*theta) - sum as f64 / ONE) as f32;
                 *theta = if sum == 0 { *theta } else { moved };
             }
         }
     }
 
-    /// By how much R of each parameter of a chunk is above the least; returns the largest R of the chunk.
+    /// Writes into each slot by how much its R is above the least; returns the largest R of the chunk.
     #[inline(always)]
-    fn count_senders(&self, sent: &[(Sent<'_>, f64)], senders: &mut [u16]) -> u16 {
+    fn count_senders(&self, sent: &[(Sent<'_>, f64)], slots: &mut [i64]) -> u16 {
         let count = sent.len() as u16;
         if self.min_divisor >= count || matches!(sent.first(), Some((Sent::Dense(_), _))) {
             return self.min_divisor.max(count);
@@ -173,61 +179,73 @@ impl<'a> Step<'a> {
         for (sent, _) in sent {
             if let Sent::Sparse(entries, _) = *sent {
                 for entry in entries {
-                    senders[entry.position()] += 1;
+                    let slot = &mut slots[entry.position()];
+                    *slot = slot.wrapping_add(1);
                 }
             }
         }
-        let mut most = 0;
-        for senders in senders {
-            *senders = senders.saturating_sub(self.min_divisor);
-            most = most.max(*senders);
+        let (least, mut most) = (i64::from(self.min_divisor), 0);
+        for slot in slots {
+            *slot = slot.wrapping_sub(least).max(0);
+            most = most.max(*slot);
         }
-        self.min_divisor + most
+        self.min_divisor + most as u16
     }
 
-    /// q of each code of one contribution's chunk, for every R that occurs.
+    /// q of every code for all R that occur, and for at most seven more.
     #[inline(always)]
-    fn fill_table(&self, values: [f32; 4], clip: f64, most: u16, table: &mut Vec<[i64; 4]>) {
-        let [low, _, high, _] = values.map(f64::from);
-        table.clear();
-        for divisor in self.min_divisor..=most {
-            let high_q = self.quantise(high, clip, divisor);
-            let low_q = if low == high { high_q } else { self.quantise(low, clip, divisor) };
-            table.push([low_q, -low_q, high_q, -high_q]);
+    fn fill_table(&self, values: [f32; 4], clip: f64, most: u16, table: &mut Table) {
+        let rows = usize::from(most - self.min_divisor) + 1;
+        // With one level, only the first two codes occur.
+        let codes = if values[0] == values[2] { 2 } else { 4 };
+        for (column, value) in table.iter_mut().zip(values).take(codes) {
+            let column = column.as_chunks_mut::<8>().0.iter_mut().zip(self.divisors.as_chunks().0);
+            for (q, divisors) in column.take(rows.div_ceil(8)) {
+                *q = divisors.map(|divisor| quantise(f64::from(value), clip, self.rate, divisor) << ROW_BITS);
+            }
         }
     }
 
     /// Everybody sends every parameter.
     #[inline(always)]
-    fn add_dense(&self, values: &[[u8; 4]], clip: f64, divisor: u16, sums: &mut [i64]) {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += self.quantise(f64::from(f32::from_le_bytes(*value)), clip, divisor);
+    fn add_dense(&self, values: &[[u8; 4]], clip: f64, divisor: u16, slots: &mut [i64]) {
+        for (slot, value) in slots.iter_mut().zip(values) {
+            let q = quantise(f64::from(f32::from_le_bytes(*value)), clip, self.rate, f64::from(divisor));
+            *slot = slot.wrapping_add(q << ROW_BITS);
         }
     }
-
-    /// q of the module's documentation. Rounding is symmetric, so that only magnitudes are rounded.
-    #[inline(always)]
-    fn quantise(&self, value: f64, clip: f64, divisor: u16) -> i64 {
-        let magnitude = round_to_i64(value.abs() * clip * self.rate / f64::from(divisor) * ONE);
-        if value < 0.0 { -magnitude } else { magnitude }
-    }
 }
 
-/// Adds what one contribution sends of a chunk, its q taken from `table` by R and code.
+/// q of the module's documentation. Rounding is symmetric, so that only magnitudes are rounded.
 #[inline(always)]
-fn add_sparse(entries: &[Entry], table: &[[i64; 4]], sums: &mut [i64], senders: &[u16]) {
+fn quantise(value: f64, clip: f64, rate: f64, divisor: f64) -> i64 {
+    let magnitude = round_to_i64(value.abs() * clip * rate / divisor * ONE);
+    if value < 0.0 { magnitude.wrapping_neg() } else { magnitude }
+}
+
+/// Adds what one contribution sends of a chunk.
+#[inline(always)]
+fn add_sparse(entries: &[Entry], table: &Table, slots: &mut [i64]) {
     for entry in entries {
-        let position = entry.position();
-        sums[position] += table[usize::from(senders[position])][entry.code()];
+        let slot = &mut slots[entry.position()];
+        // Sums that are checked would take longer; the module says why none overflows.
+        *slot = slot.wrapping_add(table[entry.code()][usize::from(*slot as u8)]);
     }
 }
 
-/// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, which older processors do in software.
+/// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, in steps that every processor has for vectors.
 #[inline(always)]
 fn round_to_i64(x: f64) -> i64 {
     /// From here on every f64 is an integer, and below it a sum with this is rounded to one.
     const INTEGERS: f64 = (1u64 << 52) as f64;
-    (if x < INTEGERS { (x + INTEGERS) - INTEGERS } else { x }) as i64
+    /// A sum of this and an integer of magnitude up to 2^51 has that integer in its lowest bits.
+    const MIDDLE: f64 = 1.5 * INTEGERS;
+    const LOW: u32 = 27;
+    let whole = if x < INTEGERS { (x + INTEGERS) - INTEGERS } else { x };
+    let high = (whole / (1u64 << LOW) as f64 + MIDDLE) - MIDDLE;
+    let low = whole - high * (1u64 << LOW) as f64;
+    let integer = |x: f64| ((x + MIDDLE).to_bits() as i64).wrapping_sub(MIDDLE.to_bits() as i64);
+    (integer(high) << LOW).wrapping_add(integer(low))
 }
 
 #[cfg(test)]

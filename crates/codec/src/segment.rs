@@ -307,28 +307,58 @@ impl<'a> Reader<'a> {
         let (segment, bits, (head, signs_at)) = (self.segment, Bits(self.bytes), self.head());
         let (k, low_bits) = (segment.k, segment.low_bits);
         let lows_at = self.fixed_at + segment.fixed_bits - k * low_bits;
-        let mut unary = Unary { bits, at: self.unary_at, word: 0, next_at: self.unary_at };
-        let mut next = 0;
+        let mut ones = [0; 128];
+        // What the low bits and the unary parts of all gaps before add up to.
+        let (mut lows_sum, mut zeros_sum) = (0u32, 0u32);
         for (group, entries) in entries.chunks_mut(64).enumerate() {
             let (count, at) = (entries.len(), 64 * group);
-            // What an entry will hold, but with the low bits of its gap where the position comes.
-            let mut words = [0u32; 64];
+            let (mut lows, mut codes) = ([0u32; 64], [0u32; 64]);
             for plane in 0..low_bits {
-                spread(bits.get(lows_at + plane * k + at, count), plane, &mut words);
+                spread(bits.get(lows_at + plane * k + at, count), plane, &mut lows);
             }
-            spread(bits.get(signs_at + at, count), 16, &mut words);
+            spread(bits.get(signs_at + at, count), 16, &mut codes);
             if segment.has_two_levels() {
-                spread(bits.get(signs_at + k + at, count), 17, &mut words);
+                spread(bits.get(signs_at + k + at, count), 17, &mut codes);
             }
-            for (entry, word) in entries.iter_mut().zip(words) {
-                next += (unary.zeros() << low_bits) as u32 + (word & 0xffff);
-                *entry = Entry(word & !0xffff | next);
-                next += 1;
+            self.take_ones(count, &mut ones);
+            // Checked additions would take longer than all else.
+            for low in &mut lows {
+                lows_sum = lows_sum.wrapping_add(*low);
+                *low = lows_sum;
             }
+            let first = (zeros_sum << low_bits).wrapping_add(at as u32);
+            for (index, (((entry, &code), &low), &one)) in
+                (0u32..).zip(entries.iter_mut().zip(&codes).zip(&lows).zip(&ones))
+            {
+                let zeros = one.wrapping_sub(index) << low_bits;
+                *entry = Entry(code | first.wrapping_add(zeros).wrapping_add(low).wrapping_add(index));
+            }
+            zeros_sum = zeros_sum.wrapping_add(ones[count - 1]).wrapping_sub(count as u32 - 1);
         }
         self.fixed_at += segment.fixed_bits;
-        self.unary_at = unary.at;
         head
+    }
+
+    /// Where the next `count` (1 to 64) ones of the unary part lie, counted from the first of its bits that is left; takes
+    /// these bits. The segment has been checked, so there are so many.
+    #[inline(always)]
+    fn take_ones(&mut self, count: usize, ones: &mut [u32; 128]) {
+        /// Written at once, whether a word has so many or not: cheaper than to guess how many it has.
+        const AT_ONCE: usize = 8;
+        let (mut found, mut from) = (0, 0);
+        while found < count && self.unary_at + from < 8 * self.bytes.len() {
+            let mut word = Bits(self.bytes).get(self.unary_at + from, 64);
+            let next = found + word.count_ones() as usize;
+            while found < next {
+                for one in &mut ones[found..][..AT_ONCE] {
+                    *one = from as u32 + word.trailing_zeros();
+                    word &= word.wrapping_sub(1);
+                }
+                found += AT_ONCE;
+            }
+            (found, from) = (next, from + 64);
+        }
+        self.unary_at += ones[count - 1] as usize + 1;
     }
 }
 
@@ -345,32 +375,6 @@ impl Entry {
     #[inline(always)]
     pub(crate) fn code(self) -> usize {
         (self.0 >> 16 & 3) as usize
-    }
-}
-
-/// Runs of zeros, each ended by a one.
-struct Unary<'a> {
-    bits: Bits<'a>,
-    /// Where the next run starts.
-    at: usize,
-    /// What is left of the 64 bits before `next_at`.
-    word: u64,
-    next_at: usize,
-}
-
-impl Unary<'_> {
-    /// Length of the next run. The segment has been checked, so there is one.
-    #[inline(always)]
-    fn zeros(&mut self) -> usize {
-        while self.word == 0 && self.next_at < 8 * self.bits.0.len() {
-            self.word = self.bits.get(self.next_at, 64);
-            self.next_at += 64;
-        }
-        let one_at = self.next_at - 64 + self.word.trailing_zeros() as usize;
-        self.word &= self.word.wrapping_sub(1);
-        let zeros = one_at - self.at;
-        self.at = one_at + 1;
-        zeros
     }
 }
 
