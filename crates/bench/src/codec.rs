@@ -7,7 +7,7 @@ use serde::Serialize;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_model::presets::Preset;
 use templar_protocol::{
-    layout::Layout,
+    layout::{Layout, TensorSpec},
     run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
 };
 use templar_train::TrainError;
@@ -42,8 +42,12 @@ pub struct Row {
     pub bits_per_value: f64,
     /// How many times smaller than f32 the payload is.
     pub ratio_f32: f64,
-    /// Share of the payload that one-dimensional tensors (the norms) take.
+    /// Share of the payload, framing included, that one-dimensional tensors (the norms) take.
     pub one_dimensional_share: f64,
+    /// The same of all tensors with fewer values than a chunk, whatever their dimension.
+    pub small_tensor_share: f64,
+    /// Share of the parameters that these have: what `small_tensor_share` must stay close to.
+    pub small_tensor_params_share: f64,
     /// Error feedback, top-k, quantise, code, and the residual.
     pub encode_params_per_s: f64,
     /// Decode, clip and aggregate 20 payloads, divided by the senders but by 2 at least, and move θ.
@@ -95,9 +99,14 @@ pub fn measure(sample: &Sample, options: &Options) -> Vec<Row> {
     pool.install(|| kinds.map(|kind| measure_format(kind, sample, options, copy_gb_per_s)).to_vec())
 }
 
-/// The codec's defaults, for one kind.
+/// The codec of new runs (`templar_sim::plan::run_spec`, which `templar bench` compares it with), for one kind.
 pub fn spec(kind: CodecKind) -> CodecSpec {
-    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 8.0 }
+    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 }
+}
+
+/// The outer step of new runs.
+pub fn outer() -> OuterSpec {
+    OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 }
 }
 
 fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_per_s: f64) -> Row {
@@ -115,15 +124,15 @@ fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_p
         payloads.push(codec.encode(&mut e, &delta.repeat(copies)).expect("trained values are finite").into());
     }
     let mut theta = sample.theta.repeat(copies);
-    let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 };
     let decode_s = median_s(options.repeats, || {
         let contributions: Vec<Contribution> =
             payloads.iter().map(|payload| codec.decode(payload.clone()).expect("own payload")).collect();
-        outer_step(&layout, &mut theta, &contributions.iter().collect::<Vec<_>>(), &outer);
+        outer_step(&layout, &mut theta, &contributions.iter().collect::<Vec<_>>(), &outer());
     });
 
     let contribution = codec.decode(payloads[0].clone()).expect("own payload");
     let (params, bits) = (layout.len() as f64, 8.0 * payloads[0].len() as f64);
+    let (small, of_one) = (is_small(kind), (&sample.layout, &sample.deltas[0][..]));
     let encode_gb_per_s = ENCODE_BYTES * params / encode_s / 1e9;
     Row {
         format: kind,
@@ -131,13 +140,38 @@ fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_p
         threads: options.threads,
         bits_per_value: bits / contribution.values_sent() as f64,
         ratio_f32: 32.0 * params / bits,
-        one_dimensional_share: contribution.one_dimensional_share(),
+        one_dimensional_share: payload_share(kind, of_one, |tensor| tensor.shape.len() == 1),
+        small_tensor_share: payload_share(kind, of_one, &small),
+        small_tensor_params_share: params_share(&sample.layout, &small),
         encode_params_per_s: params / encode_s,
         decode20_params_per_s: params / decode_s,
         copy_gb_per_s,
         encode_gb_per_s,
         encode_fraction_of_copy: encode_gb_per_s / copy_gb_per_s,
     }
+}
+
+/// Whether a tensor has fewer values than a chunk.
+fn is_small(kind: CodecKind) -> impl Fn(&TensorSpec) -> bool {
+    let chunk = spec(kind).chunk as usize;
+    move |tensor| tensor.range().len() < chunk
+}
+
+fn params_share(layout: &Layout, which: impl Fn(&TensorSpec) -> bool) -> f64 {
+    let params: usize = layout.tensors().iter().filter(|tensor| which(tensor)).map(|tensor| tensor.range().len()).sum();
+    params as f64 / layout.len() as f64
+}
+
+/// Share of the bytes of Δ's payload that go to some tensors: as much as it is shorter without them.
+fn payload_share(kind: CodecKind, (layout, delta): (&Layout, &[f32]), which: impl Fn(&TensorSpec) -> bool) -> f64 {
+    let payload_bytes = |keep: &dyn Fn(&TensorSpec) -> bool| {
+        let kept: Vec<&TensorSpec> = layout.tensors().iter().filter(|tensor| keep(tensor)).collect();
+        let delta: Vec<f32> = kept.iter().flat_map(|tensor| &delta[tensor.range()]).copied().collect();
+        let layout = Layout::new(kept.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())));
+        let codec = Codec::new(Arc::new(layout), &spec(kind));
+        codec.encode(&mut vec![0.0; delta.len()], &delta).expect("trained values are finite").len() as f64
+    };
+    1.0 - payload_bytes(&|tensor| !which(tensor)) / payload_bytes(&|_| true)
 }
 
 fn copy_gb_per_s(options: &Options) -> f64 {
@@ -149,4 +183,22 @@ fn copy_gb_per_s(options: &Options) -> f64 {
         to.par_chunks_mut(share).zip(from.par_chunks(share)).for_each(|(to, from)| to.copy_from_slice(from));
     });
     8.0 * COPY_PARAMS as f64 / copy_s / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_matrices_are_not_dense() {
+        // Its key and value projections have 2048 values each.
+        let layout = Layout::llama(&crate::quality::pico().model);
+        let delta: Vec<f32> = (0..layout.len()).map(|at| ((at * 7919 % 10_007) as f32 - 5003.0) * 1e-6).collect();
+        let matrices = |tensor: &TensorSpec| is_small(CodecKind::TopkSign)(tensor) && tensor.shape.len() == 2;
+        let of_params = params_share(&layout, matrices);
+        let of_bytes = payload_share(CodecKind::TopkSign, (&layout, &delta), matrices);
+        assert!(of_params > 0.05 && (0.9..1.1).contains(&(of_bytes / of_params)), "{of_bytes} of {of_params}");
+        // All but the head of four bytes.
+        assert!(payload_share(CodecKind::DenseF32, (&layout, &delta), |_| true) > 0.9999);
+    }
 }

@@ -9,6 +9,7 @@ mod rules;
 
 use rayon::prelude::*;
 use serde::Serialize;
+use templar_codec::EncodeError;
 use templar_model::presets::{self, Preset};
 use templar_protocol::{
     layout::ModelSpec,
@@ -44,6 +45,16 @@ pub struct Row {
     pub rule: Rule,
     /// α, the outer learning rate.
     pub rate: f64,
+    /// None if the run diverged with any of its seeds: the others' mean would flatter it.
+    #[serde(flatten)]
+    pub figures: Option<Figures>,
+    /// Why each of the seeds that failed did.
+    pub failures: Vec<String>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
     /// Held-out loss at the end, nats per token: the mean over the seeds.
     pub loss: f64,
     /// Largest less smallest of the seeds.
@@ -94,19 +105,29 @@ pub fn rule_arms() -> Vec<Arm> {
     arms
 }
 
-/// Makes all runs, as many at once as there are threads; calls `done` after each.
-pub fn measure(arms: &[Arm], text: &Text, options: &Options, done: &(dyn Fn() + Sync)) -> Result<Vec<Row>, TrainError> {
+/// Why a run has no loss: as a rule, because it diverged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// Makes all runs, as many at once as there are threads; calls `done` after each. One that fails leaves the others alone.
+pub fn measure(arms: &[Arm], text: &Text, options: &Options, done: &(dyn Fn() + Sync)) -> Vec<Row> {
     let jobs: Vec<(&Arm, u64)> =
         arms.iter().flat_map(|arm| options.seeds.iter().map(move |&seed| (arm, seed))).collect();
-    let outcomes: Vec<Outcome> = jobs
+    let outcomes: Vec<Result<Outcome, RunError>> = jobs
         .into_par_iter()
         .map(|(arm, seed)| {
             let outcome = run(arm, text, options, seed);
             done();
             outcome
         })
-        .collect::<Result<_, _>>()?;
-    Ok(arms.iter().zip(outcomes.chunks(options.seeds.len())).map(|(arm, outcomes)| row(arm, outcomes)).collect())
+        .collect();
+    arms.iter().zip(outcomes.chunks(options.seeds.len())).map(|(arm, outcomes)| row(arm, outcomes)).collect()
 }
 
 /// One run of one seed.
@@ -116,7 +137,7 @@ struct Outcome {
     bits_per_value: f64,
 }
 
-fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, TrainError> {
+fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, RunError> {
     let mut peers = Peers::new(&options.preset, text, options.peers, seed);
     let layout = peers.layout();
     let mut compressors: Vec<_> = (0..options.peers).map(|_| arm.format.compressor(&layout)).collect();
@@ -124,8 +145,9 @@ fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, 
     let (mut curve, mut errors, mut bits) = (Vec::new(), Vec::new(), Vec::new());
     for window in 1..=options.windows {
         let deltas = peers.window(&theta)?;
-        let sent: Vec<_> =
-            compressors.iter_mut().zip(&deltas).map(|(compressor, delta)| compressor.send(delta)).collect();
+        let sent = (compressors.iter_mut().zip(&deltas))
+            .map(|(compressor, delta)| compressor.send(delta))
+            .collect::<Result<Vec<_>, _>>()?;
         errors.extend(sent.iter().map(|sent| sent.relative_error));
         bits.extend(sent.iter().map(|sent| sent.bits_per_value));
         let step = arm.rule.aggregate(&layout, &sent.iter().map(|sent| &sent.values[..]).collect::<Vec<_>>(), arm.rate);
@@ -139,14 +161,18 @@ fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, 
     Ok(Outcome { curve, relative_error: mean(&errors), bits_per_value: mean(&bits) })
 }
 
-fn row(arm: &Arm, outcomes: &[Outcome]) -> Row {
+fn row(arm: &Arm, outcomes: &[Result<Outcome, RunError>]) -> Row {
+    let failures: Vec<String> =
+        outcomes.iter().filter_map(|outcome| Some(outcome.as_ref().err()?.to_string())).collect();
+    let figures = failures.is_empty().then(|| figures(&outcomes.iter().flatten().collect::<Vec<_>>()));
+    Row { format: arm.format, rule: arm.rule, rate: arm.rate, figures, failures }
+}
+
+fn figures(outcomes: &[&Outcome]) -> Figures {
     let losses: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.curve.last().copied()).collect();
-    let of_all = |get: &dyn Fn(&Outcome) -> f64| mean(&outcomes.iter().map(get).collect::<Vec<_>>());
+    let of_all = |get: &dyn Fn(&Outcome) -> f64| mean(&outcomes.iter().map(|outcome| get(outcome)).collect::<Vec<_>>());
     let largest = losses.iter().copied().fold(f64::MIN, f64::max);
-    Row {
-        format: arm.format,
-        rule: arm.rule,
-        rate: arm.rate,
+    Figures {
         loss: mean(&losses),
         spread: largest - losses.iter().copied().fold(f64::MAX, f64::min),
         curve: (0..outcomes[0].curve.len()).map(|at| of_all(&|outcome| outcome.curve[at])).collect(),
@@ -165,7 +191,7 @@ pub fn position_costs(
     text: &Text,
     windows: usize,
     done: &dyn Fn(),
-) -> Result<Vec<PositionCost>, TrainError> {
+) -> Result<Vec<PositionCost>, RunError> {
     let mut peers = Peers::new(preset, text, 2, 1);
     let layout = peers.layout();
     let mut compressors: Vec<_> = (0..2).map(|_| Format::OneBit.compressor(&layout)).collect();
@@ -174,7 +200,9 @@ pub fn position_costs(
     let mut costs = Vec::new();
     for _ in 0..windows {
         let deltas = peers.window(&theta)?;
-        let sent: Vec<_> = compressors.iter_mut().zip(&deltas).map(|(peer, delta)| peer.send(delta)).collect();
+        let sent = (compressors.iter_mut().zip(&deltas))
+            .map(|(peer, delta)| peer.send(delta))
+            .collect::<Result<Vec<_>, _>>()?;
         let flags = |values: &[f32]| values.iter().map(|&value| value != 0.0).collect::<Vec<_>>();
         let (own, other) = (flags(&sent[0].values), flags(&sent[1].values));
         let chunk = crate::codec::spec(CodecKind::TopkSign).chunk as usize;
@@ -186,4 +214,24 @@ pub fn position_costs(
         done();
     }
     Ok(costs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_diverges_leaves_the_others_alone() {
+        let mut preset = pico();
+        (preset.inner.steps, preset.inner.batch_sequences, preset.inner.micro_batch_sequences) = (1, 1, 1);
+        let options = Options { preset, peers: 2, windows: 2, seeds: vec![1, 2] };
+        let arm = |rate| Arm { format: Format::OneBit, rule: Rule::Peers, rate };
+        let rows = measure(&[arm(f64::INFINITY), arm(1.0)], &Text::built_in(20_000), &options, &|| ());
+        assert!(rows[0].figures.is_none() && rows[0].failures.len() == 2, "{rows:?}");
+        assert!(rows[1].figures.as_ref().unwrap().loss < 7.0 && rows[1].failures.is_empty(), "{rows:?}");
+        assert_eq!(
+            by_rate(&rows),
+            [("topk-sign, peers".to_owned(), vec![(1.0, rows[1].figures.as_ref().unwrap().loss)])]
+        );
+    }
 }

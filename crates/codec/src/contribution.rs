@@ -173,21 +173,6 @@ impl Contribution {
         if sent == 0 { 0.0 } else { common as f64 / sent as f64 }
     }
 
-    /// Share of the payload's bytes that one-dimensional tensors (the norms) take.
-    pub fn one_dimensional_share(&self) -> f64 {
-        let is_flat = |segment: &Segment| self.plan.layout.tensors()[segment.tensor].shape.len() == 1;
-        let lengths = self.starts.windows(2).map(|ends| ends[1] - ends[0]);
-        let flat: usize = self
-            .plan
-            .segments
-            .iter()
-            .zip(lengths)
-            .filter(|(segment, _)| is_flat(segment))
-            .map(|(_, length)| length)
-            .sum();
-        flat as f64 / self.payload.len() as f64
-    }
-
     /// The one payload that decodes to this contribution.
     pub fn payload(&self) -> &Bytes {
         &self.payload

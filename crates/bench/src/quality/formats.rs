@@ -3,7 +3,7 @@
 use std::{f64::consts::PI, fmt, sync::Arc};
 
 use serde::Serialize;
-use templar_codec::Codec;
+use templar_codec::{Codec, EncodeError};
 use templar_protocol::{layout::Layout, run::CodecKind};
 
 use crate::codec;
@@ -91,15 +91,15 @@ impl Format {
 
 impl Compressor {
     /// e ← β·e + Δ; what is sent of it leaves it.
-    pub(super) fn send(&mut self, delta: &[f32]) -> Sent {
+    pub(super) fn send(&mut self, delta: &[f32]) -> Result<Sent, EncodeError> {
         let mut delta = delta.to_vec();
         if self.format == Format::OneBitDct {
             self.transform(&mut delta, true);
         }
         if self.format == Format::Dense {
-            return Sent { values: delta, relative_error: 0.0, bits_per_value: 32.0 };
+            return Ok(Sent { values: delta, relative_error: 0.0, bits_per_value: 32.0 });
         }
-        let payload = self.codec.encode(&mut self.error, &delta).expect("trained values are finite");
+        let payload = self.codec.encode(&mut self.error, &delta)?;
         let bits = 8.0 * payload.len() as f64;
         let contribution = self.codec.decode(payload).expect("own payload");
         let mut values = vec![0.0; delta.len()];
@@ -126,7 +126,7 @@ impl Compressor {
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
         let lost = square(&mut kept.iter().zip(&values).map(|(&kept, &sent)| f64::from(kept) - f64::from(sent)));
         let all = square(&mut kept.iter().map(|&kept| f64::from(kept)));
-        Sent { values, relative_error: if all == 0.0 { 0.0 } else { lost / all }, bits_per_value }
+        Ok(Sent { values, relative_error: if all == 0.0 { 0.0 } else { lost / all }, bits_per_value })
     }
 
     /// From the coordinates in which things are sent to parameters.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::Row;
+use super::{Figures, Row};
 
 /// Why no plot was drawn.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ fn draw(
     x: &str,
     lines: &[(String, Vec<(f64, f64)>)],
 ) -> Result<(), Box<dyn std::error::Error>> {
+    if lines.is_empty() {
+        return Err("every run of it diverged".into());
+    }
     let points = || lines.iter().flat_map(|(_, points)| points);
     let range = |get: fn(&(f64, f64)) -> f64| {
         let least = points().map(get).fold(f64::MAX, f64::min);
@@ -55,10 +58,11 @@ fn draw(
 pub fn by_rate(rows: &[Row]) -> Vec<(String, Vec<(f64, f64)>)> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for row in rows {
+        let Some(figures) = &row.figures else { continue };
         let name = format!("{}, {}", row.format, row.rule);
         match lines.iter_mut().find(|(line, _)| *line == name) {
-            Some((_, points)) => points.push((row.rate, row.loss)),
-            None => lines.push((name, vec![(row.rate, row.loss)])),
+            Some((_, points)) => points.push((row.rate, figures.loss)),
+            None => lines.push((name, vec![(row.rate, figures.loss)])),
         }
     }
     lines
@@ -66,6 +70,7 @@ pub fn by_rate(rows: &[Row]) -> Vec<(String, Vec<(f64, f64)>)> {
 
 /// The lines of the formats' plot: the loss after each quarter of the run.
 pub fn by_quarter(rows: &[Row]) -> Vec<(String, Vec<(f64, f64)>)> {
-    let curve = |row: &Row| row.curve.iter().enumerate().map(|(at, &loss)| ((at + 1) as f64, loss)).collect();
-    rows.iter().map(|row| (row.format.to_string(), curve(row))).collect()
+    let curve =
+        |figures: &Figures| figures.curve.iter().enumerate().map(|(at, &loss)| ((at + 1) as f64, loss)).collect();
+    rows.iter().filter_map(|row| Some((row.format.to_string(), curve(row.figures.as_ref()?)))).collect()
 }

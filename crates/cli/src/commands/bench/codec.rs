@@ -82,7 +82,7 @@ impl Codec {
         }
         println!("| window | bound | rows and columns known | whole payload | sent before | sent by another |");
         println!("|---|---|---|---|---|---|");
-        for (window, cost) in costs.iter().enumerate().skip(1) {
+        for (window, cost) in (1..).zip(&costs).skip(1) {
             println!(
                 "| {window} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.1} % |",
                 cost.bound_bits,
@@ -122,9 +122,18 @@ impl Codec {
         let bar = ProgressBar::new(((formats.len() + rules.len()) * options.seeds.len()) as u64);
         bar.set_style(ProgressStyle::with_template("run {pos}/{len} {bar:24} {elapsed_precise}, {eta} left")?);
         let done = || bar.inc(1);
-        let formats = quality::measure(&formats, &text, &options, &done)?;
-        let rules = quality::measure(&rules, &text, &options, &done)?;
+        let formats = quality::measure(&formats, &text, &options, &done);
+        let rules = quality::measure(&rules, &text, &options, &done);
         bar.finish_and_clear();
+        if self.json {
+            let all = serde_json::json!({ "formats": formats, "rules": rules });
+            println!("{}", serde_json::to_string_pretty(&all)?);
+        } else {
+            print_formats(&formats);
+            print_rules(&rules);
+            print_failures(formats.iter().chain(&rules));
+        }
+        // Last, so that no plot that cannot be drawn costs the figures.
         if let Some(folder) = &self.plots {
             fs::create_dir_all(folder).wrap_err_with(|| format!("making {}", folder.display()))?;
             quality::plot(
@@ -136,13 +145,6 @@ impl Codec {
             let quarters = quality::by_quarter(&formats);
             quality::plot(&folder.join("formats.svg"), "Formats", "quarter of the run", &quarters)?;
         }
-        if self.json {
-            let all = serde_json::json!({ "formats": formats, "rules": rules });
-            println!("{}", serde_json::to_string_pretty(&all)?);
-            return Ok(());
-        }
-        print_formats(&formats);
-        print_rules(&rules);
         Ok(())
     }
 }
@@ -153,15 +155,18 @@ fn preset(name: &str) -> Result<Preset> {
 }
 
 fn print_speed(rows: &[Row]) {
-    println!("| format | bits/value | × below f32 | 1-D share | encode M/s | GB/s | of copy | decode 20 M/s |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| format | bits/value | × below f32 | 1-D share | small tensors | encode M/s | GB/s | of copy | decode 20 M/s |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for row in rows {
         println!(
-            "| {} | {:.3} | {:.1} | {:.2} % | {:.0} | {:.2} | {:.0} % | {:.0} |",
+            "| {} | {:.3} | {:.1} | {:.2} % | {:.2} % | {:.0} | {:.2} | {:.0} % | {:.0} |",
             serde_json::to_value(row.format).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
             row.bits_per_value,
             row.ratio_f32,
             100.0 * row.one_dimensional_share,
+            100.0 * row.small_tensor_share,
             row.encode_params_per_s / 1e6,
             row.encode_gb_per_s,
             100.0 * row.encode_fraction_of_copy,
@@ -170,6 +175,7 @@ fn print_speed(rows: &[Row]) {
     }
     if let Some(row) = rows.first() {
         println!("\n{} parameters, {} threads, copy {:.1} GB/s", row.params, row.threads, row.copy_gb_per_s);
+        println!("tensors below a chunk have {:.2} % of the parameters", 100.0 * row.small_tensor_params_share);
     }
 }
 
@@ -177,10 +183,20 @@ fn print_formats(rows: &[quality::Row]) {
     println!("| format | divided by | α | loss | spread | relative error of what is kept | bits/value |");
     println!("|---|---|---|---|---|---|---|");
     for row in rows {
-        println!(
-            "| {} | {} | {} | {:.4} | {:.4} | {:.4} | {:.2} |",
-            row.format, row.rule, row.rate, row.loss, row.spread, row.relative_error, row.bits_per_value
-        );
+        let figures = row.figures.as_ref().map_or("diverged | – | – | –".to_owned(), |figures| {
+            let quality::Figures { loss, spread, relative_error, bits_per_value, .. } = figures;
+            format!("{loss:.4} | {spread:.4} | {relative_error:.4} | {bits_per_value:.2}")
+        });
+        println!("| {} | {} | {} | {figures} |", row.format, row.rule, row.rate);
+    }
+}
+
+/// Why runs have no figures.
+fn print_failures<'a>(rows: impl Iterator<Item = &'a quality::Row>) {
+    for row in rows {
+        for why in &row.failures {
+            println!("\n{}, {}, α = {}: {why}", row.format, row.rule, row.rate);
+        }
     }
 }
 
@@ -201,9 +217,31 @@ fn print_rules(rows: &[quality::Row]) {
         let same = |other: &&quality::Row| (other.format, other.rule) == (row.format, row.rule);
         let cell = |rate: &f64| {
             let cell = rows.iter().filter(same).find(|row| row.rate.total_cmp(rate).is_eq());
-            cell.map_or("–".to_owned(), |row| format!("{:.4} ± {:.3}", row.loss, row.spread / 2.0))
+            cell.map_or("–".to_owned(), |row| match &row.figures {
+                Some(figures) => format!("{:.4} ± {:.3}", figures.loss, figures.spread / 2.0),
+                None => "diverged".to_owned(),
+            })
         };
         println!("| {name} | {} |", rates.iter().map(cell).collect::<Vec<_>>().join(" | "));
         seen.push(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::{
+        hash::Hash32,
+        run::{ChainSpec, CodecKind, DataSpec},
+    };
+    use templar_sim::plan;
+
+    #[test]
+    fn measures_what_new_runs_do() {
+        let chain = ChainSpec { genesis: Hash32::of(b"g"), netuid: 3, start_block: 1000 };
+        let data = DataSpec { manifest: Hash32::of(b"m"), seed: 1 };
+        let nano = super::preset("nano").unwrap();
+        let run = plan::run_spec("t", &nano, chain, data, 1, plan::mainnet_windows());
+        assert_eq!(templar_bench::codec::spec(CodecKind::TopkSign), run.codec);
+        assert_eq!(templar_bench::codec::outer(), run.outer);
     }
 }
