@@ -5,8 +5,9 @@
 
 use std::cell::RefCell;
 
+use crate::buffers::{Aligned, LINE};
 use crate::kernels::{causal_softmax, causal_softmax_backward, dot, simd};
-use crate::product::{Matrix, Onto, product, transpose};
+use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 
 /// Queries of a block.
@@ -14,7 +15,7 @@ const BLOCK: usize = 64;
 
 thread_local! {
     /// Room for one call, kept from call to call: fresh memory costs page faults.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Aligned> = RefCell::default();
 }
 
 /// What all calls of a pass share.
@@ -44,10 +45,12 @@ impl Attention<'_> {
     /// the softmax's sums.
     pub(crate) fn forward(&self, out: &mut [f32], log_sums: &mut [f32], projections: Projections<'_>) {
         let (positions, dim) = (self.positions, self.dim);
-        with_scratch([positions * dim; 4], BLOCK * positions, |[query, key_t, value, rows], scores| {
-            self.rotate(rows, projections.key, 1.0);
-            transpose(key_t, rows, dim);
-            self.copy(value, projections.value, self.stride);
+        let (room_t, room) = (Panels::room(dim, positions), Panels::room(positions, dim));
+        let sizes = [positions * dim, positions * dim, room_t, room, BLOCK * positions];
+        with_scratch(sizes, |[query, key, key_t, value, scores]| {
+            self.rotate(key, projections.key, 1.0);
+            let key_t = Panels::pack(key_t, Matrix::new(key, positions, dim).transposed());
+            let value = Panels::pack(value, Matrix::strided(projections.value, positions, dim, self.stride));
             let heads = out.chunks_exact_mut(positions * dim).zip(log_sums.chunks_exact_mut(positions));
             for (head, (out, log_sums)) in heads.enumerate() {
                 self.rotate(query, &projections.queries[head * dim..], self.scale());
@@ -57,13 +60,13 @@ impl Attention<'_> {
                     let (rows, seen) = (log_sums.len(), first + log_sums.len());
                     let scores = &mut scores[..rows * seen];
                     let query = Matrix::new(&query[first * dim..], rows, dim);
-                    product(scores, query, Matrix::strided(key_t, dim, seen, positions), Onto::Replace);
+                    product(scores, query, key_t.columns(seen), Onto::Replace);
                     let mut totals = [1.0; BLOCK];
                     causal_softmax(scores, seen, first + 1, |row, largest, total| {
                         totals[row] = total;
                         log_sums[row] = largest + total.ln();
                     });
-                    product(out, Matrix::new(scores, rows, seen), Matrix::new(value, seen, dim), Onto::Replace);
+                    product(out, Matrix::new(scores, rows, seen), value.rows(0..seen), Onto::Replace);
                     for (out, total) in out.chunks_exact_mut(dim).zip(totals) {
                         for out in out {
                             *out /= total;
@@ -89,24 +92,27 @@ impl Attention<'_> {
         let (d_key, d_value) = d_key_value.split_at_mut(positions * dim);
         d_key.fill(0.0);
         d_value.fill(0.0);
-        let room = [positions * dim; 5];
-        with_scratch(room, (2 * BLOCK + 1) * positions, |[query, key, key_t, value_t, d_out], scores| {
+        let (room_t, room) = (Panels::room(dim, positions), Panels::room(positions, dim));
+        let (rows, block) = (positions * dim, BLOCK * positions);
+        let sizes = [rows, rows, room, room, room, room_t, room_t, positions, block, block];
+        with_scratch(sizes, |[query, key, query_p, key_p, d_out_p, key_t, value_t, pull, scores, d_scores]| {
             self.rotate(key, projections.key, 1.0);
-            transpose(key_t, key, dim);
-            self.copy(d_out, projections.value, self.stride);
-            transpose(value_t, d_out, dim);
-            let (pull, scores) = scores.split_at_mut(positions);
-            let (scores, d_scores) = scores.split_at_mut(BLOCK * positions);
+            let key = Matrix::new(key, positions, dim);
+            let (key, key_t) = (Panels::pack(key_p, key), Panels::pack(key_t, key.transposed()));
+            let value = Matrix::strided(projections.value, positions, dim, self.stride);
+            let value_t = Panels::pack(value_t, value.transposed());
             for (head, d_query) in d_queries.chunks_exact_mut(positions * dim).enumerate() {
                 let log_sums = &log_sums[head * positions..][..positions];
                 self.rotate(query, &projections.queries[head * dim..], self.scale());
-                self.copy(d_out, &d_mixed[head * dim..], mixed_stride);
+                let query_p = Panels::pack(query_p, Matrix::new(query, positions, dim));
+                let (mixed, d_mixed) = (&mixed[head * dim..], &d_mixed[head * dim..]);
+                let d_out_p = Panels::pack(d_out_p, Matrix::strided(d_mixed, positions, dim, mixed_stride));
                 simd(
                     #[inline(always)]
                     || {
-                        let rows = d_out.chunks_exact(dim).zip(mixed[head * dim..].chunks(mixed_stride));
-                        for (pull, (d_out, mixed)) in pull.iter_mut().zip(rows) {
-                            *pull = dot(d_out, &mixed[..dim]);
+                        let rows = d_mixed.chunks(mixed_stride).zip(mixed.chunks(mixed_stride));
+                        for (pull, (d_mixed, mixed)) in pull.iter_mut().zip(rows) {
+                            *pull = dot(&d_mixed[..dim], &mixed[..dim]);
                         }
                     },
                 );
@@ -115,15 +121,16 @@ impl Attention<'_> {
                     let seen = first + rows;
                     let (scores, d_scores) = (&mut scores[..rows * seen], &mut d_scores[..rows * seen]);
                     let query = Matrix::new(&query[first * dim..], rows, dim);
-                    let d_out = Matrix::new(&d_out[first * dim..], rows, dim);
-                    product(scores, query, Matrix::strided(key_t, dim, seen, positions), Onto::Replace);
-                    product(d_scores, d_out, Matrix::strided(value_t, dim, seen, positions), Onto::Replace);
+                    let d_out = Matrix::strided(&d_mixed[first * mixed_stride..], rows, dim, mixed_stride);
+                    product(scores, query, key_t.columns(seen), Onto::Replace);
+                    product(d_scores, d_out, value_t.columns(seen), Onto::Replace);
                     let range = first..seen;
-                    causal_softmax_backward(scores, d_scores, seen, first + 1, &log_sums[range.clone()], &pull[range]);
+                    let (log_sums, pull) = (&log_sums[range.clone()], &pull[range.clone()]);
+                    causal_softmax_backward(scores, d_scores, seen, first + 1, log_sums, pull);
                     let (weights, d_scores) = (Matrix::new(scores, rows, seen), Matrix::new(d_scores, rows, seen));
-                    product(d_value, weights.transposed(), d_out, Onto::Add);
-                    product(d_query, d_scores, Matrix::new(key, seen, dim), Onto::Replace);
-                    product(d_key, d_scores.transposed(), query, Onto::Add);
+                    product(d_value, weights.transposed(), d_out_p.rows(range.clone()), Onto::Add);
+                    product(d_query, d_scores, key.rows(0..seen), Onto::Replace);
+                    product(d_key, d_scores.transposed(), query_p.rows(range), Onto::Add);
                 }
                 simd(
                     #[inline(always)]
@@ -147,24 +154,13 @@ impl Attention<'_> {
             || self.rotation.forward(out, x, self.stride, scale),
         );
     }
-
-    /// Copies one head's rows.
-    fn copy(&self, out: &mut [f32], x: &[f32], stride: usize) {
-        for (out, x) in out.chunks_exact_mut(self.dim).zip(x.chunks(stride)) {
-            out.copy_from_slice(&x[..self.dim]);
-        }
-    }
 }
 
 /// Calls `work` with slices of the given lengths, whose values are whatever the last call left there.
-fn with_scratch<const N: usize>(sizes: [usize; N], last: usize, work: impl FnOnce([&mut [f32]; N], &mut [f32])) {
+fn with_scratch<const N: usize>(sizes: [usize; N], work: impl FnOnce([&mut [f32]; N])) {
     SCRATCH.with_borrow_mut(|scratch| {
-        let all = sizes.iter().sum::<usize>() + last;
-        if scratch.len() < all {
-            scratch.resize(all, 0.0);
-        }
-        let mut rest = &mut scratch[..all];
-        let parts = sizes.map(|size| rest.split_off_mut(..size).expect("room for all parts"));
-        work(parts, rest);
+        let mut rest = scratch.room(sizes.iter().map(|size| size.next_multiple_of(LINE)).sum());
+        let mut part = |size: usize| rest.split_off_mut(..size.next_multiple_of(LINE)).expect("room for all parts");
+        work(sizes.map(|size| &mut part(size)[..size]));
     });
 }

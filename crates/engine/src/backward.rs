@@ -1,12 +1,12 @@
 //! The backward pass. As in the forward pass, row-wise work in blocks of rows and attention take turns; the gradients of
 //! weights, which need all rows, are computed beside attention.
 
-use crate::buffers::{Buffers, Layer};
-use crate::forward::Context;
+use crate::buffers::{Buffers, Layer, Packed};
+use crate::forward::{Context, pack_weights};
 use crate::jobs::{Job, run};
 use crate::kernels::{rms_norm_backward, swiglu_backward};
 use crate::meter::Work;
-use crate::product::{Matrix, Onto, product};
+use crate::product::{Matrix, Onto, Panels, product};
 use crate::shape::Shape;
 
 /// Rows of a weight's gradient that one task computes.
@@ -17,6 +17,9 @@ const WEIGHT_ROWS: usize = 256;
 pub(crate) fn backward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32], gradient: &mut [f32], onto: Onto) {
     let shape = context.shape;
     let depth = shape.layers.len();
+    let mut jobs = vec![];
+    pack_weights(&mut jobs, context, &mut buffers.packed, depth, |weight| weight);
+    run(jobs);
     for at in (0..=depth).rev() {
         rows(context, buffers, at);
         let weight = if at == depth { shape.norm.clone() } else { shape.layers[at].input_norm.clone() };
@@ -53,6 +56,7 @@ struct Block<'a> {
     d_middle: &'a mut [f32],
     d_normed: &'a mut [f32],
     normed: &'a mut [f32],
+    normed_panels: &'a mut [f32],
     d_qkv: &'a mut [f32],
     d_input_norm: &'a mut [f32],
     before: Option<Before<'a>>,
@@ -63,7 +67,11 @@ struct Before<'a> {
     middle: &'a [f32],
     gate_up: &'a mut [f32],
     gated: &'a mut [f32],
+    gated_panels: &'a mut [f32],
     post_normed: &'a mut [f32],
+    post_normed_panels: &'a mut [f32],
+    mixed: &'a [f32],
+    mixed_panels: &'a mut [f32],
     d_mixed: &'a mut [f32],
     d_post_norm: &'a mut [f32],
 }
@@ -86,10 +94,15 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize) {
     let mut post_normed = buffers.post_normed.chunks_mut(narrow);
     let mut d_mixed = gradients.d_mixed.chunks_mut(narrow);
     let mut d_post_norm = gradients.d_post_norm.chunks_mut(hidden);
-    let mut layer = before
-        .last_mut()
-        .map(|Layer { middle, gate_up, .. }| middle.chunks(narrow).zip(gate_up.chunks_mut(rows * 2 * shape.ffn)));
-    let d_heads = &gradients.d_heads;
+    let room = Panels::room(rows, hidden);
+    let mut normed_panels = gradients.normed.chunks_mut(room);
+    let mut post_normed_panels = gradients.post_normed.chunks_mut(room);
+    let mut mixed_panels = gradients.mixed.chunks_mut(room);
+    let mut gated_panels = gradients.gated.chunks_mut(Panels::room(rows, shape.ffn));
+    let mut layer = before.last_mut().map(|Layer { middle, mixed, gate_up, .. }| {
+        middle.chunks(narrow).zip(mixed.chunks(narrow)).zip(gate_up.chunks_mut(rows * 2 * shape.ffn))
+    });
+    let (d_heads, packed) = (&gradients.d_heads, &buffers.packed);
     let mut jobs: Vec<Job<'_>> = vec![];
     for number in 0..batch.blocks() {
         let one = "one a block";
@@ -98,15 +111,20 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize) {
             d_middle: d_middle.next().expect(one),
             d_normed: d_normed.next().expect(one),
             normed: normed.next().expect(one),
+            normed_panels: normed_panels.next().expect(one),
             d_qkv: d_qkv.next().expect(one),
             d_input_norm: d_input_norm.next().expect(one),
             before: layer.as_mut().map(|parts| {
-                let (middle, gate_up) = parts.next().expect(one);
+                let ((middle, mixed), gate_up) = parts.next().expect(one);
                 Before {
                     middle,
                     gate_up,
                     gated: gated.next().expect(one),
+                    gated_panels: gated_panels.next().expect(one),
                     post_normed: post_normed.next().expect(one),
+                    post_normed_panels: post_normed_panels.next().expect(one),
+                    mixed,
+                    mixed_panels: mixed_panels.next().expect(one),
                     d_mixed: d_mixed.next().expect(one),
                     d_post_norm: d_post_norm.next().expect(one),
                 }
@@ -114,20 +132,20 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize) {
         };
         let first = number * rows;
         let x = &x[first * hidden..][..block.d_x.len()];
-        jobs.push(Box::new(move || block.run(context, at, first, x, d_heads)));
+        jobs.push(Box::new(move || block.run(context, at, first, x, d_heads, packed)));
     }
     run(jobs);
 }
 
 impl Block<'_> {
-    fn run(self, context: Context<'_>, at: usize, first: usize, x: &[f32], d_heads: &[f32]) {
+    fn run(self, context: Context<'_>, at: usize, first: usize, x: &[f32], d_heads: &[f32], packed: &Packed) {
         let Context { shape, theta, meter, .. } = context;
         let Shape { hidden, epsilon, .. } = *shape;
         let rows = self.d_x.len() / hidden;
         let weight = if let Some(weights) = shape.layers.get(at) {
             meter.time(Work::Elementwise, || gather(context, self.d_qkv, d_heads, first));
             let d_qkv = Matrix::new(self.d_qkv, rows, shape.qkv());
-            let weight = Matrix::new(&theta[weights.qkv.clone()], shape.qkv(), hidden);
+            let weight = Panels::new(&packed.qkv, shape.qkv(), hidden);
             meter.time(Work::Products, || product(self.d_normed, d_qkv, weight, Onto::Replace));
             self.d_x.copy_from_slice(self.d_middle);
             &theta[weights.input_norm.clone()]
@@ -137,36 +155,47 @@ impl Block<'_> {
         };
         meter.time(Work::Elementwise, || {
             rms_norm_backward(self.d_x, self.d_input_norm, self.normed, self.d_normed, x, weight, epsilon);
+            Panels::pack(self.normed_panels, Matrix::new(self.normed, rows, hidden));
         });
         if let Some(before) = self.before {
-            before.run(context, at - 1, self.d_x, self.d_middle, self.d_normed);
+            before.run(context, at - 1, self.d_x, (self.d_middle, self.d_normed), packed);
         }
     }
 }
 
 impl Before<'_> {
     /// From `d_x`, the gradient behind layer `at`, to `d_middle` and `d_mixed`.
-    fn run(self, context: Context<'_>, at: usize, d_x: &[f32], d_middle: &mut [f32], d_normed: &mut [f32]) {
+    fn run(
+        self,
+        context: Context<'_>,
+        at: usize,
+        d_x: &[f32],
+        (d_middle, d_normed): (&mut [f32], &mut [f32]),
+        packed: &Packed,
+    ) {
         let Context { shape, theta, meter, .. } = context;
         let Shape { hidden, ffn, epsilon, .. } = *shape;
         let weights = &shape.layers[at];
         let rows = d_x.len() / hidden;
-        let products = |out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>| {
+        let products = |out: &mut [f32], a: Matrix<'_>, b: Panels<'_>| {
             meter.time(Work::Products, || product(out, a, b, Onto::Replace));
         };
-        let down = Matrix::new(&theta[weights.down.clone()], hidden, ffn);
-        products(self.gated, Matrix::new(d_x, rows, hidden), down);
-        meter.time(Work::Elementwise, || swiglu_backward(self.gated, self.gate_up, ffn));
-        let gate_up = Matrix::new(&theta[weights.gate_up.clone()], 2 * ffn, hidden);
+        products(self.gated, Matrix::new(d_x, rows, hidden), Panels::new(&packed.down, hidden, ffn));
+        meter.time(Work::Elementwise, || {
+            swiglu_backward(self.gated, self.gate_up, ffn);
+            Panels::pack(self.gated_panels, Matrix::new(self.gated, rows, ffn));
+            Panels::pack(self.mixed_panels, Matrix::new(self.mixed, rows, hidden));
+        });
+        let gate_up = Panels::new(&packed.gate_up, 2 * ffn, hidden);
         products(d_normed, Matrix::new(self.gate_up, rows, 2 * ffn), gate_up);
         meter.time(Work::Elementwise, || {
             d_middle.copy_from_slice(d_x);
             let weight = &theta[weights.post_norm.clone()];
             let (part, normed) = (self.d_post_norm, self.post_normed);
             rms_norm_backward(d_middle, part, normed, d_normed, self.middle, weight, epsilon);
+            Panels::pack(self.post_normed_panels, Matrix::new(normed, rows, hidden));
         });
-        let o = Matrix::new(&theta[weights.o.clone()], hidden, hidden);
-        products(self.d_mixed, Matrix::new(d_middle, rows, hidden), o);
+        products(self.d_mixed, Matrix::new(d_middle, rows, hidden), Panels::new(&packed.o, hidden, hidden));
     }
 }
 
@@ -197,7 +226,7 @@ fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize,
     let qkv = shape.layers.get(at).map_or(0..0, |weights| weights.qkv.clone());
     let mut jobs: Vec<Job<'_>> = vec![];
     let Some(before) = at.checked_sub(1) else {
-        weight_jobs(&mut jobs, context, &mut gradient[qkv], (&gradients.d_qkv, &buffers.normed, hidden), onto);
+        weight_jobs(&mut jobs, context, &mut gradient[qkv], (&gradients.d_qkv, &gradients.normed, hidden), onto);
         return run(jobs);
     };
     let (weights, layer) = (&shape.layers[before], &buffers.layers[before]);
@@ -221,14 +250,15 @@ fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize,
             });
         }));
     }
-    weight_jobs(&mut jobs, context, gate_up, (&layer.gate_up, &buffers.post_normed, hidden), onto);
-    weight_jobs(&mut jobs, context, down, (&gradients.d_x, &buffers.gated, ffn), onto);
-    weight_jobs(&mut jobs, context, qkv, (&gradients.d_qkv, &buffers.normed, hidden), onto);
-    weight_jobs(&mut jobs, context, o, (&gradients.d_middle, &layer.mixed, hidden), onto);
+    weight_jobs(&mut jobs, context, gate_up, (&layer.gate_up, &gradients.post_normed, hidden), onto);
+    weight_jobs(&mut jobs, context, down, (&gradients.d_x, &gradients.gated, ffn), onto);
+    weight_jobs(&mut jobs, context, qkv, (&gradients.d_qkv, &gradients.normed, hidden), onto);
+    weight_jobs(&mut jobs, context, o, (&gradients.d_middle, &gradients.mixed, hidden), onto);
+    pack_weights(&mut jobs, context, &mut buffers.packed, before, |weight| weight);
     run(jobs);
 }
 
-/// Tasks for the gradient dyᵀ · x of a weight, `[out, in]`, from `(dy, x, in)`.
+/// Tasks for the gradient dyᵀ · x of a weight, `[out, in]`, from `(dy, x in panels, in)`.
 fn weight_jobs<'a>(
     jobs: &mut Vec<Job<'a>>,
     context: Context<'a>,
@@ -236,12 +266,18 @@ fn weight_jobs<'a>(
     (dy, x, width): (&'a [f32], &'a [f32], usize),
     onto: Onto,
 ) {
-    let (rows, outputs) = (context.batch.rows(), gradient.len() / width);
+    let Context { batch, meter, .. } = context;
+    let outputs = gradient.len() / width;
     for (number, gradient) in gradient.chunks_mut(WEIGHT_ROWS * width).enumerate() {
         jobs.push(Box::new(move || {
-            let dy = Matrix::strided(&dy[number * WEIGHT_ROWS..], rows, gradient.len() / width, outputs);
-            let x = Matrix::new(x, rows, width);
-            context.meter.time(Work::Products, || product(gradient, dy.transposed(), x, onto));
+            let dy = dy.chunks(batch.block() * outputs);
+            for (block, (dy, x)) in dy.zip(x.chunks(Panels::room(batch.block(), width))).enumerate() {
+                let rows = dy.len() / outputs;
+                let dy = Matrix::strided(&dy[number * WEIGHT_ROWS..], rows, gradient.len() / width, outputs);
+                let onto = if block == 0 { onto } else { Onto::Add };
+                let x = Panels::new(x, rows, width);
+                meter.time(Work::Products, || product(gradient, dy.transposed(), x, onto));
+            }
         }));
     }
 }

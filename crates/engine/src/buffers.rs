@@ -1,47 +1,93 @@
 //! Memory of a pass, kept from pass to pass. Contents are undefined between passes unless said otherwise.
 
+use std::ops::{Deref, DerefMut};
+
+use crate::product::Panels;
 use crate::shape::{Batch, Shape};
+
+/// Elements of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// Values from the beginning of a cache line on: vectors of 64 bytes that lie across two lines cost as much as two.
+#[derive(Debug, Default)]
+pub struct Aligned {
+    values: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    /// Makes it as long as asked, without giving memory back. Its values are whatever was there.
+    pub fn resize(&mut self, len: usize) {
+        if self.values.len() < self.start + len {
+            self.values = vec![0.0; len + LINE - 1];
+            // A platform that cannot tell the place of memory gets none that is aligned.
+            self.start = self.values.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE - 1);
+        }
+        self.len = len;
+    }
+
+    /// At least `len` values, of which the first `len`.
+    pub(crate) fn room(&mut self, len: usize) -> &mut [f32] {
+        self.resize(len.max(self.len));
+        &mut self[..len]
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..][..self.len]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..][..self.len]
+    }
+}
 
 /// What one layer's backward pass needs of its forward pass. Every buffer has one row a position of the batch.
 #[derive(Debug, Default)]
 pub(crate) struct Layer {
     /// The residual stream as it comes in, `[rows, hidden]`.
-    pub(crate) x: Vec<f32>,
+    pub(crate) x: Aligned,
     /// Projections before rotation, `[rows, qkv]`.
-    pub(crate) qkv: Vec<f32>,
+    pub(crate) qkv: Aligned,
     /// What attention mixed, `[rows, hidden]`.
-    pub(crate) mixed: Vec<f32>,
+    pub(crate) mixed: Aligned,
     /// Logarithms of the softmax's sums, `[sequences, heads, positions]`.
-    pub(crate) log_sums: Vec<f32>,
+    pub(crate) log_sums: Aligned,
     /// The residual stream after attention, `[rows, hidden]`.
-    pub(crate) middle: Vec<f32>,
+    pub(crate) middle: Aligned,
     /// `[rows, 2 · ffn]`; the backward pass turns it into its gradient.
-    pub(crate) gate_up: Vec<f32>,
+    pub(crate) gate_up: Aligned,
 }
 
-/// One layer's weights transposed, `[in, out]`: the order in which the forward products read them fastest.
+/// The weights of one step of a pass in panels: of x · Wᵀ forward, of dy · W backward.
 #[derive(Debug, Default)]
-pub(crate) struct Transposed {
-    pub(crate) qkv: Vec<f32>,
-    pub(crate) o: Vec<f32>,
-    pub(crate) gate_up: Vec<f32>,
-    pub(crate) down: Vec<f32>,
+pub(crate) struct Packed {
+    pub(crate) qkv: Aligned,
+    pub(crate) o: Aligned,
+    pub(crate) gate_up: Aligned,
+    pub(crate) down: Aligned,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     /// All layers for training; without gradients two suffice, in turns.
     pub(crate) layers: Vec<Layer>,
-    pub(crate) transposed: Transposed,
+    pub(crate) packed: Packed,
     /// The residual stream after the last layer, `[rows, hidden]`.
-    pub(crate) out: Vec<f32>,
+    pub(crate) out: Aligned,
     /// Output of a norm, `[rows, hidden]`; and of the other norm of a layer.
-    pub(crate) normed: Vec<f32>,
-    pub(crate) post_normed: Vec<f32>,
+    pub(crate) normed: Aligned,
+    pub(crate) post_normed: Aligned,
     /// SwiGLU's output, `[rows, ffn]`.
-    pub(crate) gated: Vec<f32>,
+    pub(crate) gated: Aligned,
     /// Attention's output by heads, `[sequences, heads, positions, dim]`.
-    pub(crate) heads: Vec<f32>,
+    pub(crate) heads: Aligned,
     pub(crate) loss: LossBuffers,
     pub(crate) gradients: GradientBuffers,
 }
@@ -50,11 +96,14 @@ pub(crate) struct Buffers {
 #[derive(Debug, Default)]
 pub(crate) struct LossBuffers {
     /// Logits of a chunk of rows, transposed: `[vocabulary, chunk]`.
-    pub(crate) logits: Vec<f32>,
-    /// The chunk's rows of `normed`, transposed: `[hidden, chunk]`.
-    pub(crate) normed: Vec<f32>,
+    pub(crate) logits: Aligned,
+    /// The chunk's rows of `normed` in panels, transposed for the logits and as they are for the weights' gradient.
+    pub(crate) normed_t: Aligned,
+    pub(crate) normed: Aligned,
+    /// Some tokens' rows of the projection in panels.
+    pub(crate) head: Aligned,
     /// For each block of the vocabulary `[largest, sum, target's logit][chunk]`.
-    pub(crate) blocks: Vec<f32>,
+    pub(crate) blocks: Aligned,
 }
 
 /// Memory of the backward pass. `d_` is the gradient of what follows.
@@ -62,18 +111,23 @@ pub(crate) struct LossBuffers {
 #[expect(clippy::struct_field_names, reason = "gradients are written so everywhere")]
 pub(crate) struct GradientBuffers {
     /// Residual stream, `[rows, hidden]`: after the layer (and before it, when done), and between its parts.
-    pub(crate) d_x: Vec<f32>,
-    pub(crate) d_middle: Vec<f32>,
+    pub(crate) d_x: Aligned,
+    pub(crate) d_middle: Aligned,
     /// Output of a norm, `[rows, hidden]`.
-    pub(crate) d_normed: Vec<f32>,
-    pub(crate) d_mixed: Vec<f32>,
+    pub(crate) d_normed: Aligned,
+    pub(crate) d_mixed: Aligned,
     /// Projections by key-value heads, `[sequences, kv heads][group queries, key, value][positions, dim]`.
-    pub(crate) d_heads: Vec<f32>,
+    pub(crate) d_heads: Aligned,
     /// `[rows, qkv]`.
-    pub(crate) d_qkv: Vec<f32>,
+    pub(crate) d_qkv: Aligned,
+    /// What the weights' gradients are products with, in panels, block of rows by block of rows.
+    pub(crate) normed: Aligned,
+    pub(crate) mixed: Aligned,
+    pub(crate) post_normed: Aligned,
+    pub(crate) gated: Aligned,
     /// Parts of the norms' gradients, one a block of rows: `[blocks, hidden]`.
-    pub(crate) d_input_norm: Vec<f32>,
-    pub(crate) d_post_norm: Vec<f32>,
+    pub(crate) d_input_norm: Aligned,
+    pub(crate) d_post_norm: Aligned,
 }
 
 impl Buffers {
@@ -86,38 +140,36 @@ impl Buffers {
         }
         for layer in &mut self.layers[..kept] {
             for stream in [&mut layer.x, &mut layer.mixed, &mut layer.middle] {
-                resize(stream, rows * hidden);
+                stream.resize(rows * hidden);
             }
-            resize(&mut layer.qkv, rows * shape.qkv());
-            resize(&mut layer.log_sums, rows * shape.heads);
-            resize(&mut layer.gate_up, rows * 2 * ffn);
+            layer.qkv.resize(rows * shape.qkv());
+            layer.log_sums.resize(rows * shape.heads);
+            layer.gate_up.resize(rows * 2 * ffn);
         }
-        resize(&mut self.transposed.qkv, shape.qkv() * hidden);
-        resize(&mut self.transposed.o, hidden * hidden);
-        resize(&mut self.transposed.gate_up, 2 * ffn * hidden);
-        resize(&mut self.transposed.down, ffn * hidden);
+        let Packed { qkv, o, gate_up, down } = &mut self.packed;
+        for (packed, (outputs, inputs)) in
+            [(qkv, (shape.qkv(), hidden)), (o, (hidden, hidden)), (gate_up, (2 * ffn, hidden)), (down, (hidden, ffn))]
+        {
+            packed.resize(Panels::room(inputs, outputs).max(Panels::room(outputs, inputs)));
+        }
         for buffer in [&mut self.out, &mut self.normed, &mut self.heads] {
-            resize(buffer, rows * hidden);
+            buffer.resize(rows * hidden);
         }
-        resize(&mut self.gated, rows * ffn);
+        self.gated.resize(rows * ffn);
         if training {
             let gradients = &mut self.gradients;
             let streams =
                 [&mut gradients.d_x, &mut gradients.d_middle, &mut gradients.d_normed, &mut gradients.d_mixed];
-            streams.into_iter().chain([&mut self.post_normed]).for_each(|buffer| resize(buffer, rows * hidden));
-            resize(&mut gradients.d_heads, rows * shape.qkv());
-            resize(&mut gradients.d_qkv, rows * shape.qkv());
-            resize(&mut gradients.d_input_norm, batch.blocks() * hidden);
-            resize(&mut gradients.d_post_norm, batch.blocks() * hidden);
+            streams.into_iter().chain([&mut self.post_normed]).for_each(|buffer| buffer.resize(rows * hidden));
+            gradients.d_heads.resize(rows * shape.qkv());
+            gradients.d_qkv.resize(rows * shape.qkv());
+            for panels in [&mut gradients.normed, &mut gradients.mixed, &mut gradients.post_normed] {
+                panels.resize(Panels::room(rows, hidden));
+            }
+            gradients.gated.resize(Panels::room(rows, ffn));
+            gradients.d_input_norm.resize(batch.blocks() * hidden);
+            gradients.d_post_norm.resize(batch.blocks() * hidden);
         }
         kept
     }
-}
-
-/// Exactly as long as asked, without giving memory back.
-pub(crate) fn resize(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.capacity() < len {
-        *buffer = vec![0.0; len];
-    }
-    buffer.resize(len, 0.0);
 }

@@ -1,18 +1,18 @@
 //! The forward pass: row-wise work in blocks of rows, attention by sequence and key-value head, in turns.
 
-use std::mem;
+use std::{mem, ops::Range};
 
 use crate::attention::{Attention, Projections};
-use crate::buffers::{Buffers, Layer, Transposed};
+use crate::buffers::{Aligned, Buffers, Layer, Packed};
 use crate::jobs::{Job, run};
 use crate::kernels::{rms_norm, swiglu};
 use crate::meter::{Meter, Work};
-use crate::product::{Matrix, Onto, product, transpose_columns};
+use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 use crate::shape::{Batch, LayerRanges, Shape};
 
-/// Columns that one task transposes.
-const TRANSPOSED_COLUMNS: usize = 64;
+/// Columns that one task brings into panels.
+const PACKED_COLUMNS: usize = 128;
 
 /// What both passes read.
 #[derive(Clone, Copy)]
@@ -56,9 +56,7 @@ pub(crate) fn forward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32
         x.copy_from_slice(&embedding[token as usize * shape.hidden..][..shape.hidden]);
     }
     let mut jobs = vec![];
-    if let Some(layer) = shape.layers.first() {
-        transpose_qkv(&mut jobs, context, layer, &mut buffers.transposed.qkv);
-    }
+    pack_weights(&mut jobs, context, &mut buffers.packed, 0, Matrix::transposed);
     run(jobs);
     for at in 0..=depth {
         let mut done = (at > 0).then(|| mem::take(&mut buffers.layers[(at - 1) % kept]));
@@ -111,7 +109,7 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mu
         let narrow = layer.x.chunks(block * hidden).zip(layer.mixed.chunks_mut(block * hidden));
         narrow.zip(layer.middle.chunks_mut(block * hidden)).zip(wide)
     });
-    let (heads, transposed) = (&buffers.heads, &buffers.transposed);
+    let (heads, packed) = (&buffers.heads, &buffers.packed);
     let mut jobs: Vec<Job<'_>> = vec![];
     for number in 0..batch.blocks() {
         let block = Block {
@@ -123,13 +121,13 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mu
             qkv: qkv.as_mut().map(|parts| parts.next().expect("one a block")),
             normed: normed.next().expect("one a block"),
         };
-        jobs.push(Box::new(move || block.run(context, at, number, heads, transposed)));
+        jobs.push(Box::new(move || block.run(context, at, number, heads, packed)));
     }
     run(jobs);
 }
 
 impl Block<'_> {
-    fn run(self, context: Context<'_>, at: usize, number: usize, heads: &[f32], transposed: &Transposed) {
+    fn run(self, context: Context<'_>, at: usize, number: usize, heads: &[f32], packed: &Packed) {
         let Context { shape, theta, meter, .. } = context;
         let Shape { hidden, epsilon, .. } = *shape;
         let Self { done, x, qkv, normed } = self;
@@ -137,12 +135,12 @@ impl Block<'_> {
         if let Some(done) = done {
             let weights = &shape.layers[at - 1];
             meter.time(Work::Elementwise, || gather(context, done.mixed, heads, number * context.batch.block()));
-            done.run(context, weights, x, normed, transposed);
+            done.run(context, weights, x, normed, packed);
         }
         if let Some(qkv) = qkv {
             let weights = &shape.layers[at];
             meter.time(Work::Elementwise, || rms_norm(normed, x, &theta[weights.input_norm.clone()], epsilon));
-            let weight = Matrix::new(&transposed.qkv, hidden, shape.qkv());
+            let weight = Panels::new(&packed.qkv, hidden, shape.qkv());
             meter.time(Work::Products, || product(qkv, Matrix::new(normed, rows, hidden), weight, Onto::Replace));
         }
     }
@@ -150,21 +148,22 @@ impl Block<'_> {
 
 impl Done<'_> {
     /// From what attention mixed to the residual stream behind the layer.
-    fn run(self, context: Context<'_>, weights: &LayerRanges, x: &mut [f32], normed: &mut [f32], t: &Transposed) {
+    fn run(self, context: Context<'_>, weights: &LayerRanges, x: &mut [f32], normed: &mut [f32], packed: &Packed) {
         let Context { shape, theta, meter, .. } = context;
         let Shape { hidden, ffn, epsilon, .. } = *shape;
         let rows = x.len() / hidden;
-        let products = |out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, onto| {
+        let products = |out: &mut [f32], a: Matrix<'_>, b: Panels<'_>, onto| {
             meter.time(Work::Products, || product(out, a, b, onto));
         };
         self.middle.copy_from_slice(self.x);
-        products(self.middle, Matrix::new(self.mixed, rows, hidden), Matrix::new(&t.o, hidden, hidden), Onto::Add);
+        let o = Panels::new(&packed.o, hidden, hidden);
+        products(self.middle, Matrix::new(self.mixed, rows, hidden), o, Onto::Add);
         meter.time(Work::Elementwise, || rms_norm(normed, self.middle, &theta[weights.post_norm.clone()], epsilon));
-        let gate_up = Matrix::new(&t.gate_up, hidden, 2 * ffn);
+        let gate_up = Panels::new(&packed.gate_up, hidden, 2 * ffn);
         products(self.gate_up, Matrix::new(normed, rows, hidden), gate_up, Onto::Replace);
         meter.time(Work::Elementwise, || swiglu(self.gated, self.gate_up, ffn));
         x.copy_from_slice(self.middle);
-        products(x, Matrix::new(self.gated, rows, ffn), Matrix::new(&t.down, ffn, hidden), Onto::Add);
+        products(x, Matrix::new(self.gated, rows, ffn), Panels::new(&packed.down, ffn, hidden), Onto::Add);
     }
 }
 
@@ -180,11 +179,9 @@ fn gather(context: Context<'_>, out: &mut [f32], heads: &[f32], first: usize) {
     }
 }
 
-/// Attention of layer `at`, and beside it the transposes that the next blocks of rows need.
+/// Attention of layer `at`, and beside it the weights for the next blocks of rows.
 fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer) {
-    let Context { shape, batch, meter, theta, .. } = context;
-    let Transposed { qkv, o, gate_up, down } = &mut buffers.transposed;
-    let weights = &shape.layers[at];
+    let Context { shape, batch, meter, .. } = context;
     let mut jobs: Vec<Job<'_>> = vec![];
     let size = shape.group() * batch.positions;
     let parts = buffers.heads.chunks_mut(size * shape.dim).zip(layer.log_sums.chunks_mut(size));
@@ -194,31 +191,42 @@ fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer
             meter.time(Work::Attention, || context.attention().forward(out, log_sums, projections));
         }));
     }
-    transposes(&mut jobs, meter, o, &theta[weights.o.clone()], shape.hidden);
-    transposes(&mut jobs, meter, gate_up, &theta[weights.gate_up.clone()], shape.hidden);
-    transposes(&mut jobs, meter, down, &theta[weights.down.clone()], shape.ffn);
-    if let Some(next) = shape.layers.get(at + 1) {
-        transpose_qkv(&mut jobs, context, next, qkv);
-    }
+    pack_weights(&mut jobs, context, &mut buffers.packed, at + 1, Matrix::transposed);
     run(jobs);
 }
 
-fn transpose_qkv<'a>(jobs: &mut Vec<Job<'a>>, context: Context<'a>, weights: &LayerRanges, out: &'a mut [f32]) {
-    transposes(jobs, context.meter, out, &context.theta[weights.qkv.clone()], context.shape.hidden);
+/// Tasks that bring into panels what the blocks of rows between layers `at − 1` and `at` multiply with, `turned` or not from
+/// `[out, in]`.
+pub(crate) fn pack_weights<'a>(
+    jobs: &mut Vec<Job<'a>>,
+    context: Context<'a>,
+    packed: &'a mut Packed,
+    at: usize,
+    turned: fn(Matrix<'a>) -> Matrix<'a>,
+) {
+    let Context { shape, theta, meter, .. } = context;
+    let Packed { qkv, o, gate_up, down } = packed;
+    let mut pack = |out: &'a mut Aligned, weight: Range<usize>, inputs: usize| {
+        let weight = &theta[weight];
+        pack_jobs(jobs, meter, out, turned(Matrix::new(weight, weight.len() / inputs, inputs)));
+    };
+    if let Some(before) = at.checked_sub(1) {
+        let weights = &shape.layers[before];
+        pack(o, weights.o.clone(), shape.hidden);
+        pack(gate_up, weights.gate_up.clone(), shape.hidden);
+        pack(down, weights.down.clone(), shape.ffn);
+    }
+    if let Some(weights) = shape.layers.get(at) {
+        pack(qkv, weights.qkv.clone(), shape.hidden);
+    }
 }
 
-pub(crate) fn transposes<'a>(
-    jobs: &mut Vec<Job<'a>>,
-    meter: &'a Meter,
-    out: &'a mut [f32],
-    weight: &'a [f32],
-    columns: usize,
-) {
-    let rows = weight.len() / columns;
-    for (number, out) in out.chunks_mut(TRANSPOSED_COLUMNS * rows).enumerate() {
-        jobs.push(Box::new(move || {
-            let first = number * TRANSPOSED_COLUMNS;
-            meter.time(Work::Elementwise, || transpose_columns(out, weight, columns, first));
-        }));
+/// Tasks that bring a matrix into panels.
+pub(crate) fn pack_jobs<'a>(jobs: &mut Vec<Job<'a>>, meter: &'a Meter, out: &'a mut [f32], matrix: Matrix<'a>) {
+    let (rows, columns) = matrix.shape();
+    let out = &mut out[..Panels::room(rows, columns)];
+    for (number, out) in out.chunks_mut((rows * PACKED_COLUMNS).max(1)).enumerate() {
+        let pack = move || Panels::pack_columns(out, matrix, number * PACKED_COLUMNS);
+        jobs.push(Box::new(move || meter.time(Work::Elementwise, pack)));
     }
 }

@@ -12,11 +12,16 @@ const LANES: usize = 16;
 /// Runs `kernel` with the widest vectors of this processor. What it calls must be `#[inline(always)]` to take part.
 #[inline]
 pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
+    arch().dispatch(kernel)
+}
+
+/// The widest vectors of this processor.
+#[inline]
+pub(crate) fn arch() -> pulp::Arch {
     #[cfg(not(test))]
-    let arch = pulp::Arch::new();
+    return pulp::Arch::new();
     #[cfg(test)]
-    let arch = crate::paths::arch();
-    arch.dispatch(kernel)
+    crate::paths::arch()
 }
 
 /// eˣ to about one unit in the last place; 0 below −87.7, and as at 88 above. Keeps NaN.

@@ -61,10 +61,11 @@ use forward::Context;
 use jobs::Job;
 use loss::HeadGradient;
 use meter::Meter;
-use product::{Matrix, Onto};
+use product::{Matrix, Onto, Panels};
 use rope::Rotation;
 use shape::{Batch, Shape};
 
+pub use buffers::Aligned;
 pub use kernels::simd;
 pub use meter::Work;
 
@@ -194,18 +195,21 @@ impl Engine {
     }
 
     /// Logits of the rows from `first` on.
-    fn project(&mut self, theta: &[f32], first: usize) -> Vec<f32> {
+    fn project(&self, theta: &[f32], first: usize) -> Vec<f32> {
         let Shape { hidden, vocabulary, .. } = self.shape;
         let normed = &self.buffers.normed[first * hidden..];
-        let head = Matrix::new(&theta[self.shape.head.clone()], vocabulary, hidden).transposed();
-        let mut logits = vec![0.0; normed.len() / hidden * vocabulary];
+        let rows = normed.len() / hidden;
+        let mut room = vec![0.0; Panels::room(hidden, rows)];
+        let normed = Panels::pack(&mut room, Matrix::new(normed, rows, hidden).transposed());
+        let mut by_token = vec![0.0; vocabulary * rows];
         let mut jobs: Vec<Job<'_>> = vec![];
-        for (logits, normed) in logits.chunks_mut(256 * vocabulary).zip(normed.chunks(256 * hidden)) {
-            let normed = Matrix::new(normed, normed.len() / hidden, hidden);
-            jobs.push(Box::new(move || product::product(logits, normed, head, Onto::Replace)));
+        let head = theta[self.shape.head.clone()].chunks(256 * hidden);
+        for (logits, head) in by_token.chunks_mut(256 * rows).zip(head) {
+            let head = Matrix::new(head, head.len() / hidden, hidden);
+            jobs.push(Box::new(move || product::product(logits, head, normed, Onto::Replace)));
         }
         jobs::run(jobs);
-        logits
+        (0..rows).flat_map(|row| by_token[row..].iter().step_by(rows)).copied().collect()
     }
 
     fn parts<'a>(&'a mut self, theta: &'a [f32], batch: Batch) -> (Context<'a>, &'a mut Buffers) {
@@ -229,14 +233,19 @@ impl Engine {
 pub fn product_flops_per_s(seconds: f64) -> f64 {
     const SIZE: usize = 512;
     let threads = rayon::current_num_threads();
-    let (a, b) = (vec![0.5; SIZE * SIZE], vec![0.25; SIZE * SIZE]);
-    let mut out = vec![0.0; threads * SIZE * SIZE];
+    let [mut a, mut b, mut room, mut out] = std::array::from_fn(|_| Aligned::default());
+    for (buffer, len) in [(&mut a, SIZE * SIZE), (&mut b, SIZE * SIZE), (&mut out, threads * SIZE * SIZE)] {
+        buffer.resize(len);
+        buffer.fill(0.5);
+    }
+    room.resize(Panels::room(SIZE, SIZE));
+    let b = Panels::pack(&mut room, Matrix::new(&b, SIZE, SIZE));
     let (start, mut best) = (Instant::now(), 0.0f64);
     while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
         let start = Instant::now();
         let mut jobs: Vec<Job<'_>> = vec![];
         for out in out.chunks_mut(SIZE * SIZE) {
-            let (a, b) = (Matrix::new(&a, SIZE, SIZE), Matrix::new(&b, SIZE, SIZE));
+            let a = Matrix::new(&a, SIZE, SIZE);
             jobs.push(Box::new(move || (0..4).for_each(|_| product::product(out, a, b, Onto::Replace))));
         }
         jobs::run(jobs);

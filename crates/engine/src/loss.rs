@@ -3,18 +3,20 @@
 //! Logits are kept transposed, `[vocabulary, chunk]`: blocks of the vocabulary are then contiguous and independent. Each block
 //! finds its own softmax per column, the blocks' sums are combined, and the logits become their gradient where they lie.
 
-use crate::buffers::{LossBuffers, resize};
-use crate::forward::{Context, transposes};
+use crate::buffers::LossBuffers;
+use crate::forward::{Context, pack_jobs};
 use crate::jobs::{Job, run};
 use crate::kernels::{column_softmax, scale_columns};
 use crate::meter::{Meter, Work};
-use crate::product::{Matrix, Onto, product};
+use crate::product::{Matrix, Onto, Panels, product};
 
 /// Most logits that are kept at once, unless a chunk would have too few rows to be worth it.
 const LOGITS: usize = 16 << 20;
 const LEAST_ROWS: usize = 128;
 /// Rows of a task of the backward product.
 const TASK_ROWS: usize = 128;
+/// Tokens whose rows of the projection are brought into panels at once for the backward product.
+const PACKED_TOKENS: usize = 4096;
 /// Logits of a block of the vocabulary: as many as stay in a core's second-level cache.
 const BLOCK_LOGITS: usize = 128 << 10;
 
@@ -48,12 +50,12 @@ pub(crate) fn cross_entropy(
     let mut losses = Vec::with_capacity(targets.len());
     for (at, (targets, normed)) in targets.chunks(chunk).zip(normed.chunks(chunk * hidden)).enumerate() {
         let mut chunk = Chunk::new(context, buffers, normed, targets);
-        chunk.project(normed);
+        chunk.project();
         let scale = gradient.as_ref().map(|gradient| gradient.scale);
         losses.extend(chunk.combine(scale));
         if let Some(gradient) = &mut gradient {
             let onto = if at == 0 { gradient.onto } else { Onto::Add };
-            chunk.weight_gradient(gradient.d_head, normed, gradient.scale, onto);
+            chunk.weight_gradient(gradient.d_head, gradient.scale, onto);
             let from = losses.len() - targets.len();
             chunk.input_gradient(&mut gradient.d_normed[from * hidden..][..normed.len()]);
         }
@@ -72,38 +74,49 @@ struct Chunk<'a> {
     block: usize,
     /// `[vocabulary, rows]`.
     logits: &'a mut [f32],
-    normed_t: &'a mut [f32],
+    /// `[hidden, rows]` and `[rows, hidden]`.
+    normed_t: Panels<'a>,
+    normed: Panels<'a>,
+    /// Room for some rows of `head`.
+    packed_head: &'a mut [f32],
     /// `[largest, sum, target's logit][rows]` a block.
     blocks: &'a mut [f32],
 }
 
 impl<'a> Chunk<'a> {
     fn new(context: Context<'a>, buffers: &'a mut LossBuffers, normed: &[f32], targets: &'a [u32]) -> Self {
-        let (rows, vocabulary) = (targets.len(), context.shape.vocabulary);
+        let (rows, vocabulary, hidden) = (targets.len(), context.shape.vocabulary, context.shape.hidden);
+        let matrix = Matrix::new(normed, rows, hidden);
         let block = (BLOCK_LOGITS / rows).clamp(32, 1024).next_multiple_of(16);
-        resize(&mut buffers.logits, vocabulary * rows);
-        resize(&mut buffers.normed, normed.len());
-        resize(&mut buffers.blocks, 3 * rows * vocabulary.div_ceil(block));
+        let LossBuffers { logits, normed_t, normed: packed, head, blocks } = buffers;
+        logits.resize(vocabulary * rows);
+        blocks.resize(3 * rows * vocabulary.div_ceil(block));
+        head.resize(Panels::room(PACKED_TOKENS.min(vocabulary), hidden));
+        let mut jobs = vec![];
+        for (panels, matrix) in [(&mut *normed_t, matrix.transposed()), (&mut *packed, matrix)] {
+            let (rows, columns) = matrix.shape();
+            panels.resize(Panels::room(rows, columns));
+            pack_jobs(&mut jobs, context.meter, panels, matrix);
+        }
+        run(jobs);
         Self {
             meter: context.meter,
-            hidden: context.shape.hidden,
+            hidden,
             head: &context.theta[context.shape.head.clone()],
             targets,
             block,
-            logits: &mut buffers.logits,
-            normed_t: &mut buffers.normed,
-            blocks: &mut buffers.blocks,
+            logits,
+            normed_t: Panels::new(normed_t, hidden, rows),
+            normed: Panels::new(packed, rows, hidden),
+            packed_head: head,
+            blocks,
         }
     }
 
     /// Logits, and each block's share of the softmax, which they become.
-    fn project(&mut self, normed: &[f32]) {
-        let (rows, hidden, meter, targets, size) =
-            (self.targets.len(), self.hidden, self.meter, self.targets, self.block);
-        let mut jobs = vec![];
-        transposes(&mut jobs, meter, self.normed_t, normed, hidden);
-        run(jobs);
-        let normed_t = Matrix::new(self.normed_t, hidden, rows);
+    fn project(&mut self) {
+        let Self { hidden, meter, targets, block: size, normed_t, .. } = *self;
+        let rows = targets.len();
         let mut jobs: Vec<Job<'_>> = vec![];
         let parts = self.logits.chunks_mut(size * rows).zip(self.head.chunks(size * hidden));
         for (number, ((logits, head), stats)) in parts.zip(self.blocks.chunks_mut(3 * rows)).enumerate() {
@@ -145,9 +158,9 @@ impl<'a> Chunk<'a> {
     }
 
     /// Turns the logits into their gradient, and that into the projection's.
-    fn weight_gradient(&mut self, d_head: &mut [f32], normed: &[f32], scale: f32, onto: Onto) {
-        let (rows, hidden, meter, targets, size) =
-            (self.targets.len(), self.hidden, self.meter, self.targets, self.block);
+    fn weight_gradient(&mut self, d_head: &mut [f32], scale: f32, onto: Onto) {
+        let Self { hidden, meter, targets, block: size, normed, .. } = *self;
+        let rows = targets.len();
         let mut jobs: Vec<Job<'_>> = vec![];
         let parts = self.logits.chunks_mut(size * rows).zip(d_head.chunks_mut(size * hidden));
         for (number, ((logits, d_head), stats)) in parts.zip(self.blocks.chunks(3 * rows)).enumerate() {
@@ -159,7 +172,7 @@ impl<'a> Chunk<'a> {
                         logits[row * rows + at] -= scale;
                     }
                 });
-                let (logits, normed) = (Matrix::new(logits, tokens, rows), Matrix::new(normed, rows, hidden));
+                let logits = Matrix::new(logits, tokens, rows);
                 meter.time(Work::Products, || product(d_head, logits, normed, onto));
             }));
         }
@@ -167,19 +180,25 @@ impl<'a> Chunk<'a> {
     }
 
     /// The gradient of the projection's input.
-    fn input_gradient(&self, d_normed: &mut [f32]) {
-        let (rows, hidden, meter) = (self.targets.len(), self.hidden, self.meter);
-        let vocabulary = self.head.len() / hidden;
-        let head = Matrix::new(self.head, vocabulary, hidden);
-        let mut jobs: Vec<Job<'_>> = vec![];
-        for (number, d_normed) in d_normed.chunks_mut(TASK_ROWS * hidden).enumerate() {
-            jobs.push(Box::new(move || {
-                let d_logits = &self.logits[number * TASK_ROWS..];
-                let d_logits = Matrix::strided(d_logits, vocabulary, d_normed.len() / hidden, rows).transposed();
-                meter.time(Work::Products, || product(d_normed, d_logits, head, Onto::Replace));
-            }));
+    fn input_gradient(&mut self, d_normed: &mut [f32]) {
+        let Self { hidden, meter, head, .. } = *self;
+        let rows = self.targets.len();
+        let tokens = head.chunks(PACKED_TOKENS * hidden).zip(self.logits.chunks(PACKED_TOKENS * rows));
+        for (number, (head, d_logits)) in tokens.enumerate() {
+            let tokens = head.len() / hidden;
+            let mut jobs = vec![];
+            pack_jobs(&mut jobs, meter, self.packed_head, Matrix::new(head, tokens, hidden));
+            run(jobs);
+            let head = Panels::new(self.packed_head, tokens, hidden);
+            let onto = if number == 0 { Onto::Replace } else { Onto::Add };
+            let mut jobs: Vec<Job<'_>> = vec![];
+            for (number, d_normed) in d_normed.chunks_mut(TASK_ROWS * hidden).enumerate() {
+                let d_logits = &d_logits[number * TASK_ROWS..];
+                let d_logits = Matrix::strided(d_logits, tokens, d_normed.len() / hidden, rows).transposed();
+                jobs.push(Box::new(move || meter.time(Work::Products, || product(d_normed, d_logits, head, onto))));
+            }
+            run(jobs);
         }
-        run(jobs);
     }
 }
 

@@ -1,9 +1,38 @@
-//! Matrix products, the one place that calls into `gemm`.
+//! Matrix products on the thread that asks for them.
 //!
-//! Every product runs on the thread that asks for it. The engine splits its work into pieces that depend on shapes alone and
-//! gives those to rayon, so that no thread count can change a bit.
+//! The engine splits its work into pieces that depend on shapes alone and gives those to rayon, so that no thread count can
+//! change a bit. Every element of a product is summed in one order, too, whatever else is computed beside it: step after
+//! step for [`PART`] steps at most, and these parts one after the other.
+//!
+//! out = a · b, in the manner of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a tile of
+//! 12 × 32 sums stays in registers (4 × 16 with narrower vectors). It reads [`PART`] rows of a panel of `b`, 32 columns side by
+//! side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of four rows side by side,
+//! which stay in the second-level cache. Callers bring `b` as [`Panels`], since most of them multiply with it more than once.
 
-/// A matrix in a slice: element (row, column) lies at row · `row_stride` + column · `column_stride`.
+use std::cell::RefCell;
+
+use pulp::{Simd, WithSimd};
+
+use crate::buffers::Aligned;
+use crate::kernels::{arch, simd};
+
+/// Columns of a panel.
+const WIDTH: usize = 32;
+/// Rows of a panel that are read in one go, 16 KiB.
+const PART: usize = 128;
+/// Steps for which `a` is brought into quads at once.
+const LONG: usize = 768;
+/// Most rows of a tile.
+const MOST_ROWS: usize = 12;
+/// Rows that are brought into panels before the next panel's turn: a source that is row-major is read nearly in its order.
+const PACKED_ROWS: usize = 32;
+
+thread_local! {
+    /// Room for the quads of one product, kept from call to call.
+    static SCRATCH: RefCell<Aligned> = RefCell::default();
+}
+
+/// A matrix in a slice: element (row, column) lies at row · `row_stride` + column · `column_stride`; one stride is 1.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     values: &'a [f32],
@@ -21,10 +50,6 @@ impl<'a> Matrix<'a> {
 
     /// Row-major, with rows `row_stride` apart.
     pub(crate) fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(
-            rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= values.len(),
-            "a matrix in its slice"
-        );
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
 
@@ -38,6 +63,109 @@ impl<'a> Matrix<'a> {
             ..self
         }
     }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Four columns from `first` on, from row `from` on. Past the last column, that column again.
+    fn four_columns(&self, first: usize, from: usize) -> [&'a [f32]; 4] {
+        let column = |at: usize| &self.values[(first + at).min(self.columns - 1) * self.column_stride..];
+        [0, 1, 2, 3].map(|at| &column(at)[from..self.rows])
+    }
+}
+
+/// A matrix in panels of 32 columns, one after the other; in a panel, row after row. The last panel may have columns that mean
+/// nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    /// Elements between panels.
+    stride: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Elements that a matrix takes.
+    pub(crate) fn room(rows: usize, columns: usize) -> usize {
+        rows * columns.next_multiple_of(WIDTH)
+    }
+
+    /// What [`Panels::pack`] or [`Panels::pack_columns`] left in `values`.
+    pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self { values: &values[..Self::room(rows, columns)], rows, columns, stride: rows * WIDTH }
+    }
+
+    /// Brings a matrix into panels.
+    pub(crate) fn pack(values: &'a mut [f32], matrix: Matrix<'_>) -> Self {
+        Self::pack_columns(&mut values[..Self::room(matrix.rows, matrix.columns)], matrix, 0);
+        Self::new(values, matrix.rows, matrix.columns)
+    }
+
+    /// Sets as many whole panels as there is room for, from column `first` on.
+    pub(crate) fn pack_columns(values: &mut [f32], matrix: Matrix<'_>, first: usize) {
+        if matrix.rows == 0 {
+            return;
+        }
+        let row_major = matrix.column_stride == 1;
+        simd(
+            #[inline(always)]
+            || {
+                let rows = if row_major { PACKED_ROWS } else { matrix.rows };
+                for from in (0..matrix.rows).step_by(rows) {
+                    for (panel, values) in values.chunks_exact_mut(matrix.rows * WIDTH).enumerate() {
+                        let first = first + panel * WIDTH;
+                        let columns = WIDTH.min(matrix.columns - first);
+                        let panel = &mut values.as_chunks_mut::<WIDTH>().0[from..matrix.rows.min(from + rows)];
+                        if row_major {
+                            let source = matrix.values[from * matrix.row_stride + first..].chunks(matrix.row_stride);
+                            copy_rows(panel, source, columns);
+                        } else {
+                            for quad in (0..columns).step_by(4) {
+                                interleave(panel, quad, matrix.four_columns(first + quad, from));
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows(self, rows: std::ops::Range<usize>) -> Self {
+        Self { values: &self.values[rows.start * WIDTH..], rows: rows.len(), ..self }
+    }
+
+    /// The first columns.
+    pub(crate) fn columns(self, columns: usize) -> Self {
+        assert!(columns <= self.columns, "columns that are there");
+        Self { columns, ..self }
+    }
+}
+
+/// The first `columns` values of each row. The usual number of them is one that the compiler knows.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a call would leave the vector loop")]
+fn copy_rows<'a, const N: usize>(out: &mut [[f32; N]], source: impl Iterator<Item = &'a [f32]>, columns: usize) {
+    for (out, source) in out.iter_mut().zip(source) {
+        match source.first_chunk() {
+            Some(source) if columns == N => *out = *source,
+            _ => out[..columns].copy_from_slice(&source[..columns]),
+        }
+    }
+}
+
+/// Elements `first..first + 4` of each row from four slices.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a call would leave the vector loop")]
+fn interleave<const N: usize>(out: &mut [[f32; N]], first: usize, [a, b, c, d]: [&[f32]; 4]) {
+    for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        if let Some(out) = out[first..].first_chunk_mut() {
+            *out = [*a, *b, *c, *d];
+        }
+    }
 }
 
 /// What happens to the values that a product finds in its output.
@@ -48,56 +176,186 @@ pub(crate) enum Onto {
 }
 
 /// `out` ← a · b, or `out` + a · b; `out` is row-major with rows as long as b's.
-pub(crate) fn product(out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, onto: Onto) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert!(k == b.rows && out.len() >= m * n, "the shapes of a product fit");
-    #[expect(unsafe_code, reason = "gemm takes pointers")]
-    // SAFETY: `Matrix` keeps every element (row < rows, column < columns) inside its slice, transposed or not; `out` holds
-    // m · n elements and, being `&mut`, overlaps neither. Strides fit into `isize` because slices do.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            onto == Onto::Add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+pub(crate) fn product(out: &mut [f32], a: Matrix<'_>, b: Panels<'_>, onto: Onto) {
+    assert!(a.columns == b.rows && out.len() >= a.rows * b.columns, "the shapes of a product fit");
+    if a.rows == 0 || b.columns == 0 {
+        return;
+    }
+    if a.columns == 0 {
+        if onto == Onto::Replace {
+            out[..a.rows * b.columns].fill(0.0);
+        }
+        return;
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        let quads = scratch.room(4 * a.rows.div_ceil(4) * LONG.min(a.columns));
+        arch().dispatch(Product { out, a, b, onto, quads: quads.as_chunks_mut().0 });
+    });
+}
+
+/// Cuts `length` into pieces of the same size, none larger than `most`, and gives that size.
+fn even(length: usize, most: usize) -> usize {
+    length.div_ceil(length.div_ceil(most))
+}
+
+struct Product<'a> {
+    out: &'a mut [f32],
+    a: Matrix<'a>,
+    b: Panels<'a>,
+    onto: Onto,
+    quads: &'a mut [[f32; 4]],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 3, 2, 2>(simd),
+            8 => self.run::<S, 1, 2, 4>(simd),
+            4 => self.run::<S, 1, 4, 8>(simd),
+            _ => self.run::<S, 1, 8, 32>(simd),
+        }
     }
 }
 
-/// `out` ← the transpose of a row-major matrix with `columns` columns.
-pub(crate) fn transpose(out: &mut [f32], values: &[f32], columns: usize) {
-    transpose_columns(out, values, columns, 0);
-}
-
-/// `out` ← the transpose of as many columns from `first` on as it has room for, of a row-major matrix with `columns` columns.
-pub(crate) fn transpose_columns(out: &mut [f32], values: &[f32], columns: usize, first: usize) {
-    /// Rows that are read while their cache lines last.
-    const TILE: usize = 16;
-    let rows = values.len() / columns;
-    let taken = out.len() / rows;
-    for (tile, values) in values.chunks(TILE * columns).enumerate() {
-        for column in 0..taken {
-            let out = out[column * rows + tile * TILE..].iter_mut();
-            for (out, value) in out.zip(values[first + column..].iter().step_by(columns)) {
-                *out = *value;
+impl Product<'_> {
+    /// With tiles of `Q` quads by `V` vectors; a panel is `P` vectors wide.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the instructions are its caller's")]
+    fn run<S: Simd, const Q: usize, const V: usize, const P: usize>(self, simd: S) {
+        let Self { out, a, b, onto, quads: room } = self;
+        let count = a.rows.div_ceil(4);
+        let long = even(a.columns, LONG);
+        let part = even(long, PART);
+        for long_from in (0..a.columns).step_by(long) {
+            let steps = long.min(a.columns - long_from);
+            for (number, quads) in room[..count * steps].chunks_mut(count * part).enumerate() {
+                pack_quads(quads, a, long_from + number * part, count);
+            }
+            for first in (0..b.columns).step_by(WIDTH) {
+                let columns = WIDTH.min(b.columns - first);
+                for (number, quads) in room[..count * steps].chunks(count * part).enumerate() {
+                    let (from, steps) = (long_from + number * part, quads.len() / count);
+                    let (panel, next) = b.values[first / WIDTH * b.stride + from * WIDTH..].split_at(steps * WIDTH);
+                    let onto = if from == 0 { onto } else { Onto::Add };
+                    // Every tile asks for its share of what is read next.
+                    let next = &next[..next.len().min(panel.len())];
+                    let mut next = next.chunks(panel.len().div_ceil(count.div_ceil(Q)).next_multiple_of(16));
+                    for (number, quads) in quads.chunks(Q * steps).enumerate() {
+                        next.next().unwrap_or_default().chunks(16).for_each(prefetch);
+                        let top = 4 * Q * number;
+                        let out = &mut out[top * b.columns + first..];
+                        let put = |out: &mut [f32], stride, onto| {
+                            for column in (0..P).step_by(V) {
+                                let out = &mut out[column * S::F32_LANES..];
+                                let tile = Tile { out, stride, onto, quads, panel, column };
+                                if quads.len() == Q * steps {
+                                    simd.vectorize(Sized::<Q, V, P>(tile));
+                                } else if quads.len() == 2 * steps {
+                                    simd.vectorize(Sized::<2, V, P>(tile));
+                                } else {
+                                    simd.vectorize(Sized::<1, V, P>(tile));
+                                }
+                            }
+                        };
+                        let rows = (quads.len() / steps * 4).min(a.rows - top);
+                        if columns == WIDTH && rows * steps == 4 * quads.len() {
+                            put(out, b.columns, onto);
+                        } else {
+                            let mut edge = [[0.0; WIDTH]; MOST_ROWS];
+                            put(edge.as_flattened_mut(), WIDTH, Onto::Replace);
+                            for (out, edge) in out.chunks_mut(b.columns).zip(&edge[..rows]) {
+                                for (out, sum) in out.iter_mut().zip(&edge[..columns]) {
+                                    *out = if onto == Onto::Add { *out + sum } else { *sum };
+                                }
+                            }
+                        }
+                    }
+                }
             }
         }
     }
+}
+
+/// Sets `quads`, `[count][steps][4]`, to as many steps of all rows of `a`, from step `from` on. Past the last row, anything.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the instructions are its caller's")]
+fn pack_quads(quads: &mut [[f32; 4]], a: Matrix<'_>, from: usize, count: usize) {
+    let a = a.transposed();
+    for (number, quad) in quads.chunks_exact_mut(quads.len() / count).enumerate() {
+        let first = 4 * number;
+        if a.column_stride == 1 {
+            let source = a.values[from * a.row_stride + first..].chunks(a.row_stride);
+            copy_rows(quad, source, 4.min(a.columns - first));
+        } else {
+            interleave(quad, 0, a.four_columns(first, from));
+        }
+    }
+}
+
+/// Some rows of some columns of the output, `stride` apart: the sums of some steps.
+struct Tile<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    onto: Onto,
+    quads: &'a [[f32; 4]],
+    panel: &'a [f32],
+    /// Where in the panel, in vectors.
+    column: usize,
+}
+
+struct Sized<'a, const Q: usize, const V: usize, const P: usize>(Tile<'a>);
+
+impl<const Q: usize, const V: usize, const P: usize> WithSimd for Sized<'_, Q, V, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Tile { out, stride, onto, quads, panel, column } = self.0;
+        let panel = S::as_simd_f32s(panel).0.as_chunks::<P>().0;
+        let steps = panel.len();
+        let quads: [_; Q] = std::array::from_fn(|at| &quads[at * steps..][..steps]);
+        let mut sums = [[[simd.splat_f32s(0.0); V]; 4]; Q];
+        for (step, b) in panel.iter().enumerate() {
+            let Some(b) = b[column..].first_chunk::<V>() else { return };
+            for (quad, sums) in quads.iter().zip(&mut sums) {
+                for (a, sums) in quad[step].iter().zip(sums) {
+                    let a = simd.splat_f32s(*a);
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = simd.mul_add_e_f32s(a, *b, *sum);
+                    }
+                }
+            }
+        }
+        let mut rows = out.chunks_mut(stride).map(|row| S::as_mut_simd_f32s(row).0.first_chunk_mut::<V>());
+        for sums in sums.as_flattened() {
+            let Some(Some(out)) = rows.next() else { return };
+            if onto == Onto::Add {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = simd.add_f32s(*out, *sum);
+                }
+            } else {
+                *out = *sums;
+            }
+        }
+    }
+}
+
+/// Asks for the cache line of the first value.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is one instruction")]
+fn prefetch(line: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "an instruction that takes a pointer")]
+    // SAFETY: a prefetch reads nothing that the program can see, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 #[cfg(test)]
@@ -105,19 +363,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_and_transposes_are_those_of_the_textbook() {
+    fn products_are_those_of_the_textbook() {
         let value = |at: usize| ((at * 37 + 11) % 17) as f32 - 8.0;
-        for (m, n, k) in [(1, 1, 1), (3, 5, 2), (33, 17, 70), (64, 1, 40), (1, 64, 40), (7, 100, 300)] {
+        let shapes =
+            [(1, 1, 1), (3, 5, 2), (33, 17, 70), (64, 1, 40), (1, 64, 40), (7, 100, 300), (30, 33, 1700), (2, 3, 0)];
+        for (m, n, k) in shapes {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(value).collect();
-            let (mut a_t, mut b_t) = (vec![0.0; m * k], vec![0.0; k * n]);
-            transpose(&mut a_t, &a, k);
-            transpose(&mut b_t, &b, n);
+            let transposed = |x: &[f32], columns: usize| -> Vec<f32> {
+                (0..x.len()).map(|at| x[at % (x.len() / columns) * columns + at / (x.len() / columns)]).collect()
+            };
+            let (a_t, b_t) = (transposed(&a, k), transposed(&b, n));
             let expected: Vec<f32> =
-                (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b[i * n + at % n]).sum::<f32>()).collect();
+                (0..m * n).map(|at| (0..k).fold(0.0, |sum, i| sum + a[at / n * k + i] * b[i * n + at % n])).collect();
             // Small integers, so that every order of summation gives the same.
             for a in [Matrix::new(&a, m, k), Matrix::new(&a_t, k, m).transposed()] {
                 for b in [Matrix::new(&b, k, n), Matrix::new(&b_t, n, k).transposed()] {
+                    let mut room = vec![f32::NAN; Panels::room(k, n)];
+                    let b = Panels::pack(&mut room, b);
                     let mut out = vec![f32::NAN; m * n];
                     product(&mut out, a, b, Onto::Replace);
                     assert_eq!(out, expected);
@@ -127,6 +390,24 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn parts_of_panels_are_parts_of_the_matrix() {
+        let (m, n, k) = (6, 70, 90);
+        let a: Vec<f32> = (0..m * k).map(|at| (at % 7) as f32).collect();
+        let b: Vec<f32> = (0..k * n).map(|at| (at % 5) as f32).collect();
+        let mut room = vec![0.0; Panels::room(k, n)];
+        let panels = Panels::pack(&mut room, Matrix::new(&b, k, n));
+        let (rows, columns) = (17..51, 40);
+        let mut out = vec![0.0; m * columns];
+        let part = Matrix::strided(&a[rows.start..], m, rows.len(), k);
+        product(&mut out, part, panels.rows(rows.clone()).columns(columns), Onto::Replace);
+        for (at, out) in out.iter().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let expected: f32 = rows.clone().map(|i| a[row * k + i] * b[i * n + column]).sum();
+            assert!(out.to_bits() == expected.to_bits());
         }
     }
 }
