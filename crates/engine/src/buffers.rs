@@ -108,7 +108,6 @@ pub(crate) struct LossBuffers {
 
 /// Memory of the backward pass. `d_` is the gradient of what follows.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_field_names, reason = "gradients are written so everywhere")]
 pub(crate) struct GradientBuffers {
     /// Residual stream, `[rows, hidden]`: after the layer (and before it, when done), and between its parts.
     pub(crate) d_x: Aligned,

@@ -1,6 +1,7 @@
 //! Every set of instructions gives the same bits: all vector kernels through each that this processor has.
 //!
-//! Matrix products are not among them: `gemm` picks its own instructions, and rounds differently with and without FMA.
+//! Matrix products do so among those that fuse multiplication and addition, which all but very old processors have; without,
+//! each product is rounded before it is added.
 
 use std::cell::Cell;
 
@@ -15,6 +16,7 @@ use crate::kernels::{
     causal_softmax, causal_softmax_backward, column_softmax, dot, exp, rms_norm, rms_norm_backward, scale_columns,
     simd, swiglu, swiglu_backward, update,
 };
+use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 
 thread_local! {
@@ -95,6 +97,18 @@ fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
     results.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
+/// A product onto something, of either order of its first factor.
+fn products(seed: u64, (m, n, k): (usize, usize, usize)) -> Vec<u32> {
+    let mut stream = Hasher::new("templar engine products").update_value(&seed).clone().into_stream();
+    let (a, b, mut out) = (values(m * k, &mut stream), values(k * n, &mut stream), values(m * n, &mut stream));
+    let mut room = vec![0.0; Panels::room(k, n)];
+    let b = Panels::pack(&mut room, Matrix::new(&b, k, n));
+    product(&mut out, Matrix::new(&a, m, k), b, Onto::Add);
+    let mut turned = vec![0.0; m * n];
+    product(&mut turned, Matrix::new(&a, k, m).transposed(), b, Onto::Replace);
+    out.into_iter().chain(turned).map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
+}
+
 /// Rows of an even width turned, and turned back.
 fn rotated(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
     let dim = width / 2 * 2;
@@ -126,20 +140,27 @@ fn rotated(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
     there
 }
 
+fn with_each<R>(archs: Vec<Arch>, work: impl Fn() -> R) -> Vec<R> {
+    let forced = |arch| {
+        FORCED.set(Some(arch));
+        let result = work();
+        FORCED.set(None);
+        result
+    };
+    archs.into_iter().map(forced).collect()
+}
+
 proptest! {
     #[test]
     fn every_set_of_instructions_gives_the_same_bits(seed: u64, rows in 1usize..9, width in 1usize..100) {
-        let results: Vec<_> = archs()
-            .into_iter()
-            .map(|arch| {
-                FORCED.set(Some(arch));
-                let result = everything(seed, rows, width);
-                FORCED.set(None);
-                result
-            })
-            .collect();
-        for other in &results {
-            prop_assert!(*other == results[0]);
-        }
+        let results = with_each(archs(), || everything(seed, rows, width));
+        prop_assert!(results.iter().all(|other| *other == results[0]));
+    }
+
+    #[test]
+    fn products_with_fused_instructions_give_the_same_bits(seed: u64, m in 1usize..70, n in 1usize..100, k in 1usize..900) {
+        let fused = archs().into_iter().filter(|arch| !matches!(arch, Arch::Scalar)).collect();
+        let results = with_each(fused, || products(seed, (m, n, k)));
+        prop_assert!(results.iter().all(|other| *other == results[0]));
     }
 }

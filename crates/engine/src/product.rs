@@ -9,17 +9,19 @@
 //! side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of four rows side by side,
 //! which stay in the second-level cache. Callers bring `b` as [`Panels`], since most of them multiply with it more than once.
 
+#![expect(clippy::inline_always, reason = "a call would leave the instructions that its caller chose")]
+
 use std::cell::RefCell;
 
 use pulp::{Simd, WithSimd};
 
-use crate::buffers::Aligned;
+use crate::buffers::{Aligned, LINE};
 use crate::kernels::{arch, simd};
 
 /// Columns of a panel.
 const WIDTH: usize = 32;
-/// Rows of a panel that are read in one go, 16 KiB.
-const PART: usize = 128;
+/// Rows of a panel that are read in one go, 32 KiB.
+const PART: usize = 256;
 /// Steps for which `a` is brought into quads at once.
 const LONG: usize = 768;
 /// Most rows of a tile.
@@ -70,9 +72,11 @@ impl<'a> Matrix<'a> {
     }
 
     /// Four columns from `first` on, from row `from` on. Past the last column, that column again.
+    #[inline(always)]
     fn four_columns(&self, first: usize, from: usize) -> [&'a [f32]; 4] {
-        let column = |at: usize| &self.values[(first + at).min(self.columns - 1) * self.column_stride..];
-        [0, 1, 2, 3].map(|at| &column(at)[from..self.rows])
+        let last = self.columns - 1;
+        let column = |at: usize| &self.values[at.min(last) * self.column_stride..][from..self.rows];
+        [column(first), column(first + 1), column(first + 2), column(first + 3)]
     }
 }
 
@@ -120,11 +124,11 @@ impl<'a> Panels<'a> {
                         let columns = WIDTH.min(matrix.columns - first);
                         let panel = &mut values.as_chunks_mut::<WIDTH>().0[from..matrix.rows.min(from + rows)];
                         if row_major {
-                            let source = matrix.values[from * matrix.row_stride + first..].chunks(matrix.row_stride);
-                            copy_rows(panel, source, columns);
+                            let source = &matrix.values[from * matrix.row_stride + first..];
+                            copy_rows(panel, source, matrix.row_stride, columns);
                         } else {
                             for quad in (0..columns).step_by(4) {
-                                interleave(panel, quad, matrix.four_columns(first + quad, from));
+                                put_quad(panel, quad, matrix.four_columns(first + quad, 0));
                             }
                         }
                     }
@@ -145,25 +149,38 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// The first `columns` values of each row. The usual number of them is one that the compiler knows.
+/// The first `columns` values of each row of a source whose rows are `stride` apart. The usual number of them is one that the
+/// compiler knows.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "a call would leave the vector loop")]
-fn copy_rows<'a, const N: usize>(out: &mut [[f32; N]], source: impl Iterator<Item = &'a [f32]>, columns: usize) {
-    for (out, source) in out.iter_mut().zip(source) {
+fn copy_rows<const N: usize>(out: &mut [[f32; N]], mut source: &[f32], stride: usize, columns: usize) {
+    for out in out {
         match source.first_chunk() {
             Some(source) if columns == N => *out = *source,
             _ => out[..columns].copy_from_slice(&source[..columns]),
         }
+        source = source.get(stride..).unwrap_or_default();
     }
 }
 
-/// Elements `first..first + 4` of each row from four slices.
+/// Four slices side by side.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "a call would leave the vector loop")]
-fn interleave<const N: usize>(out: &mut [[f32; N]], first: usize, [a, b, c, d]: [&[f32]; 4]) {
+fn interleave(out: &mut [[f32; 4]], [a, b, c, d]: [&[f32]; 4]) {
     for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-        if let Some(out) = out[first..].first_chunk_mut() {
-            *out = [*a, *b, *c, *d];
+        *out = [*a, *b, *c, *d];
+    }
+}
+
+/// Sets elements `first..first + 4` of each row to those of four columns.
+#[inline(always)]
+fn put_quad(rows: &mut [[f32; WIDTH]], first: usize, columns: [&[f32]; 4]) {
+    // By way of a buffer: what goes straight to places that far apart are slow scatters.
+    let mut quads = [[0.0; 4]; PACKED_ROWS];
+    for (number, rows) in rows.chunks_mut(PACKED_ROWS).enumerate() {
+        let [a, b, c, d] = columns;
+        let part = number * PACKED_ROWS..number * PACKED_ROWS + rows.len();
+        interleave(&mut quads, [&a[part.clone()], &b[part.clone()], &c[part.clone()], &d[part]]);
+        for (row, quad) in rows.iter_mut().zip(quads) {
+            row[first..].as_chunks_mut().0[0] = quad;
         }
     }
 }
@@ -203,6 +220,7 @@ struct Product<'a> {
     a: Matrix<'a>,
     b: Panels<'a>,
     onto: Onto,
+    /// Room for [`LONG`] steps of `a`.
     quads: &'a mut [[f32; 4]],
 }
 
@@ -223,56 +241,31 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     /// With tiles of `Q` quads by `V` vectors; a panel is `P` vectors wide.
     #[inline(always)]
-    #[expect(clippy::inline_always, reason = "the instructions are its caller's")]
     fn run<S: Simd, const Q: usize, const V: usize, const P: usize>(self, simd: S) {
-        let Self { out, a, b, onto, quads: room } = self;
+        let Self { out, a, b, onto, quads } = self;
         let count = a.rows.div_ceil(4);
         let long = even(a.columns, LONG);
         let part = even(long, PART);
-        for long_from in (0..a.columns).step_by(long) {
-            let steps = long.min(a.columns - long_from);
-            for (number, quads) in room[..count * steps].chunks_mut(count * part).enumerate() {
-                pack_quads(quads, a, long_from + number * part, count);
+        for from in (0..a.columns).step_by(long) {
+            let quads = &mut quads[..count * long.min(a.columns - from)];
+            for (quads, from) in quads.chunks_mut(count * part).zip((from..).step_by(part)) {
+                pack_quads(quads, a, from, count);
             }
             for first in (0..b.columns).step_by(WIDTH) {
-                let columns = WIDTH.min(b.columns - first);
-                for (number, quads) in room[..count * steps].chunks(count * part).enumerate() {
-                    let (from, steps) = (long_from + number * part, quads.len() / count);
+                for (quads, from) in quads.chunks(count * part).zip((from..).step_by(part)) {
+                    let steps = quads.len() / count;
                     let (panel, next) = b.values[first / WIDTH * b.stride + from * WIDTH..].split_at(steps * WIDTH);
-                    let onto = if from == 0 { onto } else { Onto::Add };
-                    // Every tile asks for its share of what is read next.
-                    let next = &next[..next.len().min(panel.len())];
-                    let mut next = next.chunks(panel.len().div_ceil(count.div_ceil(Q)).next_multiple_of(16));
-                    for (number, quads) in quads.chunks(Q * steps).enumerate() {
-                        next.next().unwrap_or_default().chunks(16).for_each(prefetch);
-                        let top = 4 * Q * number;
-                        let out = &mut out[top * b.columns + first..];
-                        let put = |out: &mut [f32], stride, onto| {
-                            for column in (0..P).step_by(V) {
-                                let out = &mut out[column * S::F32_LANES..];
-                                let tile = Tile { out, stride, onto, quads, panel, column };
-                                if quads.len() == Q * steps {
-                                    simd.vectorize(Sized::<Q, V, P>(tile));
-                                } else if quads.len() == 2 * steps {
-                                    simd.vectorize(Sized::<2, V, P>(tile));
-                                } else {
-                                    simd.vectorize(Sized::<1, V, P>(tile));
-                                }
-                            }
-                        };
-                        let rows = (quads.len() / steps * 4).min(a.rows - top);
-                        if columns == WIDTH && rows * steps == 4 * quads.len() {
-                            put(out, b.columns, onto);
-                        } else {
-                            let mut edge = [[0.0; WIDTH]; MOST_ROWS];
-                            put(edge.as_flattened_mut(), WIDTH, Onto::Replace);
-                            for (out, edge) in out.chunks_mut(b.columns).zip(&edge[..rows]) {
-                                for (out, sum) in out.iter_mut().zip(&edge[..columns]) {
-                                    *out = if onto == Onto::Add { *out + sum } else { *sum };
-                                }
-                            }
-                        }
-                    }
+                    let strip = Strip {
+                        out: &mut out[first..],
+                        stride: b.columns,
+                        rows: a.rows,
+                        columns: WIDTH.min(b.columns - first),
+                        onto: if from == 0 { onto } else { Onto::Add },
+                        quads,
+                        panel,
+                        next: &next[..next.len().min(panel.len())],
+                    };
+                    strip.run::<S, Q, V, P>(simd);
                 }
             }
         }
@@ -281,21 +274,71 @@ impl Product<'_> {
 
 /// Sets `quads`, `[count][steps][4]`, to as many steps of all rows of `a`, from step `from` on. Past the last row, anything.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "the instructions are its caller's")]
 fn pack_quads(quads: &mut [[f32; 4]], a: Matrix<'_>, from: usize, count: usize) {
     let a = a.transposed();
-    for (number, quad) in quads.chunks_exact_mut(quads.len() / count).enumerate() {
-        let first = 4 * number;
+    for (quad, first) in quads.chunks_exact_mut(quads.len() / count).zip((0..).step_by(4)) {
         if a.column_stride == 1 {
-            let source = a.values[from * a.row_stride + first..].chunks(a.row_stride);
-            copy_rows(quad, source, 4.min(a.columns - first));
+            copy_rows(quad, &a.values[from * a.row_stride + first..], a.row_stride, 4.min(a.columns - first));
         } else {
-            interleave(quad, 0, a.four_columns(first, from));
+            interleave(quad, a.four_columns(first, from));
         }
     }
 }
 
-/// Some rows of some columns of the output, `stride` apart: the sums of some steps.
+/// One panel's columns of the output: the sums of some steps, tile by tile from top to bottom.
+struct Strip<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    onto: Onto,
+    quads: &'a [[f32; 4]],
+    panel: &'a [f32],
+    /// What is read after the panel: every tile asks for its share.
+    next: &'a [f32],
+}
+
+impl Strip<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const Q: usize, const V: usize, const P: usize>(self, simd: S) {
+        let Self { out, stride, rows, columns, onto, quads, panel, next } = self;
+        let steps = panel.len() / WIDTH;
+        let tiles = quads.len().div_ceil(Q * steps);
+        let mut shares = next.chunks(panel.len().div_ceil(tiles).next_multiple_of(LINE));
+        for (quads, top) in quads.chunks(Q * steps).zip((0..).step_by(4 * Q)) {
+            for line in shares.next().unwrap_or_default().as_chunks::<LINE>().0 {
+                prefetch(line);
+            }
+            let put = |out: &mut [f32], stride, onto| {
+                for column in (0..P).step_by(V) {
+                    let tile = Tile { out: &mut out[column * S::F32_LANES..], stride, onto, quads, panel, column };
+                    if quads.len() == Q * steps {
+                        simd.vectorize(Kernel::<Q, V, P>(tile));
+                    } else if quads.len() == 2 * steps {
+                        simd.vectorize(Kernel::<2, V, P>(tile));
+                    } else {
+                        simd.vectorize(Kernel::<1, V, P>(tile));
+                    }
+                }
+            };
+            let out = &mut out[top * stride..];
+            let inside = rows.min(top + 4 * quads.len() / steps) - top;
+            if columns == WIDTH && inside * steps == 4 * quads.len() {
+                put(out, stride, onto);
+                continue;
+            }
+            let mut edge = [[0.0; WIDTH]; MOST_ROWS];
+            put(edge.as_flattened_mut(), WIDTH, Onto::Replace);
+            for (out, edge) in out.chunks_mut(stride).zip(&edge[..inside]) {
+                for (out, sum) in out.iter_mut().zip(&edge[..columns]) {
+                    *out = if onto == Onto::Add { *out + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+/// Some rows of some columns of the output.
 struct Tile<'a> {
     out: &'a mut [f32],
     stride: usize,
@@ -306,9 +349,10 @@ struct Tile<'a> {
     column: usize,
 }
 
-struct Sized<'a, const Q: usize, const V: usize, const P: usize>(Tile<'a>);
+/// A tile of `Q` quads by `V` vectors, all of whose sums stay in registers.
+struct Kernel<'a, const Q: usize, const V: usize, const P: usize>(Tile<'a>);
 
-impl<const Q: usize, const V: usize, const P: usize> WithSimd for Sized<'_, Q, V, P> {
+impl<const Q: usize, const V: usize, const P: usize> WithSimd for Kernel<'_, Q, V, P> {
     type Output = ();
 
     #[inline(always)]
@@ -317,6 +361,9 @@ impl<const Q: usize, const V: usize, const P: usize> WithSimd for Sized<'_, Q, V
         let panel = S::as_simd_f32s(panel).0.as_chunks::<P>().0;
         let steps = panel.len();
         let quads: [_; Q] = std::array::from_fn(|at| &quads[at * steps..][..steps]);
+        for row in out.chunks(stride).take(4 * Q) {
+            row[..V * S::F32_LANES].chunks(LINE).for_each(prefetch);
+        }
         let mut sums = [[[simd.splat_f32s(0.0); V]; 4]; Q];
         for (step, b) in panel.iter().enumerate() {
             let Some(b) = b[column..].first_chunk::<V>() else { return };
@@ -345,7 +392,6 @@ impl<const Q: usize, const V: usize, const P: usize> WithSimd for Sized<'_, Q, V
 
 /// Asks for the cache line of the first value.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "it is one instruction")]
 fn prefetch(line: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     #[expect(unsafe_code, reason = "an instruction that takes a pointer")]
