@@ -406,34 +406,33 @@ fn prefetch(line: &[f32]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn products_are_those_of_the_textbook() {
-        let value = |at: usize| ((at * 37 + 11) % 17) as f32 - 8.0;
-        let shapes =
-            [(1, 1, 1), (3, 5, 2), (33, 17, 70), (64, 1, 40), (1, 64, 40), (7, 100, 300), (30, 33, 1700), (2, 3, 0)];
-        for (m, n, k) in shapes {
+    proptest! {
+        #[test]
+        fn products_are_those_of_the_textbook(m in 1usize..70, n in 1usize..100, k in 0usize..900) {
+            // Small integers, so that every order of summation gives the same.
+            let value = |at: usize| ((at * 37 + 11) % 17) as f32 - 8.0;
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(value).collect();
-            let transposed = |x: &[f32], columns: usize| -> Vec<f32> {
-                (0..x.len()).map(|at| x[at % (x.len() / columns) * columns + at / (x.len() / columns)]).collect()
+            let turned = |x: &[f32], rows: usize| -> Vec<f32> {
+                (0..x.len()).map(|at| x[at % rows * (x.len() / rows) + at / rows]).collect()
             };
-            let (a_t, b_t) = (transposed(&a, k), transposed(&b, n));
+            let (a_t, b_t) = (turned(&a, m), turned(&b, k));
             let expected: Vec<f32> =
                 (0..m * n).map(|at| (0..k).fold(0.0, |sum, i| sum + a[at / n * k + i] * b[i * n + at % n])).collect();
-            // Small integers, so that every order of summation gives the same.
             for a in [Matrix::new(&a, m, k), Matrix::new(&a_t, k, m).transposed()] {
                 for b in [Matrix::new(&b, k, n), Matrix::new(&b_t, n, k).transposed()] {
                     let mut room = vec![f32::NAN; Panels::room(k, n)];
                     let b = Panels::pack(&mut room, b);
                     let mut out = vec![f32::NAN; m * n];
                     product(&mut out, a, b, Onto::Replace);
-                    assert_eq!(out, expected);
+                    prop_assert!(out == expected);
                     product(&mut out, a, b, Onto::Add);
-                    assert!(
-                        out.iter().zip(&expected).all(|(out, expected)| out.to_bits() == (2.0 * expected).to_bits())
-                    );
+                    let doubled = expected.iter().map(|expected| (2.0 * expected).to_bits());
+                    prop_assert!(out.iter().map(|out| out.to_bits()).eq(doubled));
                 }
             }
         }
