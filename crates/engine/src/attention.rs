@@ -95,53 +95,57 @@ impl Attention<'_> {
         let (room_t, room) = (Panels::room(dim, positions), Panels::room(positions, dim));
         let (rows, block) = (positions * dim, BLOCK * positions);
         let sizes = [rows, rows, room, room, room, room_t, room_t, positions, block, block];
-        with_scratch(sizes, |[query, key, query_p, key_p, d_out_p, key_t, value_t, pull, scores, d_scores]| {
-            self.rotate(key, projections.key, 1.0);
-            let key = Matrix::new(key, positions, dim);
-            let (key, key_t) = (Panels::pack(key_p, key), Panels::pack(key_t, key.transposed()));
-            let value = Matrix::strided(projections.value, positions, dim, self.stride);
-            let value_t = Panels::pack(value_t, value.transposed());
-            for (head, d_query) in d_queries.chunks_exact_mut(positions * dim).enumerate() {
-                let log_sums = &log_sums[head * positions..][..positions];
-                self.rotate(query, &projections.queries[head * dim..], self.scale());
-                let query_p = Panels::pack(query_p, Matrix::new(query, positions, dim));
-                let (mixed, d_mixed) = (&mixed[head * dim..], &d_mixed[head * dim..]);
-                let d_out_p = Panels::pack(d_out_p, Matrix::strided(d_mixed, positions, dim, mixed_stride));
-                simd(
-                    #[inline(always)]
-                    || {
-                        let rows = d_mixed.chunks(mixed_stride).zip(mixed.chunks(mixed_stride));
-                        for (pull, (d_mixed, mixed)) in pull.iter_mut().zip(rows) {
-                            *pull = dot(&d_mixed[..dim], &mixed[..dim]);
-                        }
-                    },
-                );
-                for (block, d_query) in d_query.chunks_mut(BLOCK * dim).enumerate() {
-                    let (first, rows) = (block * BLOCK, d_query.len() / dim);
-                    let seen = first + rows;
-                    let (scores, d_scores) = (&mut scores[..rows * seen], &mut d_scores[..rows * seen]);
-                    let query = Matrix::new(&query[first * dim..], rows, dim);
-                    let d_out = Matrix::strided(&d_mixed[first * mixed_stride..], rows, dim, mixed_stride);
-                    product(scores, query, key_t.columns(seen), Onto::Replace);
-                    product(d_scores, d_out, value_t.columns(seen), Onto::Replace);
-                    let range = first..seen;
-                    let (log_sums, pull) = (&log_sums[range.clone()], &pull[range.clone()]);
-                    causal_softmax_backward(scores, d_scores, seen, first + 1, log_sums, pull);
-                    let (weights, d_scores) = (Matrix::new(scores, rows, seen), Matrix::new(d_scores, rows, seen));
-                    product(d_value, weights.transposed(), d_out_p.rows(range.clone()), Onto::Add);
-                    product(d_query, d_scores, key.rows(0..seen), Onto::Replace);
-                    product(d_key, d_scores.transposed(), query_p.rows(range), Onto::Add);
+        with_scratch(
+            sizes,
+            |[query, key, query_panels, key_panels, d_out_panels, key_t, value_t, pull, scores, d_scores]| {
+                self.rotate(key, projections.key, 1.0);
+                let key = Matrix::new(key, positions, dim);
+                let (key, key_t) = (Panels::pack(key_panels, key), Panels::pack(key_t, key.transposed()));
+                let value = Matrix::strided(projections.value, positions, dim, self.stride);
+                let value_t = Panels::pack(value_t, value.transposed());
+                for (head, d_query) in d_queries.chunks_exact_mut(positions * dim).enumerate() {
+                    let log_sums = &log_sums[head * positions..][..positions];
+                    self.rotate(query, &projections.queries[head * dim..], self.scale());
+                    let query_panels = Panels::pack(query_panels, Matrix::new(query, positions, dim));
+                    let (mixed, d_mixed) = (&mixed[head * dim..], &d_mixed[head * dim..]);
+                    let d_out_panels =
+                        Panels::pack(d_out_panels, Matrix::strided(d_mixed, positions, dim, mixed_stride));
+                    simd(
+                        #[inline(always)]
+                        || {
+                            let rows = d_mixed.chunks(mixed_stride).zip(mixed.chunks(mixed_stride));
+                            for (pull, (d_mixed, mixed)) in pull.iter_mut().zip(rows) {
+                                *pull = dot(&d_mixed[..dim], &mixed[..dim]);
+                            }
+                        },
+                    );
+                    for (block, d_query) in d_query.chunks_mut(BLOCK * dim).enumerate() {
+                        let (first, rows) = (block * BLOCK, d_query.len() / dim);
+                        let seen = first + rows;
+                        let (scores, d_scores) = (&mut scores[..rows * seen], &mut d_scores[..rows * seen]);
+                        let query = Matrix::new(&query[first * dim..], rows, dim);
+                        let d_out = Matrix::strided(&d_mixed[first * mixed_stride..], rows, dim, mixed_stride);
+                        product(scores, query, key_t.columns(seen), Onto::Replace);
+                        product(d_scores, d_out, value_t.columns(seen), Onto::Replace);
+                        let range = first..seen;
+                        let (log_sums, pull) = (&log_sums[range.clone()], &pull[range.clone()]);
+                        causal_softmax_backward(scores, d_scores, seen, first + 1, log_sums, pull);
+                        let (weights, d_scores) = (Matrix::new(scores, rows, seen), Matrix::new(d_scores, rows, seen));
+                        product(d_value, weights.transposed(), d_out_panels.rows(range.clone()), Onto::Add);
+                        product(d_query, d_scores, key.rows(0..seen), Onto::Replace);
+                        product(d_key, d_scores.transposed(), query_panels.rows(range), Onto::Add);
+                    }
+                    simd(
+                        #[inline(always)]
+                        || self.rotation.backward(d_query, self.scale()),
+                    );
                 }
                 simd(
                     #[inline(always)]
-                    || self.rotation.backward(d_query, self.scale()),
+                    || self.rotation.backward(d_key, 1.0),
                 );
-            }
-            simd(
-                #[inline(always)]
-                || self.rotation.backward(d_key, 1.0),
-            );
-        });
+            },
+        );
     }
 
     fn scale(&self) -> f32 {

@@ -10,7 +10,7 @@ pub(crate) const LINE: usize = 16;
 
 /// Values from the beginning of a cache line on: vectors of 64 bytes that lie across two lines cost as much as two.
 #[derive(Debug, Default)]
-pub struct Aligned {
+pub(crate) struct Aligned {
     values: Vec<f32>,
     start: usize,
     len: usize,
@@ -18,7 +18,7 @@ pub struct Aligned {
 
 impl Aligned {
     /// Makes it as long as asked, without giving memory back. Its values are whatever was there.
-    pub fn resize(&mut self, len: usize) {
+    pub(crate) fn resize(&mut self, len: usize) {
         if self.values.len() < self.start + len {
             self.values = vec![0.0; len + LINE - 1];
             // A platform that cannot tell the place of memory gets none that is aligned.

@@ -56,7 +56,7 @@ use std::time::Instant;
 
 use templar_protocol::layout::ModelSpec;
 
-use buffers::Buffers;
+use buffers::{Aligned, Buffers};
 use forward::Context;
 use jobs::Job;
 use loss::HeadGradient;
@@ -65,7 +65,6 @@ use product::{Matrix, Onto, Panels};
 use rope::Rotation;
 use shape::{Batch, Shape};
 
-pub use buffers::Aligned;
 pub use kernels::simd;
 pub use meter::Work;
 

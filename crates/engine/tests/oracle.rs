@@ -100,7 +100,7 @@ proptest! {
 }
 
 /// Large enough that everything is cut: 316 rows are two blocks, so that norms' gradients have two parts; the vocabulary has
-/// three blocks; weights have several tasks, and transposes several tiles. The loss in chunks is among the gradient checks.
+/// three blocks; weights have several tasks, and products several tiles. The loss in chunks is among the gradient checks.
 #[test]
 fn engine_agrees_with_the_reference_where_work_is_cut() {
     for tied in [false, true] {
