@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod metrics;
 mod show;
 mod stop;
 

@@ -11,6 +11,8 @@ use templar_sim::network::News;
 use templar_sim::report::{Recorder, Report, WindowReport};
 use templar_train::EngineStats;
 
+use crate::metrics;
+
 /// Shows a network at work.
 #[derive(Debug)]
 pub(crate) struct Watcher {
@@ -41,6 +43,7 @@ impl Watcher {
     }
 
     fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
+        metrics::record(event);
         if self.json {
             if let Ok(line) = serde_json::to_string(event) {
                 println!("{line}");

@@ -23,6 +23,7 @@ pub(crate) struct Demo {
 impl Demo {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
+        self.network.metrics.serve()?;
         let folder = self.network.folder()?;
         let network = self.network.network(&folder)?;
         let watcher = Watcher::new(self.network.rehearsal.json, network.plan.windows);

@@ -41,6 +41,7 @@ impl Localnet {
     pub(crate) async fn run(self) -> Result<End> {
         ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
         ensure!(!self.listen.is_unspecified(), "--listen {} names no address that others can reach", self.listen);
+        self.network.metrics.serve()?;
         let folder = self.network.folder()?;
         let network = self.network.network(&folder)?;
         self.check_kills(&network.plan)?;

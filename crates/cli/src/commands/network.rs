@@ -17,6 +17,7 @@ use templar_sim::world::{Text, WorldError};
 
 use crate::End;
 use crate::commands::engine::TorchArgs;
+use crate::metrics::MetricsArgs;
 use crate::show;
 
 /// Options of every rehearsal, with real parts or simulated ones.
@@ -111,6 +112,8 @@ pub(crate) struct NetworkArgs {
     /// Keep the network's files (chain, buckets, nodes) in this folder, which must be empty or absent.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) metrics: MetricsArgs,
     #[command(flatten)]
     torch: TorchArgs,
 }

@@ -17,6 +17,7 @@ use templar_sim::plan::Behaviour;
 use tokio::sync::mpsc;
 
 use crate::commands::engine::TorchArgs;
+use crate::metrics::{self, MetricsArgs};
 use crate::{End, show, stop};
 
 /// What every node takes.
@@ -55,6 +56,8 @@ struct NodeArgs {
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
     #[arg(long, hide = true)]
     with_parent: bool,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     #[command(flatten)]
     torch: TorchArgs,
 }
@@ -113,6 +116,7 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
         engine: args.torch.engines(&[args.engine], None)?.remove(0),
         options,
     };
+    args.metrics.serve()?;
     let (sender, receiver) = mpsc::channel(256);
     let mut printing = tokio::spawn(print_events(receiver, args.json));
     let stop = stop::on_signal();
@@ -185,6 +189,7 @@ fn parse_seed(text: &str) -> Option<Hash32> {
 
 async fn print_events(mut events: mpsc::Receiver<NodeEvent>, json: bool) -> std::io::Result<()> {
     while let Some(event) = events.recv().await {
+        metrics::record(&event);
         let line = if json { serde_json::to_string(&event)? } else { show::event(&event) };
         let mut output = std::io::stdout().lock();
         writeln!(output, "{line}")?;

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "not every suite uses all of it")]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -62,6 +64,21 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut find: impl FnMut() -> O
         assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// An address at which nothing listens.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// What Prometheus gets to see at the address of `--metrics`.
+pub(crate) fn scrape(address: SocketAddr) -> String {
+    let mut connection = TcpStream::connect(address).unwrap();
+    write!(connection, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    answer
 }
 
 pub(crate) fn signal(process: u32, signal: rustix::process::Signal) {

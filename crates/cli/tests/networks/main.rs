@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use common::{alone, assert_certified, demo, report, signal, templar, text, windows, within};
+use common::{alone, assert_certified, demo, free_address, report, scrape, signal, templar, text, windows, within};
 
 fn roots(report: &Value) -> Vec<&str> {
     windows(report).iter().map(|window| window["state_root"].as_str().unwrap()).collect()
@@ -88,14 +88,24 @@ fn noise_earns_next_to_nothing_with_the_real_engine() {
 }
 
 #[test]
-fn ctrl_c_ends_a_demo_with_130_and_its_report() {
+fn a_demo_shows_metrics_until_ctrl_c_ends_it_with_130_and_its_report() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let arguments = ["demo", "--windows", "500", "--miners", "1", "--validators", "1", "--json", "--report"];
-    let mut demo = templar(&arguments).arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let address = free_address();
+    let metrics = format!("--metrics={address}");
+    let mut demo = templar(&arguments).arg(&path).arg(metrics).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("\"event\":\"settled\"")), "it ended by itself");
+    let metrics = scrape(address);
+    for start in [
+        "templar_windows_total{node=",
+        "templar_engine_tokens_per_second{node=\"miner-0\"",
+        "# HELP templar_windows_total",
+    ] {
+        assert!(metrics.lines().any(|line| line.starts_with(start)), "{start} is not in {metrics}");
+    }
     signal(demo.id(), Signal::INT);
     // Whoever stops reading stops it in another way.
     lines.for_each(drop);

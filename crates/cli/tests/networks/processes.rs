@@ -17,7 +17,9 @@ use templar_protocol::run::RunSpec;
 use templar_protocol::word::{Vote, WordError};
 use templar_sim::plan::Plan;
 
-use super::common::{alone, assert_certified, children, is_running, report, signal, templar, text, windows, within};
+use super::common::{
+    alone, assert_certified, children, free_address, is_running, report, scrape, signal, templar, text, windows, within,
+};
 
 /// Regular files below `folder` that a process has open or mapped.
 fn files_in_use(process: u32, folder: &Path) -> BTreeSet<PathBuf> {
@@ -171,8 +173,12 @@ fn a_guest_with_nothing_but_its_folder_and_its_key_takes_part() {
     let binary = Path::new(env!("CARGO_BIN_EXE_templar")).parent().unwrap();
     let path_variable = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     let mut start = Command::new("sh");
-    let mut guest = start.arg(home.join("start.sh")).env("PATH", path_variable).stdout(Stdio::null()).spawn().unwrap();
+    let (address, script) = (free_address(), home.join("start.sh"));
+    let metrics = format!("--metrics={address}");
+    let mut guest = start.arg(script).arg(metrics).env("PATH", path_variable).stdout(Stdio::null()).spawn().unwrap();
     assert!(localnet.wait().unwrap().success());
+    let metrics = scrape(address);
+    assert!(metrics.contains("templar_contributions_total{node=\"guest-0\"}"), "{metrics}");
     guest.kill().unwrap();
     guest.wait().unwrap();
     let report = report(&path);
