@@ -27,6 +27,7 @@ pub(crate) fn arch() -> pulp::Arch {
 /// eˣ to about one unit in the last place; 0 below −87.7, and as at 88 above. Keeps NaN.
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2; a polynomial gives eʳ, and n goes straight into the exponent's bits, where −127 is 0.
+/// The polynomial is cut into pairs of terms (Estrin), which do not wait for each other, and every product is fused with its sum.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³: a sum with it rounds to an integer, and holds that integer in its lowest bits.
@@ -35,12 +36,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let bounded = if x > 88.0 { 88.0 } else { x };
     let bounded = if bounded < -88.0 { -88.0 } else { bounded };
-    let shifted = bounded * LOG2_E + ROUND;
+    let shifted = bounded.mul_add(LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = bounded - n * LN_2[0] - n * LN_2[1];
-    let high = (r * (1.0 / 5040.0) + 1.0 / 720.0) * r + 1.0 / 120.0;
-    let high = (high * r + 1.0 / 24.0) * r + 1.0 / 6.0;
-    let fraction = ((high * r + 0.5) * r + 1.0) * r + 1.0;
+    let r = n.mul_add(-LN_2[1], n.mul_add(-LN_2[0], bounded));
+    let (r2, high) = (r * r, r.mul_add(1.0 / 5040.0, 1.0 / 720.0));
+    let (middle, low) = (r.mul_add(1.0 / 120.0, 1.0 / 24.0), r.mul_add(1.0 / 6.0, 0.5));
+    let fraction = high.mul_add(r2, middle).mul_add(r2, low).mul_add(r2, 1.0 + r);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     fraction * power
 }
