@@ -15,4 +15,9 @@ A Templar node starts ``python -m templar_torch`` and speaks with it by the prot
 | speed on a device | :mod:`templar_torch.bench` |
 """
 
+import os
+
+# Before PyTorch reads it: memory that is all but full must not be lost to gaps.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
 __version__ = "0.1.0"

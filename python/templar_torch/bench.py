@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on GPUs")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: if memory is short")
-    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--deterministic", action="store_true", help="the same bits each time")
     parser.add_argument("--curve", action="store_true", help="print every step")
     return parser.parse_args()
 
@@ -116,7 +116,7 @@ def main() -> None:
             "preset": args.preset, "parameters": spec.parameters, "device": measured.device,
             "torch": torch.__version__, "dtype": str(engine.dtype), "sequence_tokens": spec.seq_len,
             "sequences": sequences, "micro_batch_sequences": micro, "compiled": engine.compiled,
-            "checkpointing": engine.model.checkpointing, "deterministic": args.deterministic, "steps": args.steps,
+            "checkpointed_layers": engine.model.checkpointed, "deterministic": args.deterministic, "steps": args.steps,
             "tokens_per_s": round(tokens_per_s, 1), "mfu": peak and round(rate / peak, 4),
             "of_matmul": round(rate / measured.matmul_flops_per_s, 4),
             "matmul_tflops_per_s": round(measured.matmul_flops_per_s / 1e12, 3),

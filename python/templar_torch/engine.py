@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from . import flops
-from .model import Llama
+from .model import Linear, Llama
 from .optim import AdamW, learning_rate, squared_norm
 from .ranks import Ranks
 from .spec import InnerSpec, ModelSpec
@@ -38,10 +40,11 @@ class Options:
     threads: int | None = None
     offload_optimiser: bool = False
     checkpointing: bool | None = None
-    """None: where the activations would not fit."""
+    """Of all layers or of none; None: of as many as have to, for the activations to fit."""
     compile: bool | None = None
     """None: on GPUs."""
-    deterministic: bool = True
+    deterministic: bool = False
+    """The same bits each time, also on GPUs, whose fastest attention sums gradients in any order."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,13 @@ class Engine:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         if options.deterministic:
-            # Where there is no deterministic algorithm, PyTorch warns: other last bits are better than a lost window.
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            # With warn_only, attention would take the algorithm that is not, although there is one that is.
+            torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            # Compiled kernels must not be chosen by how fast they just were.
+            import torch._inductor.config as inductor
+
+            inductor.deterministic = True
             # What cuBLAS wants for it.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.device = choose_device(options.device, ranks)
@@ -102,14 +109,22 @@ class Engine:
         self.parameters = dict(self.model.named_parameters())
         assert list(self.parameters) == list(model.tensors()), "parameters are in canonical order"
         self.shards = [local(parameter.data) for parameter in self.parameters.values()]
-        decays = [len(shape) > 1 for shape in model.tensors().values()]
-        self.optimiser = AdamW(inner, self.shards, decays)
+        narrow = ranks.world == 1 and self.dtype != torch.float32
+        self._narrow = [module for module in self.model.modules() if narrow and isinstance(module, Linear)]
+        """What has weights in the precision of products beside those in f32; FSDP has its own way."""
         self._meter = Meter(self)
-        if options.offload_optimiser:
-            self.optimiser.move("cpu")
+
+    @cached_property
+    def optimiser(self) -> AdamW:
+        """The moments, once they are needed: a validator only evaluates."""
+        decays = [len(shape) > 1 for shape in self.spec.tensors().values()]
+        optimiser = AdamW(self.inner, self.shards, decays)
+        if self.options.offload_optimiser:
+            optimiser.move("cpu")
+        return optimiser
 
     def _build(self) -> Llama:
-        model = Llama(self.spec, self.dtype, self._checkpoints())
+        model = Llama(self.spec, self.dtype, self._checkpointed())
         if self.compiled:
             model.compile_parts()
         if self.ranks.world > 1:
@@ -122,16 +137,12 @@ class Engine:
         model.materialise(self.device)
         return model
 
-    def _checkpoints(self) -> bool:
-        """Whether activations are computed again in the backward pass, because they would not fit beside the rest."""
+    def _checkpointed(self) -> int:
+        """How many layers compute their activations again in the backward pass, because they would not fit."""
         if self.options.checkpointing is not None or self.device.type != "cuda":
-            return bool(self.options.checkpointing)
-        spec, tokens = self.spec, self.inner.micro_batch_sequences * self.spec.seq_len
-        blocks = 2 * tokens * spec.layers * (8 * spec.hidden_size + 4 * spec.ffn_size)
-        logits = 12 * tokens * spec.vocab_size
-        # f32 parameters, gradients and two moments, shared by the ranks; the weights in bf16.
-        states = 16 * spec.parameters // self.ranks.world + 2 * spec.parameters
-        return blocks + logits + states > 0.9 * torch.cuda.get_device_properties(self.device).total_memory
+            return self.spec.layers if self.options.checkpointing else 0
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return checkpointed_layers(self.spec, self.inner, self.ranks.world, self.compiled, memory)
 
     def shard_of(self, full: Tensor) -> Tensor:
         """This rank's rows of a tensor: what FSDP gives it."""
@@ -146,6 +157,12 @@ class Engine:
         theta.expect(self.spec.tensors())
         for name, shard in zip(self.parameters, self.shards, strict=True):
             shard.copy_(self.shard_of(theta.tensors[name]))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """After the parameters have changed."""
+        for module in self._narrow:
+            module.refresh(self.dtype)
 
     @torch.no_grad()
     def write_delta(self, theta: TensorFile, delta: TensorFile) -> None:
@@ -172,14 +189,9 @@ class Engine:
     def step(self, tokens_bt: Tensor, step: int) -> StepStats:
         """One update of the parameters."""
         started = time.perf_counter()
-        sequences = tokens_bt.shape[0]
-        losses_b = []
         micro_batches = self._micro_batches(tokens_bt)
-        for micro in micro_batches:
-            losses_b.append(self.model(micro.tokens))
-            # FSDP takes the mean of the ranks' gradients; the weights make their sum the gradient.
-            (losses_b[-1] * micro.weights).sum().mul(self.ranks.world).backward()
-        loss = self._losses(sequences, micro_batches, losses_b).mean().item()
+        losses_b = self._backward(micro_batches)
+        loss = self._losses(tokens_bt.shape[0], micro_batches, losses_b).mean().item()
         gradients = self._gradients()
         squared = self.ranks.sum(squared_norm(gradients)).item()
         grad_norm = math.sqrt(squared) if math.isfinite(squared) else math.inf
@@ -191,11 +203,40 @@ class Engine:
             clip = self.inner.clip_norm / grad_norm if grad_norm > self.inner.clip_norm else 1.0
             with torch.no_grad():
                 self.optimiser.step(gradients, clip, lr)
+            self._refresh()
         finally:
             self.model.zero_grad(set_to_none=True)
         flops.synchronise(self.device)
         self._meter.add(tokens_bt.numel(), tokens_bt.shape[1], time.perf_counter() - started)
         return StepStats(step, loss, grad_norm, lr, tokens_bt.numel())
+
+    def _backward(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
+        """The losses of all passes, whose gradients are then in the parameters."""
+        while True:
+            try:
+                return [self._pass(micro) for micro in micro_batches]
+            except torch.OutOfMemoryError:
+                # With several ranks, the others would wait for this one.
+                if self.model.checkpointed == self.spec.layers or self.ranks.world > 1:
+                    raise
+            # Out of the handler, which holds what the pass had in memory.
+            self._checkpoint_more()
+
+    def _pass(self, micro: MicroBatch) -> Tensor:
+        losses_b = self.model(micro.tokens)
+        # FSDP takes the mean of the ranks' gradients; the weights make their sum the gradient.
+        (losses_b * micro.weights).sum().mul(self.ranks.world).backward()
+        return losses_b.detach()
+
+    def _checkpoint_more(self) -> None:
+        """Before a step begins again: a quarter more of the layers compute their activations twice."""
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        layers = self.spec.layers
+        self.model.checkpointed = min(layers, self.model.checkpointed + math.ceil(layers / 4))
+        text = f"out of memory: from now on {self.model.checkpointed} of {layers} layers compute their activations twice"
+        print(text, file=sys.stderr, flush=True)
 
     @torch.no_grad()
     def evaluate(self, tokens_bt: Tensor) -> Tensor:
@@ -235,6 +276,24 @@ class Engine:
             gradient = parameter.grad
             gradients.append(torch.zeros_like(shard) if gradient is None else local(gradient))
         return gradients
+
+
+def checkpointed_layers(spec: ModelSpec, inner: InnerSpec, world: int, compiled: bool, memory: int) -> int:
+    """How many layers must compute their activations again, for everything to fit in ``memory`` bytes of each rank."""
+    tokens = inner.micro_batch_sequences * spec.seq_len
+    # f32 parameters, gradients and two moments, shared by the ranks; the weights in bf16, which FSDP has for some layers only.
+    states = 16 * spec.parameters // world + 2 * spec.parameters
+    logits = 12 * tokens * spec.vocab_size
+    per_layer, again = tokens * activation_bytes(spec, compiled), tokens * 2 * spec.hidden_size
+    # A layer in the middle of its backward pass has its activations, and gradients of about as many.
+    missing = spec.layers * per_layer + per_layer + logits + states - int(0.95 * memory)
+    return min(spec.layers, max(0, -(-missing // (per_layer - again))))
+
+
+def activation_bytes(spec: ModelSpec, compiled: bool) -> int:
+    """What a layer keeps of a token for its backward pass, in bf16. Compiled, it keeps no f32 and not what is cheap."""
+    hidden, ffn = (8, 3) if compiled else (16, 4)
+    return 2 * (hidden * spec.hidden_size + ffn * spec.ffn_size)
 
 
 def local(tensor: Tensor) -> Tensor:

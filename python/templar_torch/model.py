@@ -1,8 +1,8 @@
 """The decoder: token embedding, pre-norm blocks of grouped-query attention and SwiGLU, final norm, output projection.
 
 As Hugging Face's ``LlamaForCausalLM`` computes it: RMSNorm, rotary embedding by rotated halves, no biases, optionally the
-embedding as output projection. Parameters carry Hugging Face's names and are f32; products run in ``compute_dtype``, to
-which each weight is cast where it is used, so that the optimiser always works on f32.
+embedding as output projection. Parameters carry Hugging Face's names and are f32, so that the optimiser always works on
+f32; products run in ``compute_dtype``, to which weights are cast: where they are used, or once a step (:class:`Linear`).
 
 Shapes in names: B sequences, T positions, D hidden, H heads, K key-value heads, E elements of a head, V vocabulary.
 """
@@ -29,13 +29,36 @@ class Weight(nn.Module):
 
 
 class Linear(Weight):
-    """x Wᵀ for a weight of shape [out, in], in the precision of x."""
+    """x Wᵀ for a weight of shape [out, in], in the precision of x.
+
+    The weight can be kept in that precision too. Then it is cast once a step rather than in each pass, and its gradient
+    goes from the product straight onto f32's.
+    """
+
+    narrow: Tensor | None = None
+    """The weight in the precision of products, as of the last :meth:`refresh`."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__(size_out, size_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype) if self.narrow is None else self.narrow)
+
+    @torch.no_grad()
+    def refresh(self, dtype: torch.dtype) -> None:
+        """Sets the narrow weight to what the weight is now."""
+        if self.narrow is None:
+            self.narrow = torch.empty_like(self.weight, dtype=dtype).requires_grad_()
+            self.narrow.register_post_accumulate_grad_hook(self._widen)
+        self.narrow.copy_(self.weight)
+
+    def _widen(self, narrow: Tensor) -> None:
+        """Takes the gradient of a pass to that of the step, in f32."""
+        if self.weight.grad is None:
+            self.weight.grad = narrow.grad.float()
+        else:
+            self.weight.grad += narrow.grad
+        narrow.grad = None
 
 
 class RmsNorm(Weight):
@@ -144,11 +167,12 @@ class Llama(nn.Module):
     cos_te: Tensor
     sin_te: Tensor
 
-    def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype, checkpointing: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype, checkpointed: int = 0) -> None:
         super().__init__()
         self.spec = spec
         self.compute_dtype = compute_dtype
-        self.checkpointing = checkpointing
+        self.checkpointed = checkpointed
+        """How many layers compute their activations again in the backward pass, rather than keep them."""
         with torch.device("meta"):
             self.model = Decoder(spec)
             self.lm_head = None if spec.tied_embeddings else Linear(spec.hidden_size, spec.vocab_size)
@@ -175,8 +199,8 @@ class Llama(nn.Module):
         positions = tokens_bt.shape[1]
         cos_te, sin_te = self.cos_te[:positions], self.sin_te[:positions]
         x_btd = self.model.embed_tokens(tokens_bt).to(self.compute_dtype)
-        for block in self.model.layers:
-            if self.checkpointing and torch.is_grad_enabled():
+        for nth, block in enumerate(self.model.layers):
+            if nth < self.checkpointed and torch.is_grad_enabled():
                 x_btd = checkpoint(block, x_btd, cos_te, sin_te, use_reentrant=False)
             else:
                 x_btd = block(x_btd, cos_te, sin_te)

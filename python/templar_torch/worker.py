@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -138,7 +138,9 @@ class Worker:
         if self.lines:
             self.lines.folder = self.folder
         model, inner = read(ModelSpec, message["model"]), read(InnerSpec, message["inner"])
-        self._engine = Engine(model, inner, Options(**message["options"]), self.ranks)
+        known = {field.name for field in fields(Options)}
+        options = Options(**{name: value for name, value in message["options"].items() if name in known})
+        self._engine = Engine(model, inner, options, self.ranks)
         self._loaded = None
         self.say("configured", device=str(self.engine.device), ranks=self.ranks.world, parameters=model.parameters)
 

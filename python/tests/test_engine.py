@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import INNER, MODEL, tied, tokens, write_theta
-from templar_torch.engine import Engine, Options
+from templar_torch.bench import PRESETS
+from templar_torch.engine import Engine, MicroBatch, Options, activation_bytes, checkpointed_layers
 from templar_torch.flops import flops_per_token, peak_flops_per_s
 from templar_torch.optim import AdamW, learning_rate
 from templar_torch.ranks import Ranks
@@ -98,6 +99,81 @@ def test_ways_of_computing_agree(tmp_path: Path, options: dict[str, bool]) -> No
     for one, two in zip(*runs, strict=True):
         assert one.loss == pytest.approx(two.loss, abs=1e-4) and one.grad_norm == pytest.approx(two.grad_norm, rel=1e-3)
     assert runs[0][0].grad_norm > INNER.clip_norm, "clipping is part of the test"
+
+
+def test_weights_cast_once_a_step_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("templar_torch.engine.choose_dtype", lambda device: torch.bfloat16)
+    write_theta(tmp_path / "theta", MODEL)
+    theta, batches = TensorFile(tmp_path / "theta"), tokens(3, sequences=5)
+    once, each_time = engine(), engine()
+    assert len(once._narrow) == 7 * MODEL.layers + 1
+    each_time._narrow = []
+    for one in (once, each_time):
+        one.load(theta)
+        assert [one.step(batch, nth).loss for nth, batch in enumerate(batches)]
+    for one, two in zip(once.shards, each_time.shards, strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(once.evaluate(batches[0]), each_time.evaluate(batches[0]))
+    assert all(module.narrow.grad is None for module in once._narrow), "one copy of the gradient"
+
+
+def test_a_step_that_runs_out_of_memory_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_theta(tmp_path / "theta", MODEL)
+    theta, batch = TensorFile(tmp_path / "theta"), tokens(1, sequences=7)[0]
+    smooth, short = engine(), engine()
+    passes = []
+
+    def scarce(micro: MicroBatch) -> torch.Tensor:
+        passes.append(micro)
+        if len(passes) in (2, 3):
+            raise torch.OutOfMemoryError
+        return Engine._pass(short, micro)
+
+    monkeypatch.setattr(short, "_pass", scarce)
+    for one in (smooth, short):
+        one.load(theta)
+        one.step(batch, 0)
+    assert short.model.checkpointed == 2 and len(passes) == 3 + 4
+    for one, two in zip(smooth.shards, short.shards, strict=True):
+        assert torch.equal(one, two)
+    # With nothing left to save it is an error.
+    passes[:] = passes[:1]
+    with pytest.raises(torch.OutOfMemoryError):
+        short.step(batch, 1)
+
+
+def test_what_a_layer_keeps_is_what_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("templar_torch.engine.choose_dtype", lambda device: torch.bfloat16)
+    spec = ModelSpec(64, 64, 2, 4, 4, 172, 128, 10_000.0, 1e-5, False)
+    one = engine(spec)
+    for shard in one.shards:
+        shard.normal_(0.0, 0.02)
+    one._refresh()
+    kept: dict[int, int] = {}
+    states = {tensor.data_ptr() for tensor in (*one.shards, one.model.cos_te, one.model.sin_te)}
+    states |= {module.narrow.data_ptr() for module in one._narrow}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in states:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(8, spec.seq_len, spec.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one.model.model.layers[0](x, one.model.cos_te, one.model.sin_te)
+    reckoned = activation_bytes(spec, compiled=False)
+    assert 0.8 * reckoned < sum(kept.values()) / (8 * spec.seq_len) < reckoned
+
+
+@pytest.mark.parametrize(
+    ("preset", "world", "gigabytes", "layers"),
+    [("1b", 1, 150, 0), ("1b", 1, 40, 14), ("7b", 1, 150, 0), ("7b", 1, 140, 16), ("7b", 8, 80, 0)],
+)
+def test_layers_are_checkpointed_as_memory_demands(preset: str, world: int, gigabytes: int, layers: int) -> None:
+    spec, sequences, micro = PRESETS[preset]
+    inner = dataclasses.replace(INNER, batch_sequences=sequences, micro_batch_sequences=micro)
+    assert checkpointed_layers(spec, inner, world, True, gigabytes * 10**9) == layers
 
 
 def test_bf16_products_leave_the_parameters_f32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

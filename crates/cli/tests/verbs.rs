@@ -8,8 +8,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Exit code, standard output and standard error, without the folder's name.
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_templar"));
+    // Without what may be set for the tests that need PyTorch.
+    command.current_dir(folder).env_remove("TEMPLAR_PYTHON");
+    command
+}
+
 fn templar(folder: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_templar")).current_dir(folder).args(arguments).output().unwrap();
+    let output = command(folder).args(arguments).output().unwrap();
     let text = format!(
         "exit {}\n{}{}",
         output.status.code().unwrap(),
@@ -125,8 +132,8 @@ fn every_codec_can_be_simulated_and_chosen_for_a_run() {
 fn what_no_engine_reads_is_refused() {
     let folder = folder();
     insta::assert_snapshot!(templar(folder.path(), &["demo", "--device", "cuda:0"]));
-    let refused = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"], &["--offload-optimiser"]];
-    for options in refused {
+    let valued = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"]];
+    for options in valued.into_iter().chain([&["--offload-optimiser"][..], &["--deterministic"]]) {
         let said = templar(folder.path(), &[&["localnet"], options].concat());
         assert!(said.starts_with("exit 1") && said.contains(&format!("{} is for PyTorch", options[0])), "{said}");
     }
@@ -137,9 +144,9 @@ fn a_file_of_options_gives_way_to_environment_and_command_line() {
     let folder = folder();
     let options = "windows = 2\nminers = 3\nvalidators = 3\nadversary = [\"noise\", \"withhold\"]\njson = true\n";
     fs::write(folder.path().join("sim.toml"), options).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_templar"));
-    command.args(["sim", "--config", "sim.toml", "--miners", "4"]).env("TEMPLAR_VALIDATORS", "1");
-    let output = command.current_dir(folder.path()).output().unwrap();
+    let mut sim = command(folder.path());
+    sim.args(["sim", "--config", "sim.toml", "--miners", "4"]).env("TEMPLAR_VALIDATORS", "1");
+    let output = sim.output().unwrap();
     let log = String::from_utf8(output.stdout).unwrap();
     let report: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     let behaviours: Vec<_> = report["nodes"].as_array().unwrap().iter().map(|node| &node["behaviour"]).collect();
@@ -210,8 +217,7 @@ fn a_typo_leaves_no_folder_behind() {
     let folder = folder();
     let temporary = folder.path().join("tmp");
     fs::create_dir(&temporary).unwrap();
-    let mut demo = Command::new(env!("CARGO_BIN_EXE_templar"));
-    let output = demo.args(["demo", "--data", "nofile"]).env("TMPDIR", &temporary).output().unwrap();
+    let output = command(folder.path()).args(["demo", "--data", "nofile"]).env("TMPDIR", &temporary).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && said.contains("cannot read nofile"), "{said}");
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
@@ -227,9 +233,9 @@ fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
     fs::write(folder.path().join("data.toml"), &read).unwrap();
     let write = "[write]\naccess_key_id = \"a\"\nsecret_access_key = ";
     let node = || {
-        let mut node = Command::new(env!("CARGO_BIN_EXE_templar"));
+        let mut node = command(folder.path());
         let files = ["--run", "run.toml", "--key", "key.hex", "--bucket", "bucket.toml", "--data", "data.toml"];
-        node.current_dir(folder.path()).args(["miner", "--chain", "ws://127.0.0.1:1"]).args(files);
+        node.args(["miner", "--chain", "ws://127.0.0.1:1"]).args(files);
         node.stderr(Stdio::piped());
         node
     };

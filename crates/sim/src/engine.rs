@@ -60,7 +60,9 @@ impl Engine {
         ];
         let threads = torch.threads.map(|threads| ("--threads", threads.to_string()));
         let valued = options.into_iter().chain(threads).flat_map(|(option, value)| [option.to_owned(), value]);
-        valued.chain(torch.offload_optimiser.then(|| "--offload-optimiser".to_owned())).collect()
+        let flags = [("--offload-optimiser", torch.offload_optimiser), ("--deterministic", torch.deterministic)];
+        let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(option, _)| option.to_owned());
+        valued.chain(flags).collect()
     }
 }
 

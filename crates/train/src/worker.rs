@@ -48,6 +48,8 @@ pub struct TorchOptions {
     pub threads: Option<u32>,
     /// Whether the optimiser's moments wait in host memory between jobs.
     pub offload_optimiser: bool,
+    /// Whether the same job must give the same bits, which costs speed on GPUs.
+    pub deterministic: bool,
     /// Added to the environment of the worker.
     pub environment: Vec<(String, String)>,
     pub timeouts: Timeouts,
@@ -61,6 +63,7 @@ impl Default for TorchOptions {
             device: "auto".to_owned(),
             threads: None,
             offload_optimiser: false,
+            deterministic: false,
             environment: Vec::new(),
             timeouts: Timeouts::default(),
         }
@@ -219,8 +222,9 @@ impl Worker {
             other => return Err(unexpected("start", &other)),
         }
         let folder = exchange.folder().to_string_lossy().into_owned();
+        let TorchOptions { device, threads, offload_optimiser, deterministic, .. } = options;
         let chosen =
-            Options { device: &options.device, threads: options.threads, offload_optimiser: options.offload_optimiser };
+            Options { device, threads: *threads, offload_optimiser: *offload_optimiser, deterministic: *deterministic };
         process
             .send("take its configuration", &Request::Configure { folder: &folder, model, inner, options: chosen })?;
         match process.receive("take its configuration", timeouts.start)? {

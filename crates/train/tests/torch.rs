@@ -38,7 +38,14 @@ fn options_with(folders: &[&str]) -> TorchOptions {
     let path = std::env::join_paths(folders).unwrap().into_string().unwrap();
     let device = std::env::var("TEMPLAR_TORCH_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let environment = vec![("PYTHONPATH".to_owned(), path)];
-    TorchOptions { python: python(), device, threads: Some(1), environment, ..TorchOptions::default() }
+    TorchOptions {
+        python: python(),
+        device,
+        threads: Some(1),
+        deterministic: true,
+        environment,
+        ..TorchOptions::default()
+    }
 }
 
 fn options() -> TorchOptions {

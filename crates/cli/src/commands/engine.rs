@@ -26,6 +26,9 @@ pub(crate) struct TorchArgs {
     /// Keep the optimiser's moments in host memory between two windows.
     #[arg(long, env = "TEMPLAR_OFFLOAD_OPTIMISER")]
     offload_optimiser: bool,
+    /// Compute the same bits each time, on GPUs too, which costs some speed there.
+    #[arg(long, env = "TEMPLAR_DETERMINISTIC")]
+    deterministic: bool,
 }
 
 impl TorchArgs {
@@ -48,6 +51,7 @@ impl TorchArgs {
                 device: self.device.clone().unwrap_or_else(|| "auto".to_owned()),
                 threads: self.threads.or(threads),
                 offload_optimiser: self.offload_optimiser,
+                deterministic: self.deterministic,
                 ..TorchOptions::default()
             })
         };
@@ -67,6 +71,7 @@ impl TorchArgs {
             ("--nproc", self.nproc.is_some()),
             ("--threads", self.threads.is_some()),
             ("--offload-optimiser", self.offload_optimiser),
+            ("--deterministic", self.deterministic),
         ];
         given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
     }

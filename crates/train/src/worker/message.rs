@@ -44,6 +44,7 @@ pub(super) struct Options<'a> {
     pub(super) device: &'a str,
     pub(super) threads: Option<u32>,
     pub(super) offload_optimiser: bool,
+    pub(super) deterministic: bool,
 }
 
 /// From the worker to the node. Fields that a later worker adds are ignored.
