@@ -62,6 +62,7 @@ def initialise(engine: Engine, seed: int) -> None:
             continue
         scale = 0.02 / (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
         shard.normal_(0.0, scale, generator=generator)
+    engine.refresh()
 
 
 def arguments() -> argparse.Namespace:

@@ -157,10 +157,10 @@ class Engine:
         theta.expect(self.spec.tensors())
         for name, shard in zip(self.parameters, self.shards, strict=True):
             shard.copy_(self.shard_of(theta.tensors[name]))
-        self._refresh()
+        self.refresh()
 
-    def _refresh(self) -> None:
-        """After the parameters have changed."""
+    def refresh(self) -> None:
+        """After the parameters have changed, or gradients were left over."""
         for module in self._narrow:
             module.refresh(self.dtype)
 
@@ -203,7 +203,7 @@ class Engine:
             clip = self.inner.clip_norm / grad_norm if grad_norm > self.inner.clip_norm else 1.0
             with torch.no_grad():
                 self.optimiser.step(gradients, clip, lr)
-            self._refresh()
+            self.refresh()
         finally:
             self.model.zero_grad(set_to_none=True)
         flops.synchronise(self.device)
@@ -231,6 +231,7 @@ class Engine:
     def _checkpoint_more(self) -> None:
         """Before a step begins again: a quarter more of the layers compute their activations twice."""
         self.model.zero_grad(set_to_none=True)
+        self.refresh()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         layers = self.spec.layers

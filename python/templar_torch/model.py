@@ -46,19 +46,21 @@ class Linear(Weight):
 
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype) -> None:
-        """Sets the narrow weight to what the weight is now."""
+        """Sets the narrow weight to what the weight is now, without a gradient."""
         if self.narrow is None:
             self.narrow = torch.empty_like(self.weight, dtype=dtype).requires_grad_()
             self.narrow.register_post_accumulate_grad_hook(self._widen)
         self.narrow.copy_(self.weight)
+        self.narrow.grad = None
 
     def _widen(self, narrow: Tensor) -> None:
         """Takes the gradient of a pass to that of the step, in f32."""
+        gradient, narrow.grad = narrow.grad, None
+        assert gradient is not None
         if self.weight.grad is None:
-            self.weight.grad = narrow.grad.float()
+            self.weight.grad = gradient.float()
         else:
-            self.weight.grad += narrow.grad
-        narrow.grad = None
+            self.weight.grad += gradient
 
 
 class RmsNorm(Weight):

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from conftest import INNER, MODEL, tied, tokens, write_theta
 from templar_torch.bench import PRESETS
-from templar_torch.engine import Engine, MicroBatch, Options, activation_bytes, checkpointed_layers
+from templar_torch.engine import Engine, Options, activation_bytes, checkpointed_layers
 from templar_torch.flops import flops_per_token, peak_flops_per_s
+from templar_torch.model import Linear
 from templar_torch.optim import AdamW, learning_rate
 from templar_torch.ranks import Ranks
 from templar_torch.spec import InnerSpec, ModelSpec, read
@@ -118,26 +119,27 @@ def test_weights_cast_once_a_step_change_no_bit(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_step_that_runs_out_of_memory_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("templar_torch.engine.choose_dtype", lambda device: torch.bfloat16)
     write_theta(tmp_path / "theta", MODEL)
     theta, batch = TensorFile(tmp_path / "theta"), tokens(1, sequences=7)[0]
     smooth, short = engine(), engine()
-    passes = []
+    attempts = iter([None, torch.OutOfMemoryError, torch.OutOfMemoryError])
 
-    def scarce(micro: MicroBatch) -> torch.Tensor:
-        passes.append(micro)
-        if len(passes) in (2, 3):
-            raise torch.OutOfMemoryError
-        return Engine._pass(short, micro)
+    def scarce(linear: Linear, narrow: torch.Tensor) -> None:
+        if linear is short._narrow[3] and (error := next(attempts, None)):
+            raise error
+        widen(linear, narrow)
 
-    monkeypatch.setattr(short, "_pass", scarce)
+    widen = Linear._widen
+    monkeypatch.setattr(Linear, "_widen", scarce)
     for one in (smooth, short):
         one.load(theta)
         one.step(batch, 0)
-    assert short.model.checkpointed == 2 and len(passes) == 3 + 4
+    assert short.model.checkpointed == 2 and smooth.model.checkpointed == 0
     for one, two in zip(smooth.shards, short.shards, strict=True):
         assert torch.equal(one, two)
     # With nothing left to save it is an error.
-    passes[:] = passes[:1]
+    attempts = iter([torch.OutOfMemoryError])
     with pytest.raises(torch.OutOfMemoryError):
         short.step(batch, 1)
 
@@ -148,7 +150,7 @@ def test_what_a_layer_keeps_is_what_is_reckoned_with(monkeypatch: pytest.MonkeyP
     one = engine(spec)
     for shard in one.shards:
         shard.normal_(0.0, 0.02)
-    one._refresh()
+    one.refresh()
     kept: dict[int, int] = {}
     states = {tensor.data_ptr() for tensor in (*one.shards, one.model.cos_te, one.model.sin_te)}
     states |= {module.narrow.data_ptr() for module in one._narrow}
