@@ -174,8 +174,10 @@ class Engine:
     def begin(self) -> None:
         """Before the steps of a job."""
         self._meter.begin()
+        # Moments come before activations, which can do with less.
+        optimiser = self.optimiser
         if self.options.offload_optimiser:
-            self.optimiser.move(self.device)
+            optimiser.move(self.device)
 
     def end(self) -> None:
         """After the steps of a job, whatever came of them."""
