@@ -72,6 +72,7 @@ def test_losses_and_gradients_are_the_formulas(tmp_path: Path, model: ModelSpec)
     ours = engine(model)
     ours.load(theta)
     assert torch.allclose(ours.evaluate(rows), expected, atol=1e-5)
+    assert "optimiser" not in vars(ours), "a validator has no moments"
 
     leaves = {name: tensor.double().requires_grad_() for name, tensor in theta.tensors.items()}
     naive_losses(leaves, model, rows).mean().backward()
