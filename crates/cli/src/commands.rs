@@ -1,5 +1,6 @@
 //! One module a verb.
 
+pub(crate) mod adversary;
 pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod demo;

@@ -45,6 +45,9 @@ enum Verb {
     Miner(commands::node::Miner),
     /// Validate: judge contributions, vote on them, measure what they were worth, set weights.
     Validator(commands::node::Validator),
+    /// For rehearsals only: a miner that misbehaves.
+    #[command(hide = true)]
+    Adversary(commands::adversary::Adversary),
     /// Make, show and check a run's specification.
     #[command(subcommand)]
     Run(commands::run::Run),
@@ -98,6 +101,7 @@ fn run(verb: Verb) -> Result<End> {
         Verb::Localnet(localnet) => localnet.run(),
         Verb::Miner(miner) => miner.run(),
         Verb::Validator(validator) => validator.run(),
+        Verb::Adversary(adversary) => adversary.run(),
         Verb::Run(run) => run.run(),
         Verb::Key(key) => key.run(),
         Verb::Data(data) => data.run(),

@@ -12,8 +12,8 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::Serialize;
 use serde_json::Value;
-use templar_node::events::{Event, NodeEvent, Verdict};
-use templar_train::EngineStats;
+use templar_record::engine::EngineStats;
+use templar_record::event::{Event, NodeEvent, Verdict};
 
 /// The option of every verb that runs nodes.
 #[derive(Debug, Args)]
@@ -153,7 +153,7 @@ fn describe() {
 
 #[cfg(test)]
 mod tests {
-    use templar_node::events::VoteFault;
+    use templar_protocol::fault::VoteFault;
     use templar_protocol::hash::Hash32;
     use templar_protocol::roster::Uid;
 

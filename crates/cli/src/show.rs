@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use templar_node::events::{Event, NodeEvent, Role, Verdict};
-use templar_sim::localnet::Invitation;
-use templar_sim::network::News;
-use templar_sim::report::{Recorder, Report, WindowReport};
-use templar_train::EngineStats;
+use templar_record::engine::EngineStats;
+use templar_record::event::{Event, NodeEvent, Role, Verdict};
+use templar_record::recorder::Recorder;
+use templar_record::report::{Report, WindowReport};
+use templar_sim::local::guest::Invitation;
+use templar_sim::local::network::News;
 
 use crate::metrics;
 
@@ -137,7 +138,7 @@ pub(crate) fn summary(report: &Report) -> String {
             "{:>4}  {:<12} {:<10} {:>8} {:>7.1}% {:>10.3} {:>9}  {}",
             node.uid.0,
             node.name,
-            node.behaviour.to_string(),
+            node.behaviour,
             score,
             100.0 * node.weight,
             node.emission,
@@ -213,7 +214,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
                 totals.iter().map(|total| format!("{} of {:?}", total.count, total.cause)).collect();
             format!("faults of others so far: {}", counts.join(", "))
         }
-        Event::Trouble { what } => format!("trouble: {what}"),
+        Event::Trouble { trouble } => format!("trouble: {trouble}"),
         other => format!("{other:?}"),
     };
     format!("{}: {what}", event.node)

@@ -1,8 +1,9 @@
-//! What can be wrong with a contribution, and who is to blame. Nothing is slashed before blame is known.
+//! What can be wrong with what others publish, and who is to blame. Nothing is slashed before blame is known.
 
 use serde::{Deserialize, Serialize};
 
 use crate::roster::EntryId;
+use crate::word::WordError;
 
 /// One fault, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,4 +104,58 @@ impl FaultKind {
                 | Self::NotJudged
         )
     }
+}
+
+/// What is wrong with what a validator serves as a certified checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CheckpointFault {
+    #[error("its state is no state of this run")]
+    StateMalformed,
+    #[error("its state has another digest than its name")]
+    StateMismatch,
+    #[error("a part of θ is missing")]
+    ThetaMissing,
+    #[error("a part of θ is longer or shorter than it must be")]
+    ThetaLength,
+    #[error("θ has another root than its state says")]
+    ThetaMismatch,
+    #[error("the state before it, from which the next window starts, is missing or another")]
+    PreviousMissing,
+    #[error("it comes too slowly")]
+    TooSlow,
+}
+
+/// Why a vote does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum VoteFault {
+    Absent,
+    Tag,
+    Length,
+    /// It speaks of another window.
+    Window,
+    Padding,
+}
+
+impl From<WordError> for VoteFault {
+    fn from(error: WordError) -> Self {
+        match error {
+            WordError::Absent => Self::Absent,
+            WordError::Tag(_) => Self::Tag,
+            WordError::Length { .. } => Self::Length,
+            WordError::Window { .. } => Self::Window,
+            WordError::Padding => Self::Padding,
+        }
+    }
+}
+
+/// Why a bucket on the chain is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BucketFault {
+    Malformed,
 }

@@ -18,7 +18,6 @@
 //! | what can be wrong, and whose fault it is | [`fault`] |
 //! | what the votes say | [`certificate`] |
 //! | what is agreed afterwards | [`state`] |
-//! | what a contribution was worth | [`score`] |
 //!
 //! ```
 //! use templar_protocol::{hash::Hash32, keys::Keypair, run::RunId, seal::SealKey};
@@ -43,9 +42,8 @@ pub mod layout;
 pub mod permutation;
 pub mod roster;
 pub mod run;
-pub mod score;
 pub mod seal;
 pub mod state;
-#[cfg(test)]
-mod testing;
+#[doc(hidden)]
+pub mod testing;
 pub mod word;

@@ -70,6 +70,11 @@ impl Snapshot {
     pub fn find(&self, entry: &EntryId) -> Option<&Neuron> {
         self.neurons.iter().find(|neuron| neuron.entry == *entry)
     }
+
+    /// The commitment of `entry`, if it has one.
+    pub fn commitment_of(&self, entry: &EntryId) -> Option<&Commitment> {
+        self.find(entry).and_then(|neuron| neuron.commitment.as_ref())
+    }
 }
 
 /// A miner of a window.

@@ -1,4 +1,4 @@
-//! Plain values for tests of the rules.
+//! Plain values for tests, here and in the crates above.
 
 use crate::bucket::BucketLocator;
 use crate::hash::Hash32;
@@ -11,7 +11,7 @@ use crate::run::{
 };
 
 /// A small valid run.
-pub(crate) fn spec() -> RunSpec {
+pub fn spec() -> RunSpec {
     let model = ModelSpec {
         vocab_size: 272,
         hidden_size: 32,
@@ -68,11 +68,11 @@ pub(crate) fn spec() -> RunSpec {
     }
 }
 
-pub(crate) fn entry(uid: u16) -> EntryId {
+pub fn entry(uid: u16) -> EntryId {
     EntryId { uid: Uid(uid), hotkey: Keypair::insecure_dev(0, &uid.to_string()).hotkey(), registered_at_block: 1 }
 }
 
-pub(crate) fn bucket() -> BucketLocator {
+pub fn bucket() -> BucketLocator {
     BucketLocator {
         endpoint: "http://127.0.0.1:9000".into(),
         bucket: "b".into(),
@@ -83,7 +83,7 @@ pub(crate) fn bucket() -> BucketLocator {
 }
 
 /// `miners` miners from uid 0, then `validators` validators of stake 100 each.
-pub(crate) fn roster(miners: usize, validators: usize) -> Roster {
+pub fn roster(miners: usize, validators: usize) -> Roster {
     let miner = |uid: usize| Miner { entry: entry(uid as u16), incentive: 0, bucket: bucket() };
     let validator = |uid: usize| Validator { entry: entry(uid as u16), stake_rao: 100, bucket: bucket() };
     Roster {

@@ -2,21 +2,15 @@
 //!
 //! | ring | chain | storage | training | time | module |
 //! |---|---|---|---|---|---|
-//! | simulation | dev chain in memory | in-memory cloud | synthetic | virtual | [`simulation`] |
-//! | demo | dev chain over JSON-RPC | S3 server on loopback | the real engine | paced by the nodes | [`demo`] |
-//! | localnet | the same | the same | the same, a process a node | a fixed interval | [`localnet`] |
+//! | simulation | dev chain in memory | in-memory cloud | synthetic | virtual | [`virtual`](mod@virtual) |
+//! | demo | dev chain over JSON-RPC | S3 server on loopback | the real engine | paced by the nodes | [`local::demo`] |
+//! | localnet | the same | the same | the same, a process a node | a fixed interval | [`local::localnet`] |
 //!
-//! [`plan`] says who takes part and makes the run's specification, [`world`] starts the real parts, [`network`] watches
-//! over them to the last window. [`connect`] is a node's way in, [`engine`] what it trains with. [`adversary`] misbehaves
-//! through the seams, and [`report`] turns events into the document of a run.
+//! [`plan`] says who takes part and makes the run's specification. [`zoo`] holds the adversaries: this crate alone wraps a
+//! node's behaviour. [`chain_record`] is what the development chain adds to the report.
 
-pub mod adversary;
-pub mod connect;
-pub mod demo;
-pub mod engine;
-pub mod localnet;
-pub mod network;
+pub mod chain_record;
+pub mod local;
 pub mod plan;
-pub mod report;
-pub mod simulation;
-pub mod world;
+pub mod r#virtual;
+pub mod zoo;

@@ -7,13 +7,14 @@ use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
+use templar_record::engine::EngineStats;
 
 use crate::{
     adamw::{AdamW, global_norm},
     batch::TokenBatch,
     schedule::learning_rate,
     speed::{flops_per_token, peak_memory_bytes},
-    trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
+    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
 };
 
 /// How long the machine's matrix products are measured, once a trainer.

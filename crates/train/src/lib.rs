@@ -45,5 +45,5 @@ pub use batch::{BatchError, TokenBatch};
 pub use cpu_trainer::CpuTrainer;
 pub use schedule::learning_rate;
 pub use synthetic::SyntheticTrainer;
-pub use trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
+pub use trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
 pub use worker::{TorchOptions, TorchTrainer, WorkerError};

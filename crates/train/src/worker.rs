@@ -16,6 +16,7 @@ use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
 };
+use templar_record::engine::EngineStats;
 
 pub use error::WorkerError;
 pub use message::{LINE_BYTES_MAX, PROTOCOL};
@@ -29,7 +30,7 @@ use crate::{
     batch::TokenBatch,
     schedule::learning_rate,
     state,
-    trainer::{EngineStats, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs},
+    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs},
 };
 
 /// Longest name of a device that is passed on.

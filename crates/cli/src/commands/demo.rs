@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use color_eyre::eyre::Result;
-use templar_sim::demo;
+use templar_sim::local::demo;
 
 use crate::commands::network::NetworkArgs;
 use crate::show::Watcher;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use color_eyre::eyre::{Result, bail};
-use templar_sim::engine::{Engine, EngineName};
+use templar_host::engine::{Engine, EngineName};
 use templar_train::TorchOptions;
 
 /// Options of the engine on PyTorch. The built-in engine takes none.

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
+use templar_host::home::write_secret;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
-use templar_sim::connect::write_secret;
 
 use crate::End;
 use crate::commands::node::read_key;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use color_eyre::eyre::{Context, Result, ensure};
-use templar_node::events::Role;
 use templar_protocol::keys::Hotkey;
-use templar_sim::localnet::{self, Guest, Kill};
+use templar_record::event::Role;
+use templar_sim::local::guest::Guest;
+use templar_sim::local::localnet::{self, Kill};
 use templar_sim::plan::Plan;
 
 use crate::commands::network::NetworkArgs;

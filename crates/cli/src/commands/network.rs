@@ -6,14 +6,14 @@ use clap::Args;
 use color_eyre::eyre::{Context, ContextCompat, Result, bail, ensure};
 use serde_json::{Value, from_value};
 use templar_data::Dataset;
+use templar_host::engine::EngineName;
 use templar_model::hf;
 use templar_model::presets::{self, Preset};
 use templar_protocol::run::CodecKind;
-use templar_sim::engine::EngineName;
-use templar_sim::network::{Network, Outcome};
+use templar_record::report::Report;
+use templar_sim::local::network::{Network, Outcome};
+use templar_sim::local::network::{NetworkError, Text};
 use templar_sim::plan::{Behaviour, Plan};
-use templar_sim::report::Report;
-use templar_sim::world::{Text, WorldError};
 
 use crate::End;
 use crate::commands::engine::TorchArgs;
@@ -170,8 +170,8 @@ impl NetworkArgs {
     }
 
     /// Shows the result and writes what was asked for. If something failed, the network's files stay.
-    pub(crate) fn finish(&self, outcome: Result<Option<Outcome>, WorldError>, folder: Folder) -> Result<End> {
-        if let Err(WorldError::Prepare(error)) = outcome {
+    pub(crate) fn finish(&self, outcome: Result<Option<Outcome>, NetworkError>, folder: Folder) -> Result<End> {
+        if let Err(NetworkError::Prepare(error)) = outcome {
             // Nothing has run, and there is nothing to look into.
             return Err(error.into());
         }

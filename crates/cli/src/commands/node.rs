@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use color_eyre::eyre::{Context, ContextCompat as _, Result, ensure, eyre};
 use serde::de::DeserializeOwned;
-use templar_node::events::{NodeEvent, Role};
-use templar_node::validator::ValidatorOptions;
+use templar_host::connection::Connection;
+use templar_host::engine::EngineName;
+use templar_host::home::{BucketFile, LocatorFile};
+use templar_node::pretrain::setup::Setup;
+use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
-use templar_sim::connect::{BucketFile, Connection, LocatorFile};
-use templar_sim::engine::EngineName;
-use templar_sim::plan::Behaviour;
+use templar_record::event::{NodeEvent, Role};
 use tokio::sync::mpsc;
 
 use crate::commands::engine::TorchArgs;
@@ -22,7 +23,7 @@ use crate::{End, show, stop};
 
 /// What every node takes.
 #[derive(Debug, Args)]
-struct NodeArgs {
+pub(crate) struct NodeArgs {
     /// The run's specification.
     #[arg(long, env = "TEMPLAR_RUN", value_name = "FILE")]
     run: PathBuf,
@@ -67,9 +68,6 @@ struct NodeArgs {
 pub(crate) struct Miner {
     #[command(flatten)]
     node: NodeArgs,
-    /// For rehearsals only: misbehave.
-    #[arg(long, env = "TEMPLAR_BEHAVIOUR", default_value_t, hide = true)]
-    behaviour: Behaviour,
 }
 
 /// Judge contributions, vote on them, measure what they were worth, set weights.
@@ -84,19 +82,25 @@ pub(crate) struct Validator {
 
 impl Miner {
     pub(crate) fn run(self) -> Result<End> {
-        run(self.node, Role::Miner, self.behaviour, ValidatorOptions::default())
+        run(self.node, Role::Miner, ValidatorOptions::default(), |setup| setup)
     }
 }
 
 impl Validator {
     pub(crate) fn run(self) -> Result<End> {
         let options = ValidatorOptions { validation_samples: self.validation_samples };
-        run(self.node, Role::Validator, Behaviour::Honest, options)
+        run(self.node, Role::Validator, options, |setup| setup)
     }
 }
 
+/// Runs a node; `wrap` may change what it is made of.
 #[tokio::main]
-async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: ValidatorOptions) -> Result<End> {
+pub(crate) async fn run(
+    args: NodeArgs,
+    role: Role,
+    options: ValidatorOptions,
+    wrap: impl FnOnce(Setup) -> Setup,
+) -> Result<End> {
     let spec = crate::commands::run::load(&args.run)?;
     if args.with_parent {
         end_with_parent();
@@ -105,7 +109,6 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
     let connection = Connection {
         name: args.name,
         role,
-        behaviour,
         spec,
         keypair: read_key(&args.key)?,
         chain: args.chain,
@@ -127,7 +130,7 @@ async fn run(args: NodeArgs, role: Role, behaviour: Behaviour, options: Validato
             _ = stopped.wait_for(|stop| *stop) => return Ok(()),
             setup = connection.open(sender) => setup?,
         };
-        Ok::<(), color_eyre::Report>(setup.run(stop.clone()).await?)
+        Ok::<(), color_eyre::Report>(wrap(setup).run(stop.clone()).await?)
     };
     tokio::select! {
         biased;

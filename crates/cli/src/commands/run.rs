@@ -6,10 +6,10 @@ use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
 use serde_json::json;
 use templar_data::Dataset;
-use templar_node::dataset;
+use templar_host::defaults::{mainnet_windows, run_spec};
+use templar_node::frame::dataset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
-use templar_sim::plan::{mainnet_windows, run_spec};
 
 use crate::End;
 use crate::commands::network::{codec, preset};

@@ -3,7 +3,7 @@
 use clap::Args;
 use color_eyre::eyre::{Context, Result, bail};
 use templar_protocol::run::CodecKind;
-use templar_sim::simulation::{Scenario, tiny_preset};
+use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 
 use crate::commands::network::RehearsalArgs;
 use crate::{End, show};

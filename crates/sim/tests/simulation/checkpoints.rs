@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use templar_node::checkpoint::CheckpointFault;
-use templar_node::events::{Cause, Event, FaultCount, Source};
 use templar_protocol::bucket::BucketLocator;
+use templar_protocol::fault::CheckpointFault;
 use templar_protocol::keys::Hotkey;
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
-use templar_sim::simulation::{Incident, Outcome, Scenario, What};
+use templar_record::event::{Cause, Event, FaultCount, Source};
+use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
 use templar_store::{Fault, ObjectInfo, OpKind, Store, StoreError};
 
 use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, voted};

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use templar_node::events::{Event, Source};
-use templar_node::local::Local;
-use templar_node::pending::Pending;
+use templar_node::frame::local::Local;
+use templar_node::pretrain::pending::Pending;
 use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
 use templar_protocol::state::{Exclusion, RunState};
-use templar_sim::simulation::{Scenario, What};
+use templar_record::event::{Event, Source};
+use templar_sim::r#virtual::scenario::{Scenario, What};
 use templar_store::{Fault, OpKind};
 use templar_train::{TrainJob, TrainOutcome};
 

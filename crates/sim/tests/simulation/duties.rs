@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use templar_node::events::{Event, Role};
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::Uid;
-use templar_sim::simulation::{Outcome, Scenario, What};
+use templar_record::event::{Event, Role};
+use templar_sim::r#virtual::scenario::{Outcome, Scenario, What};
 use templar_store::{Fault, OpKind};
 use tokio::time::Instant;
 
@@ -124,7 +124,11 @@ fn a_quota_that_binds_costs_windows_and_nothing_else() {
     assert_eq!(certified(&outcome), [true, false, true, true, false, true, true]);
     for node in &outcome.report.nodes {
         let told = |part: &str| {
-            count(&outcome, &node.name, |event| matches!(event, Event::Trouble { what } if what.contains(part)))
+            count(
+                &outcome,
+                &node.name,
+                |event| matches!(event, Event::Trouble { trouble } if trouble.to_string().contains(part)),
+            )
         };
         assert_eq!(told("a run on this subnet needs longer windows"), 1, "{}", node.name);
         // Once an epoch, however often the node comes by. The third has seen headers of its third window, and no votes.

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use templar_codec::{ChunkError, Codec, DecodeError};
-use templar_node::events::Event;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::{Header, SignedHeader};
@@ -17,7 +16,8 @@ use templar_protocol::roster::{Commitment, Uid};
 use templar_protocol::run::RunSpec;
 use templar_protocol::seal::{SEAL_OVERHEAD_BYTES, SealKey};
 use templar_protocol::word::{self, HeaderWord, Vote};
-use templar_sim::simulation::{Outcome, Scenario};
+use templar_record::event::Event;
+use templar_sim::r#virtual::scenario::{Outcome, Scenario};
 use templar_store::{Op, OpKind};
 
 use crate::wrappers::{forging, rewriting};

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use templar_chain::{Chain, ChainError, Head, Hyperparams};
-use templar_node::events::Event;
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::{Snapshot, Uid};
-use templar_sim::simulation::Scenario;
+use templar_record::event::Event;
+use templar_sim::r#virtual::scenario::Scenario;
 use templar_store::{Fault, OpKind, Store};
 use templar_train::{TrainJob, TrainOutcome};
 

@@ -12,11 +12,11 @@ mod storage;
 mod words;
 mod wrappers;
 
-use templar_node::events::{Event, NodeEvent};
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
-use templar_sim::report::WindowReport;
-use templar_sim::simulation::{Incident, Outcome, Scenario, What};
+use templar_record::event::{Event, NodeEvent};
+use templar_record::report::WindowReport;
+use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
 
 fn run(scenario: Scenario) -> Outcome {
     let folder = tempfile::tempdir().unwrap();

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use templar_node::events::{Event, Verdict};
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
+use templar_record::event::{Event, Verdict};
 use templar_sim::plan::Behaviour;
-use templar_sim::simulation::Scenario;
+use templar_sim::r#virtual::scenario::Scenario;
 use templar_store::{Fault, OpKind};
 
 use crate::{any, assert_one_history, certified, faults_of, kill, run, start};
@@ -46,7 +46,7 @@ fn noise_earns_less_than_a_tenth_of_honest_work() {
     scenario.plan.adversaries = vec![Behaviour::Noise];
     let outcome = run(scenario);
     let weight = |uid: usize| outcome.report.nodes[uid].weight;
-    assert_eq!(outcome.report.nodes[3].behaviour, Behaviour::Noise);
+    assert_eq!(outcome.report.nodes[3].behaviour, Behaviour::Noise.to_string());
     for honest in 0..3 {
         assert!(weight(3) < 0.1 * weight(honest), "noise {} honest {}", weight(3), weight(honest));
     }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use templar_data::Dataset;
-use templar_node::events::{Cause, Event, FaultCount};
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::roster::Uid;
-use templar_sim::simulation::{Scenario, What};
+use templar_record::event::{Cause, Event, FaultCount};
+use templar_sim::r#virtual::scenario::{Scenario, What};
 use templar_store::{Fault, OpKind};
 
 use crate::{assert_one_history, at, certified, count, faults_of, kill, run, start, voted};

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use templar_chain::Chain;
-use templar_node::events::{BucketFault, Cause, FaultCount, VoteFault};
 use templar_protocol::fault::FaultKind;
+use templar_protocol::fault::{BucketFault, VoteFault};
 use templar_protocol::roster::Uid;
-use templar_sim::simulation::Scenario;
+use templar_record::event::{Cause, FaultCount};
+use templar_sim::r#virtual::scenario::Scenario;
 
 use crate::wrappers::{forging, rewriting};
 use crate::{assert_one_history, certified, faults_of, run};

@@ -1,0 +1,59 @@
+//! The defaults of a run, all in one place.
+
+use templar_model::presets::Preset;
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{
+    ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
+    Theta0Spec, WindowSpec,
+};
+
+/// Stake of each validator of a local network. A neuron needs half of it to be a validator.
+pub const VALIDATOR_STAKE_RAO: u64 = 1_000_000_000_000;
+
+/// The windows of Covenant-72B: 115 blocks of 12 s, of which some 70 s for puts; the next window trains meanwhile.
+pub fn mainnet_windows() -> WindowSpec {
+    WindowSpec {
+        blocks: 115,
+        snapshot_lag_blocks: 10,
+        put_block: 100,
+        vote_block: 150,
+        delay_windows: 1,
+        checkpoint_every_windows: 10,
+    }
+}
+
+/// A run with the defaults of this project.
+pub fn run_spec(
+    name: &str,
+    preset: &Preset,
+    chain: ChainSpec,
+    data: DataSpec,
+    theta0_seed: u64,
+    windows: WindowSpec,
+) -> RunSpec {
+    let layout = Layout::llama(&preset.model);
+    let root = layout.theta0_root(&preset.model, theta0_seed);
+    let stake_age_blocks = 360.min(chain.start_block / 4);
+    RunSpec {
+        protocol: PROTOCOL_VERSION,
+        name: name.to_owned(),
+        model: preset.model.clone(),
+        theta0: Theta0Spec { seed: theta0_seed, root },
+        data,
+        codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 },
+        inner: preset.inner.clone(),
+        outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 },
+        roster: RosterSpec {
+            gather: 20,
+            reserve: 10,
+            validator_stake_rao: VALIDATOR_STAKE_RAO / 2,
+            active_blocks: 10 * windows.blocks,
+            stake_age_blocks,
+            exclusion_windows: 10,
+            overlap_max: 0.6,
+        },
+        windows,
+        scoring: ScoringSpec { draws: 8, sequences: 8, step_fraction: 0.5, memory: 0.8, weights_every_windows: 1 },
+        chain,
+    }
+}

@@ -1,0 +1,125 @@
+//! A node's home folder: its run, its credentials, and the command line that starts it.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::run::RunSpec;
+use templar_record::event::Role;
+use templar_store::{Credential, OwnBucket};
+
+/// A bucket locator as text.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
+pub struct LocatorFile {
+    pub endpoint: String,
+    pub bucket: String,
+    pub region: String,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+/// `bucket.toml`: a node's own bucket. Holds a secret that only its owner may read.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
+pub struct BucketFile {
+    /// The credential that may write.
+    pub write: WriteKey,
+    /// What the node publishes on chain: where the bucket is, and a credential that may only read.
+    pub public: LocatorFile,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
+pub struct WriteKey {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+}
+
+impl From<BucketLocator> for LocatorFile {
+    fn from(locator: BucketLocator) -> Self {
+        let BucketLocator { endpoint, bucket, region, access_key_id, secret_access_key } = locator;
+        Self { endpoint, bucket, region, access_key_id, secret_access_key }
+    }
+}
+
+impl From<LocatorFile> for BucketLocator {
+    fn from(file: LocatorFile) -> Self {
+        let LocatorFile { endpoint, bucket, region, access_key_id, secret_access_key } = file;
+        Self { endpoint, bucket, region, access_key_id, secret_access_key }
+    }
+}
+
+impl From<OwnBucket> for BucketFile {
+    fn from(own: OwnBucket) -> Self {
+        let Credential { access_key_id, secret_access_key } = own.write;
+        Self { write: WriteKey { access_key_id, secret_access_key }, public: own.locator.into() }
+    }
+}
+
+impl From<BucketFile> for OwnBucket {
+    fn from(file: BucketFile) -> Self {
+        let WriteKey { access_key_id, secret_access_key } = file.write;
+        Self { locator: file.public.into(), write: Credential { access_key_id, secret_access_key } }
+    }
+}
+
+/// What a node finds in its home folder, but for its key.
+#[expect(missing_debug_implementations, reason = "it holds a secret")]
+pub struct Home<'a> {
+    pub name: &'a str,
+    pub role: Role,
+    pub run: &'a RunSpec,
+    pub chain: &'a str,
+    pub bucket: &'a OwnBucket,
+    pub data: &'a BucketLocator,
+}
+
+impl Home<'_> {
+    /// Writes the run and the credentials, for the owner's eyes only.
+    pub fn write(&self, folder: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join("run.toml"), self.run.to_toml())?;
+        write_secret(&folder.join("bucket.toml"), &to_toml(&BucketFile::from(self.bucket.clone())))?;
+        write_secret(&folder.join("data.toml"), &to_toml(&LocatorFile::from(self.data.clone())))
+    }
+
+    /// The command line of the node whose home is `folder`.
+    pub fn arguments(&self, folder: &Path) -> Vec<String> {
+        let verb = match self.role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        let path = |name: &str| folder.join(name).display().to_string();
+        let options = [
+            ("--run", path("run.toml")),
+            ("--name", self.name.to_owned()),
+            ("--chain", self.chain.to_owned()),
+            ("--key", path("key.hex")),
+            ("--bucket", path("bucket.toml")),
+            ("--data", path("data.toml")),
+            ("--data-folder", path("dataset")),
+            ("--state-folder", path("state")),
+        ];
+        let options = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        std::iter::once(verb.to_owned()).chain(options).collect()
+    }
+}
+
+fn to_toml<T: Serialize>(value: &T) -> String {
+    toml::to_string(value).expect("strings only")
+}
+
+/// A new file that only its owner may read.
+pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(text.as_bytes())
+}

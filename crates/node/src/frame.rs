@@ -1,0 +1,21 @@
+//! What every duty of a node stands on.
+//!
+//! | what | module |
+//! |---|---|
+//! | the run, the keys, and the seams to the world | [`context`] |
+//! | the loop that drives a duty from block to block | [`drive`] |
+//! | the node's own disk | [`local`] |
+//! | its record on the chain: bucket, header hash, vote | [`publisher`] |
+//! | its copy of the run's dataset | [`dataset`] |
+//! | what long computations must know while they run | [`signals`] |
+//! | the stream of events that it emits | [`events`] |
+//! | why it cannot go on, or cannot go on right now | [`error`] |
+
+pub mod context;
+pub mod dataset;
+pub mod drive;
+pub mod error;
+pub mod events;
+pub mod local;
+pub mod publisher;
+pub mod signals;

@@ -1,0 +1,116 @@
+//! What miner and validator have in common: the run, the keys, and the seams.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use templar_chain::Chain;
+use templar_codec::Codec;
+use templar_data::Dataset;
+use templar_protocol::clock::Schedule;
+use templar_protocol::keys::Keypair;
+use templar_protocol::roster::{EntryId, Snapshot};
+use templar_protocol::run::{RunId, RunSpec};
+use templar_store::Store;
+
+use crate::frame::dataset;
+use crate::frame::error::NodeError;
+use crate::frame::events::Events;
+use templar_record::event::Event;
+use templar_record::trouble::Trouble;
+
+/// Where long computations run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    /// On threads of their own, so that the node goes on watching the chain.
+    Threads,
+    /// On the spot: for simulations, whose time does not pass meanwhile.
+    Inline,
+}
+
+impl Compute {
+    /// A future of `work`'s result that holds nothing up but its own reader.
+    pub fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> BoxFuture<'static, T> {
+        match self {
+            Self::Inline => Box::pin(async move { work() }),
+            Self::Threads => Box::pin(async move {
+                match tokio::task::spawn_blocking(work).await {
+                    Ok(result) => result,
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                }
+            }),
+        }
+    }
+}
+
+/// The run, this node's key, and its seams to the world.
+pub struct Context {
+    pub spec: RunSpec,
+    pub run: RunId,
+    pub schedule: Schedule,
+    pub keypair: Keypair,
+    pub chain: Arc<dyn Chain>,
+    pub store: Arc<dyn Store>,
+    pub dataset: Arc<Dataset>,
+    pub codec: Codec,
+    pub events: Events,
+    pub compute: Compute,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("run", &self.run)
+            .field("hotkey", &self.keypair.hotkey())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Checks that chain and dataset are those of the run before anything else is done with them.
+    pub async fn new(
+        spec: RunSpec,
+        keypair: Keypair,
+        chain: Arc<dyn Chain>,
+        store: Arc<dyn Store>,
+        dataset: Arc<Dataset>,
+        events: Events,
+        compute: Compute,
+    ) -> Result<Self, NodeError> {
+        let genesis = chain.genesis().await?;
+        if genesis != spec.chain.genesis {
+            return Err(NodeError::WrongChain { found: genesis, expected: spec.chain.genesis });
+        }
+        dataset::check(&spec, dataset.manifest())?;
+        let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
+        let (run, schedule) = (spec.id(), Schedule::new(&spec));
+        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute })
+    }
+
+    pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {
+        Ok(self.chain.snapshot(self.spec.chain.netuid, block).await?)
+    }
+
+    /// This node's registration at the newest finalised head.
+    pub async fn own_entry(&self) -> Result<EntryId, NodeError> {
+        let head = self.chain.head().await?;
+        let snapshot = self.snapshot(head.number).await?;
+        let own = snapshot.neurons.iter().find(|neuron| neuron.entry.hotkey == self.keypair.hotkey());
+        own.map(|neuron| neuron.entry)
+            .ok_or(NodeError::NotRegistered { hotkey: self.keypair.hotkey(), netuid: self.spec.chain.netuid })
+    }
+
+    pub async fn emit(&self, event: Event) {
+        self.events.emit(event).await;
+    }
+
+    /// Tells what did not work.
+    pub async fn trouble(&self, trouble: Trouble) {
+        self.emit(Event::Trouble { trouble }).await;
+    }
+
+    /// Tells that a step failed, which is tried again.
+    pub async fn failed(&self, error: &NodeError) {
+        self.trouble(Trouble::Step { part: error.part(), cause: error.to_string() }).await;
+    }
+}

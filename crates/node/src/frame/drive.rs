@@ -1,0 +1,132 @@
+//! The loop that drives a duty: one block after the other, and the long computation beside it.
+
+use std::future::{Future, pending};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use templar_record::trouble::Trouble;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::frame::context::Context;
+use crate::frame::error::NodeError;
+use crate::frame::signals::Signals;
+
+/// Pause before what failed is tried again, where no new block comes first.
+const RETRY: Duration = Duration::from_millis(500);
+/// Pause before the chain is asked again after its connection was lost.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// A long computation beside the loop, and what it brings.
+pub type Job<D> = BoxFuture<'static, <D as Duty>::Done>;
+
+/// What a node does at each block. It may be asked at any block, in any state, and again for the same block.
+pub trait Duty: Send {
+    /// What its long computation brings.
+    type Done: Send + 'static;
+
+    /// Does what is due at `head`: a computation to run, if one is, and whether something should be tried again.
+    fn on_head(&mut self, head: u64) -> impl Future<Output = Result<(Option<Job<Self>>, Steps), NodeError>> + Send;
+
+    /// Takes in what the computation brought; the next one, if it is due.
+    fn on_job(&mut self, done: Self::Done) -> impl Future<Output = Result<Option<Job<Self>>, NodeError>> + Send;
+
+    /// Ends when something else that it waits for has come; then [`Duty::on_arrival`] is due. Dropping it loses nothing.
+    fn arrival(&mut self) -> impl Future<Output = ()> + Send {
+        pending()
+    }
+
+    fn on_arrival(&mut self) -> impl Future<Output = Result<Steps, NodeError>> + Send {
+        async { Ok(Steps::default()) }
+    }
+
+    /// The last block before which it has nothing outstanding: a paced development chain may go on so far.
+    fn paced_through(&self) -> u64;
+}
+
+/// Steps that do not depend on each other: what keeps one from its end must not keep the next from its turn.
+#[derive(Debug, Default)]
+pub struct Steps {
+    /// Whether one failed, and should be tried again soon.
+    pub failed: bool,
+}
+
+impl Steps {
+    /// What the step gave. An error that no retry can mend is passed on, any other is told to the world.
+    pub async fn take<T>(&mut self, ctx: &Context, step: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
+        match step {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.is_fatal() => Err(error),
+            Err(error) => {
+                self.failed = true;
+                ctx.failed(&error).await;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Drives `duty` for ever. Only errors that no retry can mend end it.
+pub async fn drive<D: Duty>(mut duty: D, ctx: &Arc<Context>, signals: &Signals) -> Result<(), NodeError> {
+    let (newest, mut heads) = watch::channel(0);
+    // Ends with this future.
+    let mut watching = JoinSet::new();
+    watching.spawn(watch_heads(ctx.clone(), signals.clone(), newest));
+    let mut job: Option<Job<D>> = None;
+    let (mut paced, mut retry) = (None, false);
+    loop {
+        let result = tokio::select! {
+            biased;
+            done = finish(&mut job) => duty.on_job(done).await.map(|next| (next, retry)),
+            changed = heads.changed() => {
+                changed.expect("the chain is watched as long as the node runs");
+                let head = *heads.borrow_and_update();
+                duty.on_head(head).await.map(|(next, steps)| (next, steps.failed))
+            }
+            () = duty.arrival() => duty.on_arrival().await.map(|steps| (None, retry || steps.failed)),
+            () = tokio::time::sleep(RETRY), if retry => {
+                duty.on_head(signals.head()).await.map(|(next, steps)| (next, steps.failed))
+            }
+        };
+        match result {
+            Ok((next, again)) => (job, retry) = (job.or(next), again),
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(error) => {
+                retry = true;
+                ctx.failed(&error).await;
+            }
+        }
+        let through = duty.paced_through();
+        // Lets a paced development chain go on as far as this node is concerned.
+        if !retry && paced != Some(through) && ctx.chain.pace(&ctx.keypair.hotkey(), through).await.is_ok() {
+            paced = Some(through);
+        }
+    }
+}
+
+/// Follows the chain, whatever else the node is busy with: a training must see its deadline come.
+async fn watch_heads(ctx: Arc<Context>, signals: Signals, newest: watch::Sender<u64>) {
+    loop {
+        match ctx.chain.heads().await {
+            Ok(mut heads) => {
+                while let Some(head) = heads.next().await {
+                    signals.set_head(head.number);
+                    newest.send_replace(head.number);
+                }
+            }
+            Err(error) => ctx.trouble(Trouble::NoHeads { cause: error.to_string() }).await,
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+async fn finish<T>(job: &mut Option<BoxFuture<'static, T>>) -> T {
+    let done = match job {
+        Some(work) => work.await,
+        None => pending().await,
+    };
+    *job = None;
+    done
+}

@@ -1,0 +1,90 @@
+//! Why a node cannot go on, or cannot go on right now.
+
+use templar_chain::ChainError;
+use templar_protocol::bucket::BucketError;
+use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Hotkey;
+use templar_record::trouble::Part;
+use templar_store::StoreError;
+use templar_train::TrainError;
+
+/// An error of a node. Those that [`NodeError::is_fatal`] does not name are retried at the next block.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    #[error("the chain has genesis {found}, but the run lives on {expected}: check --chain and run.toml")]
+    WrongChain { found: Hash32, expected: Hash32 },
+    #[error("the dataset has manifest {found}, but the run trains on {expected}: fetch the run's dataset")]
+    WrongDataset { found: Hash32, expected: Hash32 },
+    #[error(
+        "the dataset has sequences of {seq_len} tokens and a vocabulary of {vocab_size}, but the run's model takes sequences of \
+         {model_seq_len} and a vocabulary of {model_vocab_size} at most: no node can train such a run; make another"
+    )]
+    DatasetDoesNotFitModel { seq_len: u32, vocab_size: u32, model_seq_len: u32, model_vocab_size: u32 },
+    #[error(
+        "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
+    )]
+    WrongTheta0 { seed: u64, found: Hash32, expected: Hash32 },
+    #[error("hotkey {hotkey} is not registered in subnet {netuid}: register it, then start again")]
+    NotRegistered { hotkey: Hotkey, netuid: u16 },
+    #[error("this node's bucket cannot be published: {0}")]
+    Bucket(#[from] BucketError),
+    #[error("chain: {0}")]
+    Chain(#[from] ChainError),
+    #[error("storage: {0}")]
+    Store(#[from] StoreError),
+    #[error("training: {0}")]
+    Train(#[from] TrainError),
+    #[error("dataset: {0}")]
+    Data(#[from] templar_data::ReadError),
+    #[error("the local state in {path} is in use by another process: stop that, or name another --state-folder")]
+    InUse { path: String },
+    #[error("local state in {path}: {reason}; repair the disk, or remove the folder to start from the network")]
+    Local { path: String, reason: String },
+    #[error("window {window} is certified, but nobody serves the contribution of uid {uid} any more")]
+    ContributionGone { window: u64, uid: u16 },
+    #[error("the network certified another state before window {window} than this node has")]
+    Diverged { window: u64 },
+    #[error("the state from which window {window} starts is not at hand")]
+    NoBase { window: u64 },
+    #[error("the node is stopping")]
+    Stopped,
+    #[error("no certified checkpoint is served for any window before {window}; the node tries again at the next block")]
+    NoCheckpoint { window: u64 },
+}
+
+impl NodeError {
+    /// Whether the node has to take over a certified state before it can go on.
+    pub fn needs_resynchronisation(&self) -> bool {
+        matches!(self, Self::ContributionGone { .. } | Self::Diverged { .. } | Self::NoBase { .. })
+    }
+
+    /// Whether trying again cannot help.
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongChain { .. }
+                | Self::WrongDataset { .. }
+                | Self::DatasetDoesNotFitModel { .. }
+                | Self::WrongTheta0 { .. }
+                | Self::Bucket(_)
+                | Self::InUse { .. }
+                | Self::Local { .. }
+        )
+    }
+
+    /// The part of the world, or of the node, where it failed.
+    pub fn part(&self) -> Part {
+        match self {
+            Self::WrongChain { .. } | Self::NotRegistered { .. } | Self::Chain(_) => Part::Chain,
+            Self::Bucket(_) | Self::Store(_) => Part::Storage,
+            Self::Train(_) | Self::WrongTheta0 { .. } => Part::Training,
+            Self::WrongDataset { .. } | Self::DatasetDoesNotFitModel { .. } | Self::Data(_) => Part::Data,
+            Self::InUse { .. } | Self::Local { .. } => Part::LocalDisk,
+            Self::ContributionGone { .. } | Self::Diverged { .. } | Self::NoBase { .. } | Self::NoCheckpoint { .. } => {
+                Part::Replica
+            }
+            Self::Stopped => Part::Node,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! A node's own publications: its commitment on chain and the objects in its bucket.
+
+use templar_chain::ChainError;
+use templar_protocol::hash::Hash32;
+use templar_protocol::roster::EntryId;
+use templar_protocol::word::{self, HeaderWord, Vote};
+
+use crate::frame::context::Context;
+use crate::frame::error::NodeError;
+use templar_record::event::Role;
+use templar_record::trouble::Trouble;
+
+/// Blocks to wait for a submitted commitment before submitting it again.
+const PATIENCE_BLOCKS: u64 = 3;
+
+/// What this node wants to stand on the chain.
+#[derive(Debug)]
+pub struct Publisher {
+    bucket: Vec<u8>,
+    fields: Vec<Vec<u8>>,
+    submitted_at: Option<u64>,
+    /// The block from which the chain takes commitments again: this node has used up its quota.
+    refused_until: u64,
+    /// Where the listing was last looked at, so that it is not read at every block.
+    listing_checked_at: Option<u64>,
+}
+
+impl Publisher {
+    pub fn new(ctx: &Context) -> Result<Self, NodeError> {
+        let bucket = ctx.store.own().encode()?;
+        let fields = word::fields(&bucket, None, None);
+        Ok(Self { bucket, fields, submitted_at: None, refused_until: 0, listing_checked_at: None })
+    }
+
+    /// Publishes the bucket if the chain does not have it, or will soon count this node as inactive.
+    pub async fn keep_listed(&mut self, ctx: &Context, entry: &EntryId, head: u64) -> Result<(), NodeError> {
+        let interval = (ctx.spec.roster.active_blocks / 4).max(1);
+        if self.listing_checked_at.is_some_and(|at| head < at + interval) {
+            return Ok(());
+        }
+        let snapshot = ctx.snapshot(head).await?;
+        let listed = snapshot.commitment_of(entry).is_some_and(|commitment| {
+            let fresh = commitment.block + ctx.spec.roster.active_blocks / 2 > head;
+            fresh && commitment.fields.first() == Some(&self.bucket)
+        });
+        if !listed && !self.submit(ctx, self.fields.clone(), head).await? {
+            return Ok(());
+        }
+        self.listing_checked_at = Some(head);
+        Ok(())
+    }
+
+    /// Makes sure that the header's hash gets onto the chain; to be called again at later blocks.
+    pub async fn ensure_header(
+        &mut self,
+        ctx: &Context,
+        entry: &EntryId,
+        header: &HeaderWord,
+        head: u64,
+    ) -> Result<(), NodeError> {
+        self.ensure(ctx, entry, word::fields(&self.bucket, Some(header), None), head).await
+    }
+
+    /// Makes sure that the vote gets onto the chain; to be called again at later blocks.
+    pub async fn ensure_vote(
+        &mut self,
+        ctx: &Context,
+        entry: &EntryId,
+        vote: &Vote,
+        head: u64,
+    ) -> Result<(), NodeError> {
+        self.ensure(ctx, entry, word::fields(&self.bucket, None, Some(vote)), head).await
+    }
+
+    async fn ensure(
+        &mut self,
+        ctx: &Context,
+        entry: &EntryId,
+        fields: Vec<Vec<u8>>,
+        head: u64,
+    ) -> Result<(), NodeError> {
+        if fields == self.fields && self.submitted_at.is_some_and(|at| head < at + PATIENCE_BLOCKS) {
+            return Ok(());
+        }
+        let snapshot = ctx.snapshot(head).await?;
+        if snapshot.commitment_of(entry).is_some_and(|commitment| commitment.fields == fields) {
+            self.fields = fields;
+            return Ok(());
+        }
+        if self.submit(ctx, fields.clone(), head).await? {
+            (self.fields, self.submitted_at) = (fields, Some(head));
+        }
+        Ok(())
+    }
+
+    /// Hands a commitment to the chain; false while that takes none of this node's. A refusal for want of quota is told
+    /// once: no try can help before the next epoch.
+    async fn submit(&mut self, ctx: &Context, fields: Vec<Vec<u8>>, head: u64) -> Result<bool, NodeError> {
+        // What is handed over now is in the next block at the earliest.
+        if head + 1 < self.refused_until {
+            return Ok(false);
+        }
+        let submitted = ctx.chain.submit_commitment(&ctx.keypair, ctx.spec.chain.netuid, fields).await;
+        if let Err(ChainError::QuotaExceeded { resets_at_block, .. }) = submitted {
+            self.refused_until = resets_at_block;
+        }
+        Ok(submitted.map(|()| true)?)
+    }
+
+    /// Says so if the words of a node of this role, one a window, do not fit the chain's quota.
+    pub async fn check_quota(&self, ctx: &Context, role: Role) -> Result<(), NodeError> {
+        let limits = ctx.chain.hyperparams(ctx.spec.chain.netuid).await?;
+        let most = vec![false; (ctx.spec.roster.gather + ctx.spec.roster.reserve) as usize];
+        let header = HeaderWord { window: 0, header_hash: Hash32::default() };
+        let vote = Vote { window: 0, root: Hash32::default(), accept: most.clone(), exclude: most };
+        let longest = match role {
+            Role::Miner => word::fields(&self.bucket, Some(&header), None),
+            Role::Validator => word::fields(&self.bucket, None, Some(&vote)),
+        };
+        let bytes: usize = longest.iter().map(Vec::len).sum();
+        let cost_bytes = (bytes as u64).max(limits.commitment_min_cost_bytes);
+        let windows = limits.tempo_blocks.div_ceil(ctx.spec.windows.blocks);
+        let (needed_bytes, quota_bytes) = (windows * cost_bytes, limits.commitment_quota_bytes);
+        if needed_bytes > quota_bytes {
+            let tempo_blocks = limits.tempo_blocks;
+            ctx.trouble(Trouble::QuotaTooSmall { quota_bytes, tempo_blocks, windows, needed_bytes }).await;
+        }
+        Ok(())
+    }
+}

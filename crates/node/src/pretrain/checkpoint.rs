@@ -1,0 +1,215 @@
+//! Certified checkpoints in validators' buckets: how a newcomer gets θ without trusting anybody.
+//!
+//! A checkpoint is named by the digest of its [`RunState`]. Whoever knows from the chain that the digest is certified
+//! needs no signature: the state hashes to the digest, and θ to the root in the state. That root is over all of θ, so
+//! a wrong θ of the right length shows only when the last byte is there; who served one is not asked again for a while.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::fault::CheckpointFault;
+use templar_protocol::hash::{Hash32, Hasher};
+use templar_protocol::roster::{EntryId, Roster, Validator};
+use templar_protocol::state::{RunState, STATE_BYTES_MAX};
+use templar_store::{StoreError, keys};
+
+use crate::frame::context::Context;
+use crate::frame::local::{from_bytes, to_bytes};
+use crate::pretrain::fetch::SMALL_PATIENCE;
+use crate::pretrain::state::State;
+use templar_record::event::Event;
+
+/// Values in one part of θ: 64 MiB.
+const PART_VALUES: usize = 16 << 20;
+/// Checkpoints that a validator keeps: the newest may not be certified yet.
+const KEPT: usize = 3;
+/// Most time that a validator may take to serve all of θ: so long, and a second for so many bytes.
+const THETA_PATIENCE: Duration = Duration::from_mins(1);
+const THETA_BYTES_PER_S: u64 = 4 << 20;
+/// Pause before a part is asked for again that could not be had at the moment.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A checkpoint to publish, and what the own bucket has to do with it.
+#[derive(Debug)]
+pub struct Renewal {
+    pub state: State,
+    /// The state before it, from which a delayed window starts.
+    pub previous: Option<RunState>,
+    /// Digests of the checkpoints in the bucket, oldest first.
+    pub published: Vec<Hash32>,
+    /// Contributions that are in a checkpoint long since: they need not be served any more.
+    pub expired: Vec<(u64, Hash32)>,
+}
+
+/// What became of a [`Renewal`].
+#[derive(Debug)]
+pub struct Renewed {
+    pub settled: u64,
+    /// Digests of the checkpoints in the bucket now, oldest first.
+    pub published: Vec<Hash32>,
+    /// Contributions that the bucket does not have any more.
+    pub released: Vec<(u64, Hash32)>,
+    /// Why it is incomplete, if it is. The next one is as good.
+    pub result: Result<(), StoreError>,
+}
+
+impl Renewal {
+    /// Publishes the checkpoint, then retires what it replaces. Takes as long as the upload of θ.
+    pub async fn run(mut self, ctx: Arc<Context>) -> Renewed {
+        let (settled, mut released) = (self.state.run.settled, Vec::new());
+        let result = self.steps(&ctx, &mut released).await;
+        Renewed { settled, published: self.published, released, result }
+    }
+
+    async fn steps(&mut self, ctx: &Context, released: &mut Vec<(u64, Hash32)>) -> Result<(), StoreError> {
+        publish(ctx, &self.state, self.previous.as_ref()).await?;
+        let digest = self.state.run.digest();
+        // A replay comes by the same states again.
+        self.published.retain(|published| *published != digest);
+        self.published.push(digest);
+        retire(ctx, &mut self.published).await?;
+        for &(window, header) in &self.expired {
+            for key in [keys::held_header, keys::held_key, keys::held_payload] {
+                ctx.store.delete(&key(ctx.run, window, &header)).await?;
+            }
+            released.push((window, header));
+        }
+        Ok(())
+    }
+}
+
+/// θ first, so that whoever sees the state finds it whole.
+async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
+    let digest = state.run.digest();
+    if let Some(previous) = previous {
+        let key = keys::checkpoint_previous(ctx.run, &digest);
+        ctx.store.put(&key, Bytes::from(previous.to_bytes())).await?;
+    }
+    for (part, values) in state.theta.chunks(PART_VALUES).enumerate() {
+        let key = keys::checkpoint_theta(ctx.run, &digest, part as u32);
+        ctx.store.put(&key, Bytes::from(to_bytes(values))).await?;
+    }
+    ctx.store.put(&keys::checkpoint_state(ctx.run, &digest), Bytes::from(state.run.to_bytes())).await
+}
+
+/// Removes checkpoints that newer ones have replaced; the state first, so that nobody starts on half of one.
+async fn retire(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
+    while published.len() > KEPT {
+        let digest = published[0];
+        ctx.store.delete(&keys::checkpoint_state(ctx.run, &digest)).await?;
+        ctx.store.delete(&keys::checkpoint_previous(ctx.run, &digest)).await?;
+        for part in 0..ctx.codec.layout().len().div_ceil(PART_VALUES) {
+            ctx.store.delete(&keys::checkpoint_theta(ctx.run, &digest, part as u32)).await?;
+        }
+        published.remove(0);
+    }
+    Ok(())
+}
+
+/// Validators that served a false or an endless checkpoint, and the window from which on they are asked again: a lie
+/// costs its victim one download in a period of checkpoints.
+pub type Shunned = BTreeMap<EntryId, u64>;
+
+/// The checkpoint with a certified digest and the state before it, from the first validator that serves it whole and
+/// true. Each node asks in an order of its own, so that no validator is everybody's first; those that are `shunned` in
+/// `window`, the newest, are left out.
+pub async fn fetch(
+    ctx: &Context,
+    roster: &Roster,
+    digest: &Hash32,
+    window: u64,
+    shunned: &mut Shunned,
+) -> Option<(State, Option<RunState>)> {
+    shunned.retain(|_, until| *until > window);
+    for validator in in_order(ctx, roster, digest) {
+        if shunned.contains_key(&validator.entry) {
+            continue;
+        }
+        match fetch_from(ctx, &validator.bucket, digest).await {
+            Ok(found) => return Some(found),
+            // Most validators have published nothing under this digest: that is no news.
+            Err(None) => {}
+            Err(Some(fault)) => {
+                shunned.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);
+                ctx.emit(Event::CheckpointRefused { uid: validator.entry.uid, digest: *digest, fault }).await;
+            }
+        }
+    }
+    None
+}
+
+fn in_order<'a>(ctx: &Context, roster: &'a Roster, digest: &Hash32) -> Vec<&'a Validator> {
+    let mut hasher = Hasher::new("templar v1 checkpoint order");
+    hasher.update(ctx.keypair.hotkey().as_bytes()).update(digest.as_bytes());
+    let mut validators: Vec<&Validator> = roster.validators.iter().collect();
+    validators.sort_by_cached_key(|validator| hasher.clone().update(validator.entry.hotkey.as_bytes()).finish());
+    validators
+}
+
+/// Fails without a fault if the bucket has no such checkpoint.
+async fn fetch_from(
+    ctx: &Context,
+    bucket: &BucketLocator,
+    digest: &Hash32,
+) -> Result<(State, Option<RunState>), Option<CheckpointFault>> {
+    let run = run_state(ctx, bucket, &keys::checkpoint_state(ctx.run, digest), digest).await?;
+    let theta_bytes = 4 * ctx.codec.layout().len() as u64;
+    let patience = THETA_PATIENCE + Duration::from_secs(theta_bytes / THETA_BYTES_PER_S);
+    let theta = tokio::time::timeout(patience, theta(ctx, bucket, digest)).await;
+    let theta = theta.unwrap_or(Err(CheckpointFault::TooSlow))?;
+    let codec = ctx.codec.clone();
+    let hash = move || (codec.layout().state_root(&theta), theta);
+    let (root, theta) = ctx.compute.run(hash).await;
+    if root != run.theta_root {
+        return Err(Some(CheckpointFault::ThetaMismatch));
+    }
+    let previous = keys::checkpoint_previous(ctx.run, digest);
+    let previous = run_state(ctx, bucket, &previous, &run.previous).await.ok();
+    if previous.is_none() && ctx.schedule.settled_before(run.settled) != run.settled {
+        return Err(Some(CheckpointFault::PreviousMissing));
+    }
+    Ok((State { run, theta: Arc::new(theta) }, previous))
+}
+
+/// All parts of θ, each of the right length.
+async fn theta(ctx: &Context, bucket: &BucketLocator, digest: &Hash32) -> Result<Vec<f32>, CheckpointFault> {
+    let length = ctx.codec.layout().len();
+    let mut theta = Vec::with_capacity(length);
+    for part in 0..length.div_ceil(PART_VALUES) {
+        let expected_bytes = 4 * PART_VALUES.min(length - part * PART_VALUES) as u64;
+        let key = keys::checkpoint_theta(ctx.run, digest, part as u32);
+        let bytes = loop {
+            match ctx.store.get(bucket, &key, expected_bytes).await {
+                Ok(bytes) => break bytes,
+                Err(StoreError::TooLarge { .. }) => return Err(CheckpointFault::ThetaLength),
+                Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
+                Err(_) => return Err(CheckpointFault::ThetaMissing),
+            }
+        };
+        if bytes.len() as u64 != expected_bytes {
+            return Err(CheckpointFault::ThetaLength);
+        }
+        theta.extend(from_bytes(&bytes));
+    }
+    Ok(theta)
+}
+
+async fn run_state(
+    ctx: &Context,
+    bucket: &BucketLocator,
+    key: &str,
+    digest: &Hash32,
+) -> Result<RunState, Option<CheckpointFault>> {
+    let answer = tokio::time::timeout(SMALL_PATIENCE, ctx.store.get(bucket, key, STATE_BYTES_MAX)).await;
+    let bytes = match answer {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(StoreError::TooLarge { .. })) => return Err(Some(CheckpointFault::StateMalformed)),
+        Ok(Err(_)) => return Err(None),
+        Err(_) => return Err(Some(CheckpointFault::TooSlow)),
+    };
+    let run = RunState::from_bytes(&bytes, ctx.run).map_err(|_| CheckpointFault::StateMalformed)?;
+    if run.digest() == *digest { Ok(run) } else { Err(Some(CheckpointFault::StateMismatch)) }
+}

@@ -1,0 +1,81 @@
+//! A node of a run from its parts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use templar_chain::Chain;
+use templar_data::Dataset;
+use templar_protocol::keys::Keypair;
+use templar_protocol::run::RunSpec;
+use templar_record::event::{NodeEvent, Role};
+use templar_store::Store;
+use templar_train::Trainer;
+use tokio::sync::{mpsc, watch};
+
+use crate::frame::context::{Compute, Context};
+use crate::frame::drive::drive;
+use crate::frame::error::NodeError;
+use crate::frame::events::Events;
+use crate::frame::local::Local;
+use crate::frame::signals::Signals;
+use crate::pretrain::miner::Miner;
+use crate::pretrain::validator::{Validator, ValidatorOptions};
+
+/// What it takes to run a node.
+#[expect(missing_debug_implementations, reason = "seams and keys have nothing to show")]
+pub struct Setup {
+    /// Its name in events.
+    pub name: String,
+    pub role: Role,
+    pub spec: RunSpec,
+    pub keypair: Keypair,
+    pub chain: Arc<dyn Chain>,
+    pub store: Arc<dyn Store>,
+    pub dataset: Arc<Dataset>,
+    pub trainer: Box<dyn Trainer>,
+    /// Where its local state lies, by run and hotkey.
+    pub state_folder: PathBuf,
+    pub options: ValidatorOptions,
+    pub compute: Compute,
+    pub events: mpsc::Sender<NodeEvent>,
+}
+
+impl Setup {
+    /// Runs the node until `stop` is true.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), NodeError> {
+        let signals = Signals::default();
+        let work = Box::pin(self.work(signals.clone()));
+        let ended = tokio::select! {
+            biased;
+            // Work is dropped wherever it is. A node that is killed loses nothing, and this is milder.
+            () = stopped(&mut stop) => Ok(()),
+            ended = work => ended,
+        };
+        // What computes on threads of its own sees it at its next step.
+        signals.stop();
+        ended
+    }
+
+    async fn work(self, signals: Signals) -> Result<(), NodeError> {
+        let events = Events::new(self.name, self.events);
+        let ctx =
+            Context::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
+        let ctx = Arc::new(ctx);
+        let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey())?;
+        match self.role {
+            Role::Miner => {
+                let miner = Miner::open(ctx.clone(), signals.clone(), local, self.trainer).await?;
+                drive(miner, &ctx, &signals).await
+            }
+            Role::Validator => {
+                let validator = Validator::open(ctx.clone(), signals.clone(), local, self.trainer, self.options);
+                drive(validator.await?, &ctx, &signals).await
+            }
+        }
+    }
+}
+
+/// Ends when `stop` is true, or nobody is left to say so.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}

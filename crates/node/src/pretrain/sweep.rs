@@ -1,0 +1,71 @@
+//! What a node finds in its own bucket when it starts: objects that a crash, a lost disk or a jump over windows left
+//! behind. What still serves somebody is taken over, the rest is deleted.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use templar_protocol::hash::Hash32;
+use templar_store::{StoreError, keys};
+
+use crate::frame::context::Context;
+
+/// Objects looked at in one sweep; what is beyond is swept at the next start.
+const OBJECTS_MAX: usize = 10_000;
+
+/// Deletes this node's contributions to windows before `keep_from`.
+pub async fn windows(ctx: &Context, keep_from: u64) -> Result<(), StoreError> {
+    for key in list(ctx, &keys::windows(ctx.run)).await? {
+        if segment::<u64>(&key, 3).is_some_and(|window| window < keep_from) {
+            ctx.store.delete(&key).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes contributions to windows before `keep_from` that this node has served, and adds to `held` those of later
+/// ones that it does not know of: to vote for a payload was to promise to serve it.
+pub async fn held(ctx: &Context, keep_from: u64, held: &mut VecDeque<(u64, Hash32)>) -> Result<(), StoreError> {
+    for key in list(ctx, &keys::held(ctx.run)).await? {
+        let (Some(window), Some(header)) = (segment::<u64>(&key, 3), segment::<Hash32>(&key, 4)) else { continue };
+        if window < keep_from {
+            ctx.store.delete(&key).await?;
+        } else if key.ends_with("/header") && !held.contains(&(window, header)) {
+            // Put last, so the whole contribution is there.
+            held.push_back((window, header));
+        }
+    }
+    held.make_contiguous().sort_by_key(|(window, _)| *window);
+    Ok(())
+}
+
+/// Deletes pieces of checkpoints that were never completed, and adds to `published` whole ones that this node does not
+/// know of, as the oldest.
+pub async fn checkpoints(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
+    let mut found: BTreeMap<Hash32, Vec<String>> = BTreeMap::new();
+    for key in list(ctx, &keys::checkpoints(ctx.run)).await? {
+        if let Some(digest) = segment(&key, 3) {
+            found.entry(digest).or_default().push(key);
+        }
+    }
+    found.retain(|digest, _| !published.contains(digest));
+    for (digest, keys_found) in found {
+        // Put last, so the whole checkpoint is there.
+        if keys_found.contains(&keys::checkpoint_state(ctx.run, &digest)) {
+            published.insert(0, digest);
+            continue;
+        }
+        for key in keys_found {
+            ctx.store.delete(&key).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn list(ctx: &Context, folder: &str) -> Result<Vec<String>, StoreError> {
+    let objects = ctx.store.list(folder, OBJECTS_MAX).await?;
+    Ok(objects.into_iter().map(|object| object.key).collect())
+}
+
+/// The segment of a key with this number, `v1/RUN/…`, if it is a value of this type.
+fn segment<T: std::str::FromStr>(key: &str, nth: usize) -> Option<T> {
+    key.split('/').nth(nth)?.parse().ok()
+}

@@ -1,0 +1,83 @@
+//! A window as every node derives it from the run and the finalised chain.
+
+use templar_data::Split;
+use templar_protocol::assignment::{Assignment, window_seed};
+use templar_protocol::candidates::{self, Candidate};
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::{HeaderContext, possession_proof, sample_digest};
+use templar_protocol::roster::{EntryId, Roster, Snapshot};
+use templar_protocol::state::RunState;
+use templar_protocol::word::HeaderWord;
+
+use crate::frame::context::Context;
+use crate::frame::error::NodeError;
+
+/// Participants, candidates and assignment of one window.
+#[derive(Clone, Debug)]
+pub struct Window {
+    pub number: u64,
+    pub roster: Roster,
+    pub seed: Hash32,
+    pub candidates: Vec<Candidate>,
+    pub assignment: Assignment,
+    /// The state that the window starts from, and its digest.
+    pub base: RunState,
+    pub base_digest: Hash32,
+}
+
+impl Window {
+    /// `base` is the state after [`templar_protocol::clock::Schedule::settled_before`] windows.
+    pub async fn load(ctx: &Context, number: u64, base: &RunState) -> Result<Self, NodeError> {
+        assert_eq!(base.settled, ctx.schedule.settled_before(number), "not the base of window {number}");
+        let samples = ctx.dataset.samples(Split::Train);
+        let mut cursor = base.cursor;
+        for earlier in base.settled..number {
+            let (roster, seed) = participants(ctx, earlier).await?;
+            cursor = Assignment::new(&ctx.spec, cursor, &roster, &seed, samples).next_cursor();
+        }
+        let (roster, seed) = participants(ctx, number).await?;
+        let assignment = Assignment::new(&ctx.spec, cursor, &roster, &seed, samples);
+        let candidates = candidates::select(number, &roster, base, &ctx.spec.roster, &seed);
+        Ok(Self { number, roster, seed, candidates, assignment, base: base.clone(), base_digest: base.digest() })
+    }
+
+    /// What the header of `entry` has to say in this window, whose base has the parameters `theta`. Reads and hashes
+    /// the whole slice. Fails if this node's own copy of the data is damaged there.
+    pub fn context(&self, ctx: &Context, entry: &EntryId, theta: &[f32]) -> Result<HeaderContext, NodeError> {
+        let slice = self.assignment.slice(entry);
+        // The last window of an epoch deals short slices, which miners go through again.
+        let tokens_max =
+            if slice.is_empty() { 0 } else { ctx.spec.slice_samples() * u64::from(ctx.spec.model.seq_len) };
+        let hashes = slice.into_iter().map(|sample| ctx.dataset.sample_hash(Split::Train, sample));
+        Ok(HeaderContext {
+            run: ctx.run,
+            window: self.number,
+            entry: *entry,
+            base: self.base_digest,
+            sample_digest: sample_digest(&hashes.collect::<Result<Vec<_>, _>>()?),
+            possession: possession_proof(theta, &entry.hotkey, &self.seed),
+            ciphertext_bytes_max: Self::ciphertext_bytes_max(ctx),
+            tokens_max,
+        })
+    }
+
+    /// Bytes of the largest ciphertext that is valid in this run.
+    pub fn ciphertext_bytes_max(ctx: &Context) -> u64 {
+        ctx.codec.max_payload_bytes() + templar_protocol::seal::SEAL_OVERHEAD_BYTES
+    }
+}
+
+/// Roster and seed of a window: functions of finalised chain state alone.
+pub async fn participants(ctx: &Context, window: u64) -> Result<(Roster, Hash32), NodeError> {
+    let block = ctx.schedule.snapshot_block(window);
+    let now = ctx.snapshot(block).await?;
+    let earlier = ctx.snapshot(block.saturating_sub(ctx.spec.roster.stake_age_blocks)).await?;
+    let seed = window_seed(ctx.run, window, &now.block_hash);
+    Ok((Roster::new(&now, &earlier, &ctx.spec.roster), seed))
+}
+
+/// The header hash that a miner had on chain at the put deadline.
+pub fn committed_header(window: u64, entry: &EntryId, at_put: &Snapshot) -> Option<Hash32> {
+    let commitment = at_put.commitment_of(entry)?;
+    HeaderWord::read(commitment, window as u32).ok().map(|word| word.header_hash)
+}

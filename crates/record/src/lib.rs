@@ -1,0 +1,30 @@
+//! What nodes tell of themselves, and what it adds up to.
+//!
+//! Every node emits one stream of typed [`event::Event`]s. Whoever reads it, on the spot or from a log of JSON lines, folds
+//! it with [`recorder::Recorder`] into the [`report::Report`] of a run. Nothing here does I/O or knows a device.
+//!
+//! | what | module |
+//! |---|---|
+//! | what happened | [`event`] |
+//! | what did not work, and what it means | [`trouble`] |
+//! | what a validator measured of a miner | [`observation`] |
+//! | what an engine says of its training | [`engine`] |
+//! | the fold | [`recorder`] |
+//! | the document of a run | [`report`] |
+//!
+//! ```
+//! use templar_record::event::{Event, NodeEvent};
+//! use templar_record::recorder::Recorder;
+//!
+//! let line = r#"{"node":"miner-0","event":"opened","window":3}"#;
+//! let event: NodeEvent = serde_json::from_str(line).unwrap();
+//! assert_eq!(event.event, Event::Opened { window: 3 });
+//! Recorder::new(vec![]).record(&event);
+//! ```
+
+pub mod engine;
+pub mod event;
+pub mod observation;
+pub mod recorder;
+pub mod report;
+pub mod trouble;

@@ -1,0 +1,306 @@
+//! The fold from events to the document of a run.
+
+use std::collections::BTreeMap;
+
+use templar_protocol::fault::Fault;
+use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Hotkey;
+use templar_protocol::roster::Uid;
+use templar_protocol::run::RunSpec;
+
+use crate::engine::EngineStats;
+use crate::event::{Event, FaultCount, NodeEvent, Role, Verdict};
+use crate::report::{FaultReport, Final, Late, Misvote, NodeReport, Report, SCHEMA, WindowReport};
+
+/// A node that the report is about.
+#[derive(Clone, Debug)]
+pub struct Participant {
+    pub name: String,
+    pub role: Role,
+    /// As in [`NodeReport::behaviour`].
+    pub behaviour: String,
+    pub hotkey: Hotkey,
+}
+
+/// What the chain says of a neuron in the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Neuron {
+    pub uid: Uid,
+    pub hotkey: Hotkey,
+    /// Shares of the subnet's miners and validators, of 65535 together.
+    pub incentive: u16,
+    pub dividends: u16,
+    /// All that it was paid so far, in rao.
+    pub emission_rao: u64,
+}
+
+/// Collects events into a report.
+#[derive(Debug)]
+pub struct Recorder {
+    participants: Vec<Participant>,
+    windows: BTreeMap<u64, Gathered>,
+    nodes: BTreeMap<String, NodeState>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    /// By node: what the window came to in its eyes.
+    settled: BTreeMap<String, Settled>,
+    faults: Vec<FaultReport>,
+    misvotes: Vec<Misvote>,
+    train_losses: BTreeMap<String, f64>,
+    /// By validator: loss and bits per byte after the window.
+    validated: BTreeMap<String, (f64, f64)>,
+    engines: BTreeMap<String, EngineStats>,
+    compute_s: f64,
+    comm_s: f64,
+}
+
+#[derive(Clone, Debug)]
+struct Settled {
+    state_root: Hash32,
+    verdict: Verdict,
+    payload_bytes: u64,
+    values: u64,
+    tokens: u64,
+}
+
+#[derive(Debug, Default)]
+struct NodeState {
+    starts: u32,
+    state_root: Hash32,
+    troubles: u64,
+    faults: Vec<FaultCount>,
+    /// By miner: the newest score that this validator gave.
+    scores: BTreeMap<Uid, f64>,
+}
+
+impl Recorder {
+    pub fn new(participants: Vec<Participant>) -> Self {
+        Self { participants, windows: BTreeMap::new(), nodes: BTreeMap::new() }
+    }
+
+    pub fn record(&mut self, event: &NodeEvent) {
+        let name = event.node.clone();
+        let node = self.nodes.entry(name.clone()).or_default();
+        event.event.count_faults(&mut node.faults);
+        match &event.event {
+            Event::Started { state_root, .. } => {
+                node.starts += 1;
+                node.state_root = *state_root;
+            }
+            Event::Adopted { state_root, .. } => node.state_root = *state_root,
+            Event::Trouble { .. } => node.troubles += 1,
+            Event::Observed { uid, score, .. } => {
+                node.scores.insert(*uid, *score);
+            }
+            Event::Trained { window, train_loss, compute_s, engine, .. } => {
+                let gathered = self.windows.entry(*window).or_default();
+                gathered.engines.extend(engine.clone().map(|engine| (name.clone(), engine)));
+                gathered.train_losses.insert(name, *train_loss);
+                gathered.compute_s = gathered.compute_s.max(*compute_s);
+            }
+            Event::Sealed { window, comm_s, .. } => {
+                let gathered = self.windows.entry(*window).or_default();
+                gathered.comm_s = gathered.comm_s.max(*comm_s);
+            }
+            Event::Voted { window, faults, .. } => self.windows.entry(*window).or_default().add_faults(faults),
+            Event::Misvoted { window, uid, cause, .. } => {
+                let misvotes = &mut self.windows.entry(*window).or_default().misvotes;
+                let misvote = Misvote { uid: *uid, cause: cause.clone() };
+                // Every node says so.
+                if !misvotes.contains(&misvote) {
+                    misvotes.push(misvote);
+                }
+            }
+            Event::Settled { window, verdict, state_root, payload_bytes, values, tokens } => {
+                node.state_root = *state_root;
+                let (state_root, verdict) = (*state_root, verdict.clone());
+                let (payload_bytes, values, tokens) = (*payload_bytes, *values, *tokens);
+                let settled = Settled { state_root, verdict, payload_bytes, values, tokens };
+                self.windows.entry(*window).or_default().settled.insert(name, settled);
+            }
+            Event::Validated { window, loss, bits_per_byte } => {
+                self.windows.entry(*window).or_default().validated.insert(name, (*loss, *bits_per_byte));
+            }
+            _ => {}
+        }
+    }
+
+    /// How many nodes have settled `window`.
+    pub fn settled(&self, window: u64) -> usize {
+        self.windows.get(&window).map_or(0, |gathered| gathered.settled.len())
+    }
+
+    /// Whether θ after `window` was validated.
+    pub fn validated(&self, window: u64) -> bool {
+        self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
+    }
+
+    /// What is known of a window so far.
+    pub fn window(&self, window: u64) -> WindowReport {
+        self.windows.get(&window).unwrap_or(&Gathered::default()).report(window)
+    }
+
+    /// The whole document, with what the chain says of the nodes.
+    pub fn finish(
+        &self,
+        spec: &RunSpec,
+        seed: u64,
+        windows_planned: u64,
+        neurons: &[Neuron],
+        late: (Vec<Late>, u64),
+        mut last: Final,
+    ) -> Report {
+        // Nodes go on for a moment after the last planned window.
+        let reached = self.windows.range(..windows_planned);
+        let windows: Vec<WindowReport> = reached.map(|(window, gathered)| gathered.report(*window)).collect();
+        let last_window = windows_planned.saturating_sub(1);
+        let nodes =
+            self.participants.iter().filter_map(|participant| self.node(participant, last_window, neurons)).collect();
+        last.val_bits_per_byte = windows.iter().rev().find_map(|window| window.val_bits_per_byte);
+        last.tokens = windows.iter().fold(0u64, |sum, window| sum.saturating_add(window.tokens));
+        let (late, late_total) = late;
+        Report {
+            schema: SCHEMA,
+            run_id: spec.id(),
+            seed,
+            config: spec.clone(),
+            windows_planned,
+            windows,
+            nodes,
+            late,
+            late_total,
+            last,
+        }
+    }
+
+    fn node(&self, participant: &Participant, last_window: u64, neurons: &[Neuron]) -> Option<NodeReport> {
+        let neuron = neurons.iter().find(|neuron| neuron.hotkey == participant.hotkey)?;
+        let scores: Vec<f64> = self.nodes.values().filter_map(|node| node.scores.get(&neuron.uid).copied()).collect();
+        let share = |of: fn(&Neuron) -> u16| {
+            let total: f64 = neurons.iter().map(|neuron| f64::from(of(neuron))).sum();
+            if total > 0.0 { f64::from(of(neuron)) / total } else { 0.0 }
+        };
+        let state = self.nodes.get(&participant.name);
+        // A network on a clock goes on while its slowest node ends the last window.
+        let last_root = self.windows.get(&last_window).and_then(|window| window.settled.get(&participant.name));
+        let last_root = last_root.map(|settled| settled.state_root);
+        Some(NodeReport {
+            uid: neuron.uid,
+            name: participant.name.clone(),
+            role: participant.role,
+            behaviour: participant.behaviour.clone(),
+            final_state_root: last_root.or(state.map(|state| state.state_root)).unwrap_or_default(),
+            score: scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+            weight: match participant.role {
+                Role::Miner => share(|neuron| neuron.incentive),
+                Role::Validator => share(|neuron| neuron.dividends),
+            },
+            emission: neuron.emission_rao as f64 / 1e9,
+            restarts: state.map_or(0, |state| state.starts.saturating_sub(1)),
+            troubles: state.map_or(0, |state| state.troubles),
+            faults: state.map_or_else(Vec::new, |state| state.faults.clone()),
+        })
+    }
+}
+
+impl Gathered {
+    fn add_faults(&mut self, faults: &[Fault]) {
+        for fault in faults {
+            let fault = FaultReport { uid: fault.entry.uid, fault: fault.kind, attributed_to: fault.attributed_to };
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    fn report(&self, window: u64) -> WindowReport {
+        let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
+        self.settled.values().for_each(|settled| *counts.entry(settled.state_root).or_default() += 1);
+        let state_root = counts.iter().max_by_key(|(_, count)| **count).map_or_else(Hash32::default, |(root, _)| *root);
+        // In the eyes of those that have this root: another node's verdict belongs to another history.
+        let agrees = |node: &str| self.settled.get(node).is_some_and(|settled| settled.state_root == state_root);
+        let settled = self.settled.values().find(|settled| settled.state_root == state_root);
+        let validated = self.validated.iter().find(|(node, _)| agrees(node.as_str())).map(|(_, validated)| *validated);
+        let (payload_bytes, values) = settled.map_or((0, 0), |settled| (settled.payload_bytes, settled.values));
+        let (certified, accepted) = match settled.map(|settled| &settled.verdict) {
+            Some(Verdict::Certified { accepted, .. }) => (true, accepted.clone()),
+            _ => (false, Vec::new()),
+        };
+        let utilisations: Vec<f64> = self.engines.values().filter_map(EngineStats::mfu).collect();
+        let mfu = utilisations.iter().sum::<f64>() / utilisations.len() as f64;
+        let losses = self.train_losses.values().sum::<f64>() / self.train_losses.len() as f64;
+        WindowReport {
+            window,
+            certified,
+            state_root,
+            one_root: counts.len() == 1,
+            settled_by: self.settled.len() as u64,
+            agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
+            payload_bytes: payload_bytes / accepted.len().max(1) as u64,
+            bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
+            accepted,
+            faults: self.faults.clone(),
+            misvotes: self.misvotes.clone(),
+            tokens: settled.map_or(0, |settled| settled.tokens),
+            train_loss: (!self.train_losses.is_empty()).then_some(losses),
+            val_loss: validated.map(|(loss, _)| loss),
+            val_bits_per_byte: validated.map(|(_, bits)| bits),
+            compute_s: self.compute_s,
+            comm_s: self.comm_s,
+            mfu: (!utilisations.is_empty()).then_some(mfu),
+            engines: self.engines.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::testing::spec;
+
+    use super::*;
+
+    fn told(node: &str, event: Event) -> NodeEvent {
+        NodeEvent { node: node.to_owned(), event }
+    }
+
+    #[test]
+    fn a_diverged_node_that_comes_last_does_not_write_history() {
+        let settled = |root: &[u8], accepted: Vec<Uid>, tokens| Event::Settled {
+            window: 0,
+            verdict: Verdict::Certified { accepted, excluded: vec![] },
+            state_root: Hash32::of(root),
+            payload_bytes: 10 * tokens,
+            values: 1,
+            tokens,
+        };
+        let validated = |loss| Event::Validated { window: 0, loss, bits_per_byte: loss };
+        let mut recorder = Recorder::new(Vec::new());
+        for event in [
+            told("b", settled(b"one", vec![Uid(1)], 7)),
+            told("c", settled(b"one", vec![Uid(1)], 7)),
+            told("c", validated(2.0)),
+            told("a", settled(b"other", vec![], 9)),
+            told("a", validated(1.0)),
+        ] {
+            recorder.record(&event);
+        }
+        let window = recorder.window(0);
+        assert_eq!((window.state_root, window.settled_by, window.agreed_by), (Hash32::of(b"one"), 3, 2));
+        assert_eq!((window.accepted, window.tokens, window.payload_bytes), (vec![Uid(1)], 7, 70));
+        assert_eq!(window.val_loss, Some(2.0));
+    }
+
+    #[test]
+    fn a_window_that_nobody_has_seen_is_no_other_window() {
+        let mut recorder = Recorder::new(Vec::new());
+        recorder.record(&told("a", Event::Opened { window: 0 }));
+        recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
+        recorder.record(&told("a", Event::Sealed { window: 9, payload_bytes: 1, comm_s: 2.0 }));
+        let report = recorder.finish(&spec(), 1, 9, &[], (vec![], 0), Final::default());
+        let numbers: Vec<u64> = report.windows.iter().map(|window| window.window).collect();
+        assert_eq!((report.windows_planned, numbers), (9, vec![3]));
+        assert_eq!((recorder.window(5).window, recorder.window(5).settled_by), (5, 0));
+    }
+}

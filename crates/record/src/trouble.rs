@@ -1,0 +1,62 @@
+//! What did not work at a node, and what it means. The node goes on; whatever can be tried again is tried again.
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that did not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Trouble {
+    /// A step of the node failed. It is tried again at the next block.
+    #[error("{cause}")]
+    Step { part: Part, cause: String },
+    /// The network's state cannot be reached from this node's: it takes over a certified one.
+    #[error("{cause}; taking over a certified state")]
+    Resynchronising { cause: String },
+    /// A validator cannot say what a miner's header must contain, because its own copy of the samples is damaged.
+    #[error("uid {uid} cannot be judged: {cause}; run `templar data verify`")]
+    DataDamaged { uid: u16, cause: String },
+    /// The words of the windows do not fit what the chain takes.
+    #[error(
+        "the chain takes {quota_bytes} bytes of commitments in {tempo_blocks} blocks, and the {windows} windows that end in \
+         them need {needed_bytes}: some will miss this node's word; a run on this subnet needs longer windows"
+    )]
+    QuotaTooSmall { quota_bytes: u64, tempo_blocks: u64, windows: u64, needed_bytes: u64 },
+    /// The inner optimiser starts with fresh moments.
+    #[error("the optimiser's state is not usable, its moments start afresh: {cause}")]
+    OptimiserLost { cause: String },
+    /// Old objects stay in the own bucket for now. They cost storage, nothing else.
+    #[error("sweeping the own bucket: {cause}")]
+    Sweep { cause: String },
+    #[error("evaluation of window {window}: {cause}")]
+    Evaluation { window: u64, cause: String },
+    #[error("weights after window {window}: {cause}")]
+    Weights { window: u64, cause: String },
+    /// A checkpoint is left out, because the upload of the one before it still goes on.
+    #[error("no checkpoint after {settled} windows: the one before it is still being uploaded")]
+    CheckpointLeftOut { settled: u64 },
+    /// A checkpoint is not complete. The next one is as good.
+    #[error("checkpoint after {settled} windows: {cause}")]
+    CheckpointFailed { settled: u64, cause: String },
+    /// The chain's heads cannot be followed at the moment.
+    #[error("no heads from the chain: {cause}")]
+    NoHeads { cause: String },
+    /// A node's process ended, and its parent starts it again.
+    #[error("{cause}; it is started again, see {log}")]
+    ProcessEnded { cause: String, log: String },
+}
+
+/// The part of the world, or of the node, where a step failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Part {
+    Chain,
+    Storage,
+    Training,
+    Data,
+    LocalDisk,
+    /// The replicated state: what is certified cannot be had, or is another than this node's.
+    Replica,
+    Node,
+}

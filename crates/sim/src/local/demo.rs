@@ -1,0 +1,68 @@
+//! `templar demo`: a whole network in one process, of real parts. Nodes share nothing but the chain and the buckets.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use templar_chain::BlockTime;
+use templar_host::connection::Connection;
+use templar_host::engine::Engine;
+use templar_record::event::NodeEvent;
+use tokio::sync::{mpsc, watch};
+
+use crate::local::crew::Crew;
+use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
+use crate::local::services::Services;
+use crate::local::wait::stopped;
+use crate::plan::{Behaviour, Member};
+use crate::zoo;
+
+/// A demonstration.
+#[derive(Debug)]
+pub struct Demo {
+    pub network: Network,
+    /// How long a block waits for a node before the chain goes on without it.
+    pub pace_cap: Duration,
+}
+
+impl Demo {
+    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. A node that ends
+    /// with an error ends the demonstration: every block would wait for it.
+    pub async fn run(
+        self,
+        mut stop: watch::Receiver<bool>,
+        tell: &mut dyn FnMut(News<'_>),
+    ) -> Result<Option<Outcome>, NetworkError> {
+        let started = Instant::now();
+        let pacing = |members: &[Member]| BlockTime::Paced {
+            participants: members.iter().map(|member| member.keypair.hotkey()).collect(),
+            cap: self.pace_cap,
+        };
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let Some(services) = Services::start(&self.network, here, &[], pacing, &mut stop, tell).await? else {
+            return Ok(None);
+        };
+        let mut crew = Crew::new(false);
+        for (nth, member) in services.members.iter().enumerate() {
+            let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
+            let behaviour = member.behaviour;
+            crew.start(|events, stop| run_node(connection, behaviour, events, stop));
+        }
+        crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
+    }
+}
+
+async fn run_node(
+    connection: Connection,
+    behaviour: Behaviour,
+    events: mpsc::Sender<NodeEvent>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), NodeFailure> {
+    let name = connection.name.clone();
+    let failed = |error: &dyn std::error::Error| NodeFailure { name: name.clone(), reason: error.to_string() };
+    let setup = tokio::select! {
+        biased;
+        () = stopped(&mut stop) => return Ok(()),
+        setup = connection.open(events) => setup.map_err(|error| failed(&error))?,
+    };
+    zoo::misbehave(behaviour, setup).run(stop).await.map_err(|error| failed(&error))
+}

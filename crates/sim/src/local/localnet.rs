@@ -1,0 +1,229 @@
+//! `templar localnet`: the same network as a demo, with every node an operating-system process of its own.
+//!
+//! The parent serves the chain and the buckets, starts a process a node with the verbs that anybody would use, reads
+//! the events that they print, and starts again whatever dies.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use templar_chain::BlockTime;
+use templar_host::engine::Engine;
+use templar_host::home::Home;
+use templar_record::event::{Event, NodeEvent};
+use templar_record::trouble::Trouble;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+
+use crate::local::crew::Crew;
+use crate::local::guest::{Guest, Invitation};
+use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
+use crate::local::services::Services;
+use crate::local::wait::{sleep_until, stopped};
+use crate::plan::{Behaviour, Member};
+
+/// Pause before a node that died is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// A life shorter than this, ended by nobody here, is a quick death; after so many in a row a node is given up.
+const QUICK_DEATH: Duration = Duration::from_secs(10);
+const QUICK_DEATHS_MAX: u32 = 5;
+/// How long a process whose output has ended may take to end itself.
+const LAST_BREATH: Duration = Duration::from_secs(5);
+/// Most that a process may print in its life before it is started again.
+const OUTPUT_BYTES_MAX: u64 = 1 << 30;
+
+/// A network of processes.
+#[derive(Debug)]
+pub struct Localnet {
+    pub network: Network,
+    /// The binary with the verbs `miner` and `validator`.
+    pub binary: PathBuf,
+    pub block: Duration,
+    /// Processes to kill in mid-window.
+    pub kills: Vec<Kill>,
+    /// Where chain and buckets are served: the address under which guests reach this machine.
+    pub listen: IpAddr,
+    pub guests: Vec<Guest>,
+}
+
+/// SIGKILL for a node in the middle of a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kill {
+    pub node: String,
+    pub window: u64,
+}
+
+impl FromStr for Kill {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.split_once('@').and_then(|(node, window)| Some((node.to_owned(), window.parse().ok()?)));
+        let (node, window) =
+            parsed.ok_or_else(|| format!("{text:?} is not of the form NODE@WINDOW, such as miner-1@4"))?;
+        Ok(Self { node, window })
+    }
+}
+
+impl Localnet {
+    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. It goes on without
+    /// nodes that are given up.
+    pub async fn run(
+        self,
+        mut stop: watch::Receiver<bool>,
+        tell: &mut dyn FnMut(News<'_>),
+    ) -> Result<Option<Outcome>, NetworkError> {
+        let started = Instant::now();
+        let time = |_: &[Member]| BlockTime::Fixed(self.block);
+        let services = Services::start(&self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
+        let Some(services) = services else { return Ok(None) };
+        let mut crew = Crew::new(true);
+        for (nth, member) in services.members.iter().enumerate() {
+            let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
+            let home = services.folder.join("nodes").join(&member.name);
+            let mut arguments = connection.write(&home).map_err(NetworkError::io(&home))?;
+            if member.behaviour != Behaviour::Honest {
+                "adversary".clone_into(&mut arguments[0]);
+                arguments.extend(["--behaviour".to_owned(), member.behaviour.to_string()]);
+            }
+            arguments.extend(["--with-parent", "--log", "info"].map(str::to_owned));
+            let kills = self.kills.iter().filter(|kill| kill.node == member.name).map(|kill| kill.window).collect();
+            let (name, binary, log) = (member.name.clone(), self.binary.clone(), home.join("log"));
+            // A window is settled near its end: so many blocks later, in the next one, miners train.
+            let kill_after = self.block * 6;
+            crew.start(|events, stop| {
+                Process { name, binary, arguments, log, kills, kill_after, events }.supervise(stop)
+            });
+        }
+        for guest in &self.guests {
+            let folder = services.folder.join("guests").join(&guest.name);
+            let invitation = invite(&services, guest, folder.clone()).map_err(NetworkError::io(&folder))?;
+            tell(News::Invited(&invitation));
+        }
+        crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
+    }
+}
+
+/// Writes what a guest needs; its key is its own affair.
+fn invite(services: &Services, guest: &Guest, folder: PathBuf) -> std::io::Result<Invitation> {
+    let home = Home {
+        name: &guest.name,
+        role: guest.role,
+        run: &services.spec,
+        chain: &services.rpc.url(),
+        bucket: &services.bucket(&guest.name),
+        data: &services.data(),
+    };
+    home.write(&folder)?;
+    let arguments = home.arguments(Path::new(""));
+    let command = arguments.join(" ");
+    let script = format!(
+        "#!/bin/sh\n# Needs templar in the PATH, and beside this file key.hex: the key of hotkey\n# {}\n\
+         cd \"$(dirname \"$0\")\" && exec templar {command} \"$@\"\n",
+        guest.hotkey
+    );
+    std::fs::write(folder.join("start.sh"), script)?;
+    Ok(Invitation { guest: guest.clone(), folder, arguments })
+}
+
+/// A node's process, started again whenever it dies.
+struct Process {
+    name: String,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+    /// Windows in the middle of which to kill it.
+    kills: BTreeSet<u64>,
+    kill_after: Duration,
+    events: mpsc::Sender<NodeEvent>,
+}
+
+impl Process {
+    /// Keeps the process alive until `stop`. Fails if it dies at every start.
+    async fn supervise(mut self, mut stop: watch::Receiver<bool>) -> Result<(), NodeFailure> {
+        let mut quick_deaths = 0;
+        loop {
+            let (born, kills) = (Instant::now(), self.kills.len());
+            let end = self.live(&mut stop).await;
+            if *stop.borrow() {
+                return Ok(());
+            }
+            let was_killed = self.kills.len() < kills;
+            quick_deaths = if was_killed || born.elapsed() >= QUICK_DEATH { 0 } else { quick_deaths + 1 };
+            let cause = match end {
+                Ok(status) => format!("its process ended: {status}"),
+                Err(error) => format!("its process cannot be run: {error}"),
+            };
+            let log = self.log.display();
+            if quick_deaths == QUICK_DEATHS_MAX {
+                let reason = format!("given up after {QUICK_DEATHS_MAX} starts: {cause}; see {log}");
+                return Err(NodeFailure { name: self.name, reason });
+            }
+            let event = Event::Trouble { trouble: Trouble::ProcessEnded { cause, log: log.to_string() } };
+            let _ = self.events.send(NodeEvent { node: self.name.clone(), event }).await;
+            if tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One life of the process, from its start to its end by whatever cause. What it prints goes to its log, too.
+    async fn live(&mut self, stop: &mut watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
+        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut command = Command::new(&self.binary);
+        // Its options are all given: this process's own may mean something else to it.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TEMPLAR_")) {
+            command.env_remove(name);
+        }
+        let mut child = command
+            .args(&self.arguments)
+            // Never written to. It ends with this process, however that ends, and with it ends the node.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log.try_clone()?)
+            .kill_on_drop(true)
+            .spawn()?;
+        let output = child.stdout.take().ok_or_else(|| std::io::Error::other("the process has no output"))?;
+        let mut lines = BufReader::new(output.take(OUTPUT_BYTES_MAX)).lines();
+        let mut kill_at = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = stopped(stop) => return end(&mut child).await,
+                () = sleep_until(kill_at) => {
+                    child.start_kill()?;
+                    kill_at = None;
+                }
+                line = lines.next_line() => {
+                    let Some(line) = line? else { break };
+                    writeln!(log, "{line}")?;
+                    let Ok(event) = serde_json::from_str::<NodeEvent>(&line) else { continue };
+                    if let Event::Settled { window, .. } = &event.event
+                        && self.kills.remove(&(window + 1))
+                    {
+                        kill_at = Some(tokio::time::Instant::now() + self.kill_after);
+                    }
+                    if self.events.send(event).await.is_err() {
+                        return end(&mut child).await;
+                    }
+                }
+            }
+        }
+        // Its output is at its end: so should it be.
+        match tokio::time::timeout(LAST_BREATH, child.wait()).await {
+            Ok(status) => status,
+            Err(_) => end(&mut child).await,
+        }
+    }
+}
+
+/// Ends the process.
+async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
+    // Its state on disk is whole at any moment, so it can be killed.
+    child.start_kill()?;
+    child.wait().await
+}

@@ -1,0 +1,3 @@
+//! Networks on a virtual clock. A seed that shows a failure shows it again.
+
+pub mod scenario;
