@@ -233,14 +233,14 @@ mod tests {
         hash::Hash32,
         run::{ChainSpec, CodecKind, DataSpec},
     };
-    use templar_sim::plan;
+    use templar_host::defaults;
 
     #[test]
     fn measures_what_new_runs_do() {
         let chain = ChainSpec { genesis: Hash32::of(b"g"), netuid: 3, start_block: 1000 };
         let data = DataSpec { manifest: Hash32::of(b"m"), seed: 1 };
         let nano = super::preset("nano").unwrap();
-        let run = plan::run_spec("t", &nano, chain, data, 1, plan::mainnet_windows());
+        let run = defaults::run_spec("t", &nano, chain, data, 1, defaults::mainnet_windows());
         assert_eq!(templar_bench::codec::spec(CodecKind::TopkSign), run.codec);
         assert_eq!(templar_bench::codec::outer(), run.outer);
     }
