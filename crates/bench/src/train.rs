@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, slice, time::Instant};
 
 use serde::Serialize;
-use templar_engine::{Work, product_flops_per_s};
+use templar_cpu::{Work, product_flops_per_s};
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,

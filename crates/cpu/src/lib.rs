@@ -20,7 +20,7 @@
 //! contribute to is summed in a fixed order.
 //!
 //! ```
-//! use templar_engine::Engine;
+//! use templar_cpu::Engine;
 //! use templar_protocol::layout::{Layout, ModelSpec};
 //!
 //! let spec = ModelSpec {
