@@ -2,7 +2,7 @@
 """Checks that PyTorch computes the same loss and the same gradient of every parameter as the built-in engine.
 
     pip install torch
-    cargo run --release -p templar-engine --example gradients > gradients.json
+    cargo run --release -p templar-cpu --example gradients > gradients.json
     python3 tools/check_gradients.py gradients.json
 
 The file holds models with their parameters, tokens, loss and gradient, flat in canonical order. Exits with 1 if a loss differs by

@@ -13,8 +13,8 @@ use templar_protocol::{
 use templar_train::TrainError;
 
 use crate::{
-    median_s,
     peers::{Peers, Text},
+    timing::median_s,
 };
 
 /// Peers whose contributions are aggregated.

@@ -13,20 +13,5 @@ pub mod codec;
 pub mod peers;
 pub mod positions;
 pub mod quality;
+mod timing;
 pub mod train;
-
-use std::time::Instant;
-
-/// Median wall-clock time of `work`, in seconds, after one run that is not counted.
-pub(crate) fn median_s(repeats: usize, mut work: impl FnMut()) -> f64 {
-    work();
-    let mut times: Vec<f64> = (0..repeats.max(1))
-        .map(|_| {
-            let start = Instant::now();
-            work();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, slice, time::Instant};
 
 use serde::Serialize;
-use templar_engine::{Work, product_flops_per_s};
+use templar_cpu::{Work, product_flops_per_s};
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,
@@ -13,9 +13,11 @@ use templar_train::{
     speed::{flops_per_token, peak_memory_bytes},
 };
 
+use crate::timing::median;
+
 /// Share of the run's seconds that measures the machine's matrix products.
 const PEAK_SHARE: f64 = 0.2;
-const LEAST_STEPS: usize = 3;
+const STEPS_MIN: usize = 3;
 
 /// What is measured, and for how long.
 #[derive(Debug, Clone)]
@@ -85,7 +87,7 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
     let (mut times, mut before, mut optimiser_s) = (vec![], [0.0; 3], 0.0);
     let batches = slice::from_ref(&batch);
     let start = Instant::now();
-    while times.len() <= LEAST_STEPS || start.elapsed().as_secs_f64() < options.seconds {
+    while times.len() <= STEPS_MIN || start.elapsed().as_secs_f64() < options.seconds {
         let job = TrainJob { theta: &theta, batches, first_step: times.len() as u64 };
         let mut step_s = 0.0;
         let step = Instant::now();
@@ -111,7 +113,7 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
 
     let mut eval_times = vec![];
     let start = Instant::now();
-    while eval_times.len() < LEAST_STEPS || start.elapsed().as_secs_f64() < options.seconds / 2.0 {
+    while eval_times.len() < STEPS_MIN || start.elapsed().as_secs_f64() < options.seconds / 2.0 {
         let start = Instant::now();
         trainer.evaluate(&theta, &batch)?;
         eval_times.push(start.elapsed().as_secs_f64());
@@ -129,9 +131,4 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
         peak_memory_bytes: peak_memory_bytes(),
         breakdown: Breakdown { products, attention, elementwise, optimiser, other },
     })
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }

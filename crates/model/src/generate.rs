@@ -1,6 +1,6 @@
 //! Sampling of tokens, for people who want to see what a model has learned.
 
-use templar_engine::Engine;
+use templar_cpu::Engine;
 use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 

@@ -8,7 +8,7 @@
 //!
 //! Parameters cross every boundary as one flat slice of f32 in the order of
 //! [`Layout::llama`](templar_protocol::layout::Layout::llama): Hugging Face's names and `[out, in]` shapes. What the decoder
-//! computes is the business of [`templar_engine`].
+//! computes is the business of [`templar_cpu`].
 //!
 //! ```
 //! use templar_model::{Sampling, generate, presets};

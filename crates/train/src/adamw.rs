@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use templar_engine::simd;
+use templar_cpu::simd;
 use templar_protocol::{layout::Layout, run::InnerSpec};
 
 use crate::{state, trainer::TrainError};

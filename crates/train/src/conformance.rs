@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use templar_engine::oracle;
+use templar_cpu::oracle;
 use templar_protocol::{
     hash::Hasher,
     layout::{Layout, ModelSpec},

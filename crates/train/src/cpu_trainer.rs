@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Instant};
 
-use templar_engine::{Engine, product_flops_per_s};
+use templar_cpu::{Engine, product_flops_per_s};
 use templar_protocol::{
     layout::{Layout, ModelSpec},
     run::InnerSpec,

@@ -1,14 +1,11 @@
 //! The one seam for training: θ and batches in, Δ and statistics out.
 
-use std::ops::ControlFlow;
+use std::{error::Error, ops::ControlFlow};
 
 use templar_protocol::layout::ModelSpec;
 use templar_record::engine::EngineStats;
 
-use crate::{
-    batch::{BatchError, TokenBatch},
-    worker::WorkerError,
-};
+use crate::batch::{BatchError, TokenBatch};
 
 /// What one node trains in one window.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +84,7 @@ pub trait Trainer: Send {
 }
 
 /// Why nothing was trained or evaluated.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
     #[error("the model has {expected} parameters, but {found} were given; are they of this run?")]
@@ -106,8 +103,9 @@ pub enum TrainError {
     NonFiniteLoss { sequence: usize },
     #[error("the optimiser's state cannot be imported: {why}; delete it to start with fresh moments")]
     State { why: String },
+    /// What went wrong inside the engine, in its own words.
     #[error(transparent)]
-    Worker(#[from] WorkerError),
+    Engine(Box<dyn Error + Send + Sync>),
 }
 
 /// Checks parameters and batches before an engine sees them.

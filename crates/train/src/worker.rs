@@ -148,7 +148,7 @@ impl TorchTrainer {
         self.start()?;
         let worker = self.worker.as_mut().expect("it was started");
         let result = job(worker, &self.inner, self.options.timeouts, &mut self.state);
-        if matches!(result, Err(TrainError::Worker(_))) {
+        if matches!(result, Err(TrainError::Engine(_))) {
             self.worker = None;
         }
         result

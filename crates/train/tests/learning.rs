@@ -93,9 +93,9 @@ fn divergence_names_the_step() {
     let batches = conformance::batches(&model, 1, 2, "diverged");
     let job = TrainJob { theta: &theta, batches: &batches, first_step: 41 };
     let error = trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    assert_eq!(error, TrainError::NonFiniteStep { step: 41, what: "loss" });
+    assert!(matches!(error, TrainError::NonFiniteStep { step: 41, what: "loss" }), "{error:?}");
     let error = trainer.evaluate(&theta, &batches[0]).unwrap_err();
-    assert_eq!(error, TrainError::NonFiniteLoss { sequence: 0 });
+    assert!(matches!(error, TrainError::NonFiniteLoss { sequence: 0 }), "{error:?}");
 }
 
 /// What scoring relies on: an honest contribution helps on unseen data, and most on its own; noise of its size does not.

@@ -75,12 +75,18 @@ impl Setting {
         let mut setting = Self::new(misbehaviour, folder.path());
         let fresh = setting.trainer.export_state();
         let result = setting.train();
-        let Err(TrainError::Worker(error)) = result else { panic!("{misbehaviour}: {result:?}") };
+        let error = worker_error(result.unwrap_err());
         assert_eq!(setting.trainer.export_state(), fresh, "{misbehaviour}: a failed job leaves the moments alone");
         let next = setting.train().unwrap_or_else(|error| panic!("after {misbehaviour}: {error}"));
         assert_eq!((next.steps.len(), next.tokens), (2, 2 * 3 * 8), "{misbehaviour}");
         error
     }
+}
+
+/// What a trainer says of its worker.
+fn worker_error(error: TrainError) -> WorkerError {
+    let TrainError::Engine(error) = error else { panic!("{error:?}") };
+    *error.downcast().expect("an error of the worker")
 }
 
 #[test]
@@ -167,8 +173,8 @@ fn nothing_of_a_worker_is_left() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut setting = Setting::new("multiplies", folder.path());
-    let error = setting.train().unwrap_err();
-    assert!(matches!(error, TrainError::Worker(WorkerError::TimedOut { .. })), "{error:?}");
+    let error = worker_error(setting.train().unwrap_err());
+    assert!(matches!(error, WorkerError::TimedOut { .. }), "{error:?}");
     let lock = File::open(folder.path().join("has-misbehaved")).unwrap();
     lock.try_lock().expect("nobody holds the worker's lock any more");
 }
@@ -204,18 +210,19 @@ fn divergence_and_evaluations_are_checked_too() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut setting = Setting::new("diverges", folder.path());
-    assert_eq!(setting.train().unwrap_err(), TrainError::NonFiniteStep { step: 1, what: "gradient" });
+    let error = setting.train().unwrap_err();
+    assert!(matches!(error, TrainError::NonFiniteStep { step: 1, what: "gradient" }), "{error:?}");
 
     let folder = tempfile::tempdir().unwrap();
     let mut setting = Setting::new("inf-delta", folder.path());
-    assert_eq!(setting.train().unwrap_err(), TrainError::NonFiniteStep { step: 1, what: "update" });
+    let error = setting.train().unwrap_err();
+    assert!(matches!(error, TrainError::NonFiniteStep { step: 1, what: "update" }), "{error:?}");
 
     for (misbehaviour, is_shape) in [("nan-losses", false), ("wrong-losses", true)] {
         let folder = tempfile::tempdir().unwrap();
         let mut setting = Setting::new(misbehaviour, folder.path());
         let batch = setting.batches[0].clone();
-        let error = setting.trainer.evaluate(&setting.theta, &batch).unwrap_err();
-        let TrainError::Worker(error) = error else { panic!("{error:?}") };
+        let error = worker_error(setting.trainer.evaluate(&setting.theta, &batch).unwrap_err());
         let is_as_expected = match error {
             WorkerError::Tensors { file: "losses", .. } => is_shape,
             WorkerError::NotFinite { file: "losses" } => !is_shape,
@@ -248,8 +255,10 @@ fn a_python_that_is_not_there_is_an_error_with_its_name() {
     let (model, inner) = tiny(false);
     let options = TorchOptions { python: PathBuf::from("/no/python/here"), ..TorchOptions::default() };
     let error = TorchTrainer::new(&model, &inner, options).start().unwrap_err();
-    assert!(
-        matches!(&error, TrainError::Worker(WorkerError::Start { command, .. }) if command == "/no/python/here"),
-        "{error:?}"
-    );
+    // People read the worker's own words, with the remedy in them, and read them once.
+    let said = error.to_string();
+    assert!(said.contains("\"/no/python/here\"") && said.ends_with("name a Python with --python"), "{said}");
+    assert!(std::error::Error::source(&error).is_none(), "{error:?}");
+    let error = worker_error(error);
+    assert!(matches!(&error, WorkerError::Start { command, .. } if command == "/no/python/here"), "{error:?}");
 }

@@ -9,7 +9,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::{Value, json};
-use templar_engine::Engine;
+use templar_cpu::Engine;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
 use super::{CONFIG, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, config};

@@ -1,5 +1,7 @@
 //! What can go wrong with a worker. Nothing of it loses more than the job at hand.
 
+use crate::trainer::TrainError;
+
 /// Why a worker did not do its job. It was ended; the next job starts another one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -35,4 +37,10 @@ pub enum WorkerError {
     Failed { phase: &'static str, why: String, stderr: String },
     #[error("the folder shared with the training worker, {folder}: {why}; it needs room for 16 bytes a parameter")]
     Exchange { folder: String, why: String },
+}
+
+impl From<WorkerError> for TrainError {
+    fn from(error: WorkerError) -> Self {
+        Self::Engine(Box::new(error))
+    }
 }

@@ -11,8 +11,8 @@ use crate::meter::{Meter, Work};
 use crate::product::{Matrix, Onto, Panels, product};
 
 /// Most logits that are kept at once, unless a chunk would have too few rows to be worth it.
-const LOGITS: usize = 16 << 20;
-const LEAST_ROWS: usize = 128;
+const LOGITS_MAX: usize = 16 << 20;
+const ROWS_MIN: usize = 128;
 /// Rows of a task of the backward product.
 const TASK_ROWS: usize = 128;
 /// Tokens whose rows of the projection are brought into panels at once for the backward product.
@@ -33,7 +33,7 @@ pub(crate) struct HeadGradient<'a> {
 
 /// Rows of a chunk of `targets` rows. Chunks of one size, rather than a small last one.
 pub(crate) fn chunk_rows(targets: usize, vocabulary: usize) -> usize {
-    let most = (LOGITS / vocabulary).max(LEAST_ROWS);
+    let most = (LOGITS_MAX / vocabulary).max(ROWS_MIN);
     targets.div_ceil(targets.div_ceil(most))
 }
 

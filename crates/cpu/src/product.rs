@@ -15,8 +15,8 @@ use std::cell::RefCell;
 
 use pulp::{Simd, WithSimd};
 
-use crate::buffers::{Aligned, LINE};
-use crate::kernels::{arch, simd};
+use crate::aligned::{Aligned, LINE};
+use crate::arch::{arch, simd};
 
 /// Columns of a panel.
 const WIDTH: usize = 32;
@@ -25,7 +25,7 @@ const PART: usize = 256;
 /// Steps for which `a` is brought into quads at once.
 const LONG: usize = 768;
 /// Most rows of a tile.
-const MOST_ROWS: usize = 12;
+const ROWS_MAX: usize = 12;
 /// Rows that are brought into panels before the next panel's turn: a source that is row-major is read nearly in its order.
 const PACKED_ROWS: usize = 32;
 
@@ -330,7 +330,7 @@ impl Strip<'_> {
                 put(out, stride, onto);
                 continue;
             }
-            let mut edge = [[0.0; WIDTH]; MOST_ROWS];
+            let mut edge = [[0.0; WIDTH]; ROWS_MAX];
             put(edge.as_flattened_mut(), WIDTH, Onto::Replace);
             for (out, edge) in out.chunks_mut(stride).zip(&edge[..inside]) {
                 for (out, sum) in out.iter_mut().zip(&edge[..columns]) {

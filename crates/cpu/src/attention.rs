@@ -5,8 +5,9 @@
 
 use std::cell::RefCell;
 
-use crate::buffers::{Aligned, LINE};
-use crate::kernels::{causal_softmax, causal_softmax_backward, dot, simd};
+use crate::aligned::{Aligned, LINE};
+use crate::arch::simd;
+use crate::kernels::{causal_softmax, causal_softmax_backward, dot};
 use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 

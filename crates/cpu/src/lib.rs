@@ -3,11 +3,12 @@
 //! | what | module |
 //! |---|---|
 //! | sizes, places of tensors, how rows are cut into blocks | `shape` |
-//! | memory that passes keep | `buffers` |
+//! | memory that passes keep | `buffers`, `aligned` |
 //! | from tokens to the residual stream | `forward` |
 //! | output projection and cross-entropy | `loss` |
 //! | from the loss to every gradient | `backward` |
 //! | one head's attention, both ways | `attention`, `rope` |
+//! | which vector instructions a processor has | `arch` |
 //! | vector kernels for everything elementwise | `kernels` |
 //! | matrix products | `product` |
 //! | the same from the formulas, slow and plain | [`oracle`] |
@@ -20,7 +21,7 @@
 //! contribute to is summed in a fixed order.
 //!
 //! ```
-//! use templar_engine::Engine;
+//! use templar_cpu::Engine;
 //! use templar_protocol::layout::{Layout, ModelSpec};
 //!
 //! let spec = ModelSpec {
@@ -35,6 +36,8 @@
 //! assert!(engine.losses(&theta, &tokens, 2)[0] < before[0]);
 //! ```
 
+mod aligned;
+mod arch;
 mod attention;
 mod backward;
 mod buffers;
@@ -56,7 +59,8 @@ use std::time::Instant;
 
 use templar_protocol::layout::ModelSpec;
 
-use buffers::{Aligned, Buffers};
+use aligned::Aligned;
+use buffers::Buffers;
 use forward::Context;
 use jobs::Job;
 use loss::HeadGradient;
@@ -65,7 +69,7 @@ use product::{Matrix, Onto, Panels};
 use rope::Rotation;
 use shape::{Batch, Shape};
 
-pub use kernels::simd;
+pub use arch::simd;
 pub use meter::Work;
 
 /// A model's shape and the memory that passes over it keep. Parameters stay with the caller.

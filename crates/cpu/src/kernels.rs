@@ -6,23 +6,10 @@
 
 use std::f32::consts::LOG2_E;
 
+use crate::arch::simd;
+
 /// Lanes of a sum: one AVX-512 register.
 const LANES: usize = 16;
-
-/// Runs `kernel` with the widest vectors of this processor. What it calls must be `#[inline(always)]` to take part.
-#[inline]
-pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
-    arch().dispatch(kernel)
-}
-
-/// The widest vectors of this processor.
-#[inline]
-pub(crate) fn arch() -> pulp::Arch {
-    #[cfg(not(test))]
-    return pulp::Arch::new();
-    #[cfg(test)]
-    crate::paths::arch()
-}
 
 /// eˣ to about one unit in the last place; 0 below −87.7, and as at 88 above. Keeps NaN.
 ///

@@ -1,7 +1,7 @@
 //! The engine against the plain reference: losses, logits, every gradient; and the reference against finite differences.
 
 use proptest::prelude::*;
-use templar_engine::{Engine, oracle::Oracle};
+use templar_cpu::{Engine, oracle::Oracle};
 use templar_protocol::{
     hash::{Hasher, Stream},
     layout::{Layout, ModelSpec},

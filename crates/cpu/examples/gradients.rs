@@ -1,9 +1,9 @@
 //! Losses and gradients of small random models as JSON, for `tools/check_gradients.py`:
-//! `cargo run --release -p templar-engine --example gradients > gradients.json`.
+//! `cargo run --release -p templar-cpu --example gradients > gradients.json`.
 #![expect(clippy::print_stdout, reason = "its output is a file for another program")]
 
 use serde_json::json;
-use templar_engine::Engine;
+use templar_cpu::Engine;
 use templar_protocol::{
     hash::Hasher,
     layout::{Layout, ModelSpec},

@@ -3,8 +3,6 @@
 //! Matrix products do so among those that fuse multiplication and addition, which all but very old processors have; without,
 //! each product is rounded before it is added.
 
-use std::cell::Cell;
-
 use proptest::prelude::*;
 use pulp::Arch;
 use templar_protocol::{
@@ -12,21 +10,13 @@ use templar_protocol::{
     layout::ModelSpec,
 };
 
+use crate::arch::{FORCED, simd};
 use crate::kernels::{
     causal_softmax, causal_softmax_backward, column_softmax, dot, exp, rms_norm, rms_norm_backward, scale_columns,
-    simd, swiglu, swiglu_backward, update,
+    swiglu, swiglu_backward, update,
 };
 use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
-
-thread_local! {
-    static FORCED: Cell<Option<Arch>> = const { Cell::new(None) };
-}
-
-/// What [`simd`] takes on this thread.
-pub(crate) fn arch() -> Arch {
-    FORCED.get().unwrap_or_default()
-}
 
 fn archs() -> Vec<Arch> {
     #[cfg(target_arch = "x86_64")]

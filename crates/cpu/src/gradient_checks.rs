@@ -3,10 +3,11 @@
 use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 
+use crate::arch::simd;
 use crate::attention::{Attention, Projections};
 use crate::buffers::LossBuffers;
 use crate::forward::Context;
-use crate::kernels::{exp, rms_norm_backward, simd, swiglu_backward};
+use crate::kernels::{exp, rms_norm_backward, swiglu_backward};
 use crate::loss::{HeadGradient, cross_entropy};
 use crate::meter::Meter;
 use crate::oracle::{self, Matrix};

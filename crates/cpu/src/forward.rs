@@ -2,8 +2,9 @@
 
 use std::{mem, ops::Range};
 
+use crate::aligned::Aligned;
 use crate::attention::{Attention, Projections};
-use crate::buffers::{Aligned, Buffers, Layer, Packed};
+use crate::buffers::{Buffers, Layer, Packed};
 use crate::jobs::{Job, run};
 use crate::kernels::{rms_norm, swiglu};
 use crate::meter::{Meter, Work};

@@ -1,0 +1,34 @@
+//! What is reported of a run.
+
+use serde::Serialize;
+
+use super::{formats::Format, rules::Rule};
+
+/// One run: a format and a rule, over all seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    pub format: Format,
+    pub rule: Rule,
+    /// α, the outer learning rate.
+    pub rate: f64,
+    /// None if the run diverged with any of its seeds: the others' mean would flatter it.
+    #[serde(flatten)]
+    pub figures: Option<Figures>,
+    /// Why each of the seeds that failed did.
+    pub failures: Vec<String>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
+    /// Held-out loss at the end, nats per token: the mean over the seeds.
+    pub loss: f64,
+    /// Largest less smallest of the seeds.
+    pub spread: f64,
+    /// The mean loss after each quarter of the run.
+    pub curve: Vec<f64>,
+    /// ‖kept − sent‖² / ‖kept‖², over the values that were kept.
+    pub relative_error: f64,
+    /// Bits of a payload for each value sent.
+    pub bits_per_value: f64,
+}

@@ -1,0 +1,24 @@
+//! Which vector instructions are used: the widest that the processor has.
+
+use pulp::Arch;
+
+#[cfg(test)]
+thread_local! {
+    /// What tests put in place of the widest on their thread.
+    pub(crate) static FORCED: std::cell::Cell<Option<Arch>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `kernel` with the widest vectors of this processor. What it calls must be `#[inline(always)]` to take part.
+#[inline]
+pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
+    arch().dispatch(kernel)
+}
+
+/// The widest vectors of this processor.
+#[inline]
+pub(crate) fn arch() -> Arch {
+    #[cfg(not(test))]
+    return Arch::new();
+    #[cfg(test)]
+    FORCED.get().unwrap_or_default()
+}
