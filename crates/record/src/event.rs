@@ -8,6 +8,7 @@ use templar_protocol::roster::Uid;
 
 use crate::engine::EngineStats;
 use crate::observation::Observation;
+use crate::outcome::Outcome;
 use crate::trouble::Trouble;
 
 /// One thing that happened to a node.
@@ -97,6 +98,11 @@ pub enum Event {
         payload_bytes: u64,
         values: u64,
         tokens: u64,
+    },
+    /// How a window ended for this node: exactly one of these for each window that it goes through.
+    Ended {
+        window: u64,
+        outcome: Outcome,
     },
     /// A validator measured θ after `window` on held-out text.
     Validated {

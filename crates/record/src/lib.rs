@@ -6,6 +6,7 @@
 //! | what | module |
 //! |---|---|
 //! | what happened | [`event`] |
+//! | how a window ended for a node | [`outcome`] |
 //! | what did not work, and what it means | [`trouble`] |
 //! | what a validator measured of a miner | [`observation`] |
 //! | what an engine says of its training | [`engine`] |
@@ -25,6 +26,7 @@
 pub mod engine;
 pub mod event;
 pub mod observation;
+pub mod outcome;
 pub mod recorder;
 pub mod report;
 pub mod trouble;

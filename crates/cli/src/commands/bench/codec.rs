@@ -229,11 +229,11 @@ fn print_rules(rows: &[quality::Row]) {
 
 #[cfg(test)]
 mod tests {
+    use templar_host::defaults;
     use templar_protocol::{
         hash::Hash32,
         run::{ChainSpec, CodecKind, DataSpec},
     };
-    use templar_host::defaults;
 
     #[test]
     fn measures_what_new_runs_do() {

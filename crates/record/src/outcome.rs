@@ -1,0 +1,96 @@
+//! How a window ended for one node.
+
+use serde::{Deserialize, Serialize};
+
+/// How a window ended for one node. Every window that a running node goes through ends in exactly one of these, when it
+/// is settled, or when a certified state from elsewhere jumps over it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// A miner's contribution is in the certificate.
+    #[error("counted")]
+    Counted,
+    /// A candidate's contribution was opened, and the certificate leaves it out: validators found a fault in it, or could
+    /// not fetch it in time.
+    #[error("not accepted, though it had a seat: look at this miner's faults in a validator's report")]
+    NotAccepted,
+    /// The contribution was opened, and every seat went to other candidates. What it holds stays in the error feedback.
+    #[error("no seat: all {seats} seats went to other miners")]
+    NoSeat { seats: u64 },
+    /// The window is null: nobody's contribution counts.
+    #[error("null: the validators reached no certificate")]
+    Null,
+    /// The miner is not in the window's roster: its bucket is not on the chain, or it was registered after the snapshot.
+    #[error("not in the roster: the chain had no bucket of this node at the window's snapshot")]
+    NotListed,
+    /// The miner handed in nothing that could count.
+    #[error("missed: {why}")]
+    Missed { why: Miss },
+    /// The validator's vote was for the certified root, or the window was null and the vote valid.
+    #[error("voted")]
+    Voted,
+    /// The validator's vote was for another root than the certified one.
+    #[error("outvoted: its vote was for another state than the certified one")]
+    Outvoted,
+    /// The vote was not on the chain by the vote deadline, so it does not count.
+    #[error("its vote came too late to count")]
+    VoteLate,
+    /// The validator did not vote.
+    #[error("abstained: {why}")]
+    Abstained { why: Abstention },
+    /// The node took over a certified state from behind this window, and knows nothing of its own part in it.
+    #[error("skipped: a certified state was taken over from after it")]
+    Skipped,
+}
+
+/// Why a miner handed in nothing that could count.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "miss", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Miss {
+    /// The window was seen too late to train in, for example after a restart.
+    #[error("too little of the window was left to train in")]
+    NoTimeLeft,
+    /// The state that the window starts from was not at hand.
+    #[error("the state that it starts from was not at hand in time")]
+    NoBase,
+    #[error("no inner step ended in time")]
+    NoStep,
+    #[error("training failed: {cause}")]
+    TrainingFailed { cause: String },
+    #[error("the state that it trained from was replaced")]
+    BaseReplaced,
+    /// Nothing is lost: it stays in the error feedback, and the next payload carries it.
+    #[error("trained past the put deadline; the next contribution carries what was learned")]
+    TrainedTooLate,
+    #[error("the error feedback starts afresh: {cause}")]
+    ErrorFeedbackLost { cause: String },
+    #[error("its own data is damaged: {cause}; run `templar data verify`")]
+    DataDamaged { cause: String },
+    /// The upload, or the chain, took too long.
+    #[error("the chain did not include its header by the put deadline")]
+    CommittedTooLate,
+    /// The own bucket did not take the contribution in time.
+    #[error("its bucket did not take the contribution by the put deadline")]
+    UploadTooLate,
+}
+
+/// Why a validator did not vote.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "abstention", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Abstention {
+    /// Its own access to storage failed, so it can judge nobody.
+    #[error("its own access to storage failed: {cause}")]
+    OwnStorage { cause: String },
+    /// The state that the window starts from was not at hand.
+    #[error("the state that the window starts from was not at hand")]
+    NoBase,
+    /// The window was seen too late, for example after a restart.
+    #[error("too little of the window was left to judge it")]
+    NoTimeLeft,
+    /// What it voted for could not be put into its own bucket.
+    #[error("its own bucket did not take what it would have voted for: {cause}")]
+    CannotServe { cause: String },
+}
