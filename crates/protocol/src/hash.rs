@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+pub(crate) use blake3::OutputReader;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -99,6 +100,16 @@ impl Hasher {
         self
     }
 
+    /// [`Hasher::update`] on all cores, for input of megabytes.
+    pub(crate) fn update_parallel(&mut self, bytes: &[u8]) {
+        // From 128 KiB on more threads than one pay (BLAKE3's own documentation of `update_rayon`).
+        if bytes.len() < 128 << 10 {
+            self.0.update(bytes);
+        } else {
+            self.0.update_rayon(bytes);
+        }
+    }
+
     /// Absorbs the canonical (Borsh) encoding of `value`.
     pub fn update_value<T: BorshSerialize + ?Sized>(&mut self, value: &T) -> &mut Self {
         value.serialize(&mut self.0).expect("a hasher accepts every byte");
@@ -109,16 +120,21 @@ impl Hasher {
         Hash32(*self.0.finalize().as_bytes())
     }
 
+    /// The bytes that [`Hasher::into_stream`] draws from.
+    pub(crate) fn into_output(self) -> OutputReader {
+        self.0.finalize_xof()
+    }
+
     /// An endless deterministic stream of integers, keyed by everything absorbed so far.
     pub fn into_stream(self) -> Stream {
-        Stream { reader: self.0.finalize_xof(), buffer: [0; 64], used: 64 }
+        Stream { reader: self.into_output(), buffer: [0; 64], used: 64 }
     }
 }
 
 /// Deterministic integers from BLAKE3's extendable output: the only "randomness" that the rules know.
 #[derive(Clone)]
 pub struct Stream {
-    reader: blake3::OutputReader,
+    reader: OutputReader,
     buffer: [u8; 64],
     used: usize,
 }

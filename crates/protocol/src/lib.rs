@@ -46,4 +46,5 @@ pub mod seal;
 pub mod state;
 #[doc(hidden)]
 pub mod testing;
+mod theta0;
 pub mod word;

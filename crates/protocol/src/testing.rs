@@ -68,6 +68,22 @@ pub fn spec() -> RunSpec {
     }
 }
 
+/// A model of a few thousand parameters.
+pub fn tiny_model() -> ModelSpec {
+    ModelSpec {
+        vocab_size: 32,
+        hidden_size: 16,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn_size: 24,
+        seq_len: 8,
+        rope_theta: 10_000.0,
+        norm_eps: 1e-5,
+        tied_embeddings: false,
+    }
+}
+
 pub fn entry(uid: u16) -> EntryId {
     EntryId { uid: Uid(uid), hotkey: Keypair::insecure_dev(0, &uid.to_string()).hotkey(), registered_at_block: 1 }
 }
