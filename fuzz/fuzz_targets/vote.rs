@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use templar_protocol::{
-    roster::Commitment,
+    commitment::Commitment,
     word::{HeaderWord, Vote, fields},
 };
 

@@ -20,7 +20,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
-    run::{MeanOver, OuterSpec},
+    run::{CANDIDATES_MAX, MeanOver, OuterSpec},
 };
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 const ONE: f64 = (1u64 << 40) as f64;
 
 /// The most contributions that a window gathers.
-const MAX_CONTRIBUTIONS: usize = 256;
+const CONTRIBUTIONS_MAX: usize = CANDIDATES_MAX as usize;
 
 /// By how much each contribution is scaled down, `[contribution][tensor]`: min(1, median / norm).
 ///
@@ -76,7 +76,7 @@ pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribu
     let plan = &first.plan;
     let shares = plan.split_params(theta);
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
-        || Scratch { slots: vec![0; plan.chunk], table: Box::new([[0; MAX_CONTRIBUTIONS]; 4]) },
+        || Scratch { slots: vec![0; plan.chunk], table: Box::new([[0; CONTRIBUTIONS_MAX]; 4]) },
         |scratch, ((index, segment), theta)| {
             first.arch.dispatch(StepSegment { step: &step, index, segment, theta, scratch });
         },
@@ -91,7 +91,7 @@ struct Step<'a> {
     /// R is the number of senders, but at least this.
     min_divisor: u16,
     /// Every R from the least on.
-    divisors: Box<[f64; MAX_CONTRIBUTIONS]>,
+    divisors: Box<[f64; CONTRIBUTIONS_MAX]>,
 }
 
 /// One segment of θ, and the working memory of the thread that moves it.
@@ -120,7 +120,7 @@ struct Scratch {
     table: Box<Table>,
 }
 
-type Table = [[i64; MAX_CONTRIBUTIONS]; 4];
+type Table = [[i64; CONTRIBUTIONS_MAX]; 4];
 
 /// Bits of a slot below its sum.
 const ROW_BITS: u32 = 8;
@@ -128,12 +128,12 @@ const ROW_BITS: u32 = 8;
 impl<'a> Step<'a> {
     fn new(contributions: &'a [&'a Contribution], outer: &OuterSpec) -> Self {
         let count = contributions.len();
-        assert!(count <= MAX_CONTRIBUTIONS, "a window gathers at most {MAX_CONTRIBUTIONS} contributions, not {count}");
+        assert!(count <= CONTRIBUTIONS_MAX, "a window gathers at most {CONTRIBUTIONS_MAX} contributions, not {count}");
         assert!((0.0..=16.0).contains(&outer.rate), "outer.rate is {}; validate the run first", outer.rate);
         let min_divisor = match outer.mean_over {
             // Nobody sends a parameter more often than there are peers: this is the mean over peers.
             MeanOver::Peers => count,
-            MeanOver::Senders => (outer.min_senders as usize).clamp(1, MAX_CONTRIBUTIONS),
+            MeanOver::Senders => (outer.min_senders as usize).clamp(1, CONTRIBUTIONS_MAX),
         };
         let divisors = Box::new(std::array::from_fn(|above| (min_divisor + above) as f64));
         let clips = clip_factors(contributions);

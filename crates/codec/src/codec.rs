@@ -10,12 +10,13 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::{
     layout::Layout,
-    run::{CodecKind, CodecSpec},
+    run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN},
 };
 
 use crate::{
     contribution::Contribution,
     format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits},
+    frame,
     plan::{Plan, Segment},
     segment::{self, Feedback, NotFinite, Reader, Scratch},
 };
@@ -57,9 +58,13 @@ impl Codec {
     /// # Panics
     /// If `spec` is not one that [`RunSpec::validate`](templar_protocol::run::RunSpec::validate) accepts.
     pub fn new(layout: Arc<Layout>, spec: &CodecSpec) -> Self {
-        assert!((1..=65_536).contains(&spec.chunk), "codec.chunk is {}; validate the run first", spec.chunk);
+        assert!((1..=CHUNK_MAX).contains(&spec.chunk), "codec.chunk is {}; validate the run first", spec.chunk);
         assert!((1..=spec.chunk).contains(&spec.k), "codec.k is {}; validate the run first", spec.k);
-        assert!((1e-6..=1024.0).contains(&spec.max_abs), "codec.max_abs is {}; validate the run first", spec.max_abs);
+        assert!(
+            (SENT_MIN..=SENT_MAX).contains(&spec.max_abs),
+            "codec.max_abs is {}; validate the run first",
+            spec.max_abs
+        );
         Self {
             plan: Arc::new(Plan::new(layout, spec)),
             limits: Limits::new(spec.max_abs),
@@ -109,7 +114,7 @@ impl Codec {
         assert_eq!(delta.len(), plan.layout.len(), "Δ does not fit the layout");
         // Each segment has room for its longest form; afterwards the payload is drawn together.
         let mut payload = vec![0; *plan.payload_bytes.end()];
-        format::write_head(&mut payload, plan.kind);
+        frame::write_head(&mut payload, plan.kind);
         let outs = plan.split(&mut payload[plan.bodies_at()..], |segment| *segment.byte_range().end());
         let shares = plan.split_params(e);
         let lengths: Vec<Result<usize, NotFinite>> = (plan.segments.par_iter().zip(shares).zip(outs))
@@ -151,7 +156,7 @@ impl Codec {
     /// The payload is checked, not unpacked: [`outer_step`](crate::outer_step) unpacks it chunk by chunk.
     pub fn decode(&self, payload: impl Into<Bytes>) -> Result<Contribution, DecodeError> {
         let (plan, payload) = (&*self.plan, payload.into());
-        let starts = format::read_frame(&payload, plan)?;
+        let starts = frame::read_frame(&payload, plan)?;
         // Errors are collected apart, because collecting into a Result would return whichever thread came first.
         let checked: Vec<Result<f64, (usize, ChunkError)>> = (plan.segments.par_iter().zip(starts.par_windows(2)))
             .map(|(segment, ends)| {

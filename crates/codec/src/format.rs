@@ -45,9 +45,7 @@
 //! an empty chunk, levels that are not used, padding, −0), one is chosen and the others are errors. Subnormal numbers
 //! are excluded because some processors flush them to zero.
 
-use templar_protocol::run::CodecKind;
-
-use crate::{plan::Plan, select::magnitude_bits};
+use crate::select::magnitude_bits;
 
 /// Bytes before the lengths of the segments.
 pub const HEAD_BYTES: usize = 4;
@@ -55,7 +53,7 @@ pub const HEAD_BYTES: usize = 4;
 pub const VERSION: u8 = 1;
 /// Bytes of a segment's length.
 pub(crate) const LENGTH_BYTES: usize = 2;
-const MAGIC: [u8; 2] = *b"TC";
+pub(crate) const MAGIC: [u8; 2] = *b"TC";
 /// Bits of the smallest normal f32.
 const MIN_NORMAL: u32 = 0x0080_0000;
 /// A scale is bits 20 … 27 of an f32, counted from here: 2^-28.
@@ -163,52 +161,6 @@ pub(crate) fn round_ratio(low: f64, high: f64) -> u8 {
 pub(crate) fn canonical_value(value: f32, limits: Limits) -> f32 {
     let magnitude = magnitude_bits(value).min(limits.f32_bits);
     if magnitude < MIN_NORMAL { 0.0 } else { f32::from_bits(magnitude).copysign(value) }
-}
-
-pub(crate) fn write_head(payload: &mut [u8], kind: CodecKind) {
-    payload[..2].copy_from_slice(&MAGIC);
-    payload[2] = VERSION;
-    payload[3] = kind as u8;
-}
-
-/// Checks head and lengths; returns where each segment starts, and where the last one ends.
-pub(crate) fn read_frame(payload: &[u8], plan: &Plan) -> Result<Vec<usize>, DecodeError> {
-    if !plan.payload_bytes.contains(&payload.len()) {
-        let (least, most) = (*plan.payload_bytes.start() as u64, *plan.payload_bytes.end() as u64);
-        return Err(DecodeError::WrongLength { found: payload.len() as u64, least, most });
-    }
-    if payload[..2] != MAGIC {
-        return Err(DecodeError::WrongMagic { found: [payload[0], payload[1]] });
-    }
-    if payload[2] != VERSION {
-        return Err(DecodeError::UnknownVersion { found: payload[2] });
-    }
-    if payload[3] != plan.kind as u8 {
-        return Err(DecodeError::WrongKind { found: payload[3], expected: plan.kind as u8 });
-    }
-    let mut starts = Vec::with_capacity(plan.segments.len() + 1);
-    let mut at = plan.bodies_at();
-    let mut lengths = payload[HEAD_BYTES..at].as_chunks::<LENGTH_BYTES>().0.iter();
-    for (index, segment) in plan.segments.iter().enumerate() {
-        let range = segment.byte_range();
-        let said = if segment.says_length() { lengths.next() } else { None };
-        let length = said.map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
-        if !range.contains(&length) {
-            return Err(DecodeError::SegmentLength {
-                segment: index as u64,
-                found: length as u64,
-                least: *range.start() as u64,
-                most: *range.end() as u64,
-            });
-        }
-        starts.push(at);
-        at += length;
-    }
-    starts.push(at);
-    if at != payload.len() {
-        return Err(DecodeError::WrongTotal { found: payload.len() as u64, declared: at as u64 });
-    }
-    Ok(starts)
 }
 
 /// Writes finite values as dense f32, and leaves of them what that cannot say.

@@ -55,6 +55,7 @@ mod bits;
 mod codec;
 mod contribution;
 pub mod format;
+mod frame;
 #[cfg(test)]
 mod paths;
 mod plan;

@@ -3,7 +3,7 @@
 //! Only read credentials are ever published. The encoding fits the 128 bytes of a commitment field: account numbers and
 //! keys are hexadecimal with many providers, and then take half their length. Every locator has one encoding.
 
-use crate::word::FIELD_BYTES_MAX;
+use crate::commitment::FIELD_BYTES_MAX;
 
 /// An S3 bucket that its reader may read: the public half of a node's storage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -4,11 +4,12 @@
 //! it pays nobody, seats go by lot. A newcomer has no incentive, so it is evaluated (validators draw from the whole
 //! roster) before it is aggregated.
 
+use borsh::{BorshDeserialize, BorshSerialize};
+
 use crate::bucket::BucketLocator;
 use crate::hash::{Hash32, Hasher};
 use crate::roster::{EntryId, Miner, Roster};
 use crate::run::RosterSpec;
-use crate::state::RunState;
 
 /// A miner whose contribution may count. Its place in the list is its bit in every vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,10 +18,29 @@ pub struct Candidate {
     pub bucket: BucketLocator,
 }
 
+/// A certified exclusion: `entry` is no candidate in windows before `until_window`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Exclusion {
+    pub entry: EntryId,
+    pub until_window: u64,
+}
+
+/// Whether one of `exclusions` keeps `entry` out of `window`.
+pub fn is_excluded(exclusions: &[Exclusion], entry: &EntryId, window: u64) -> bool {
+    exclusions.iter().any(|exclusion| exclusion.entry == *entry && window < exclusion.until_window)
+}
+
 /// At most `gather + reserve` candidates of `window`, best first, equal incentives in the order of the seed's lot.
-pub fn select(window: u64, roster: &Roster, base: &RunState, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
+/// `exclusions` are those of the state that the window starts from.
+pub fn select(
+    window: u64,
+    roster: &Roster,
+    exclusions: &[Exclusion],
+    spec: &RosterSpec,
+    seed: &Hash32,
+) -> Vec<Candidate> {
     let mut eligible: Vec<&Miner> =
-        roster.miners.iter().filter(|miner| !base.is_excluded(&miner.entry, window)).collect();
+        roster.miners.iter().filter(|miner| !is_excluded(exclusions, &miner.entry, window)).collect();
     let mut hasher = Hasher::new("templar v1 candidate lot");
     hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut eligible);
     if eligible.iter().any(|miner| miner.incentive > 0) {
@@ -35,7 +55,6 @@ pub fn select(window: u64, roster: &Roster, base: &RunState, spec: &RosterSpec, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Exclusion;
     use crate::testing::{entry, roster, spec};
 
     fn uids(candidates: &[Candidate]) -> Vec<u16> {
@@ -45,21 +64,19 @@ mod tests {
     #[test]
     fn bootstrap_goes_by_lot_and_pay_goes_first_afterwards() {
         let (run, mut roster) = (spec(), roster(6, 1));
-        let state = RunState::genesis(&run);
         // From the specification alone, by another implementation.
         let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster };
-        assert_eq!(uids(&select(0, &roster, &state, &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
+        assert_eq!(uids(&select(0, &roster, &[], &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
         let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };
-        let lot = |seed: &[u8]| uids(&select(0, &roster, &state, &seats, &Hash32::of(seed)));
+        let lot = |seed: &[u8]| uids(&select(0, &roster, &[], &seats, &Hash32::of(seed)));
         assert_eq!(lot(b"a").len(), 3);
         assert!((0..20u8).any(|seed| lot(&[seed]) != lot(b"a")));
 
         roster.miners[4].incentive = 9;
         roster.miners[1].incentive = 30;
-        assert_eq!(uids(&select(0, &roster, &state, &seats, &Hash32::of(b"a"))), [1, 4]);
+        assert_eq!(uids(&select(0, &roster, &[], &seats, &Hash32::of(b"a"))), [1, 4]);
 
-        let exclusions = vec![Exclusion { entry: entry(1), until_window: 3 }];
-        let excluded = RunState { exclusions, ..state };
+        let excluded = [Exclusion { entry: entry(1), until_window: 3 }];
         assert_eq!(uids(&select(2, &roster, &excluded, &seats, &Hash32::of(b"a"))), [4]);
         assert_eq!(uids(&select(3, &roster, &excluded, &seats, &Hash32::of(b"a"))), [1, 4]);
     }

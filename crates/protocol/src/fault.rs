@@ -152,7 +152,7 @@ impl From<WordError> for VoteFault {
     }
 }
 
-/// Why a bucket on the chain is none.
+/// Why what stands as a bucket on the chain cannot be read as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -14,7 +14,7 @@
 //! | whose contributions may count | [`candidates`] |
 //! | which samples a miner trains on | [`assignment`], [`permutation`] |
 //! | what a miner binds itself to before anybody can read it | [`header`], [`seal`] |
-//! | what goes on chain, in 128 bytes | [`word`] |
+//! | what goes on chain, in 128 bytes | [`commitment`], [`word`] |
 //! | what can be wrong, and whose fault it is | [`fault`] |
 //! | what the votes say | [`certificate`] |
 //! | what is agreed afterwards | [`state`] |
@@ -34,6 +34,7 @@ pub mod bucket;
 pub mod candidates;
 pub mod certificate;
 pub mod clock;
+pub mod commitment;
 pub mod fault;
 pub mod hash;
 pub mod header;

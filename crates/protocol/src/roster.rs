@@ -6,6 +6,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::{BucketError, BucketLocator};
+use crate::commitment::Commitment;
 use crate::hash::Hash32;
 use crate::keys::Hotkey;
 use crate::run::RosterSpec;
@@ -37,13 +38,6 @@ pub struct EntryId {
     pub uid: Uid,
     pub hotkey: Hotkey,
     pub registered_at_block: u64,
-}
-
-/// What a hotkey has published on chain: up to three fields of up to 128 bytes, and the block of the last change.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
-pub struct Commitment {
-    pub block: u64,
-    pub fields: Vec<Vec<u8>>,
 }
 
 /// One neuron as the chain knows it at some block.

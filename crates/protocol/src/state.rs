@@ -3,6 +3,7 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::assignment::Cursor;
+use crate::candidates::{self, Exclusion};
 use crate::certificate::{Certificate, Outcome};
 use crate::hash::Hash32;
 use crate::roster::EntryId;
@@ -27,13 +28,6 @@ pub struct RunState {
     pub outer_steps: u64,
     /// Who is no candidate until which window, in the order of entries.
     pub exclusions: Vec<Exclusion>,
-}
-
-/// A certified exclusion: `entry` is no candidate in windows before `until_window`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Exclusion {
-    pub entry: EntryId,
-    pub until_window: u64,
 }
 
 /// Why bytes are not a state of this run.
@@ -87,7 +81,7 @@ impl RunState {
     }
 
     pub fn is_excluded(&self, entry: &EntryId, window: u64) -> bool {
-        self.exclusions.iter().any(|exclusion| exclusion.entry == *entry && window < exclusion.until_window)
+        candidates::is_excluded(&self.exclusions, entry, window)
     }
 
     /// The state after the window of `certificate`, which must be the next one. `theta_root` is the root after its

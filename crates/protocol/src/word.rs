@@ -3,13 +3,9 @@
 //! A commitment has three fields: the bucket ([`crate::bucket`]), a miner's header word, a validator's vote. Each new
 //! commitment replaces the last, so a word is read as of its deadline's block, from finalised state.
 
+use crate::commitment::Commitment;
 use crate::hash::Hash32;
-use crate::roster::{Commitment, EntryId};
-
-/// Largest field of a commitment on chain, in bytes.
-pub const FIELD_BYTES_MAX: usize = 128;
-/// Most candidates that a vote can speak of: two bitmaps beside tag, window and root fill a field.
-pub const CANDIDATES_MAX: usize = 256;
+use crate::roster::EntryId;
 
 const BUCKET_FIELD: usize = 0;
 const HEADER_FIELD: usize = 1;
@@ -148,6 +144,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::commitment::FIELD_BYTES_MAX;
+    use crate::run::CANDIDATES_MAX;
 
     fn commitment(fields: Vec<Vec<u8>>) -> Commitment {
         Commitment { block: 1, fields }
@@ -158,12 +156,12 @@ mod tests {
         let vote = Vote {
             window: u32::MAX,
             root: Hash32::of(b"root"),
-            accept: vec![true; CANDIDATES_MAX],
-            exclude: vec![false; CANDIDATES_MAX],
+            accept: vec![true; CANDIDATES_MAX as usize],
+            exclude: vec![false; CANDIDATES_MAX as usize],
         };
         let fields = fields(b"bucket", None, Some(&vote));
         assert!(fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX));
-        assert_eq!(Vote::read(&commitment(fields), u32::MAX, CANDIDATES_MAX).unwrap(), vote);
+        assert_eq!(Vote::read(&commitment(fields), u32::MAX, CANDIDATES_MAX as usize).unwrap(), vote);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use templar_protocol::{
+    commitment::Commitment,
     hash::Hash32,
     keys::Hotkey,
-    roster::{Commitment, EntryId, Neuron, Uid},
+    roster::{EntryId, Neuron, Uid},
 };
 
 use super::config::DevConfig;

@@ -37,7 +37,7 @@ impl Window {
         }
         let (roster, seed) = participants(ctx, number).await?;
         let assignment = Assignment::new(&ctx.spec, cursor, &roster, &seed, samples);
-        let candidates = candidates::select(number, &roster, base, &ctx.spec.roster, &seed);
+        let candidates = candidates::select(number, &roster, &base.exclusions, &ctx.spec.roster, &seed);
         Ok(Self { number, roster, seed, candidates, assignment, base: base.clone(), base_digest: base.digest() })
     }
 

@@ -1,0 +1,268 @@
+//! The one table of what a run's keys may be: validation, error messages and the page of keys read it.
+
+use std::fmt::{self, Display, Write as _};
+
+use Bound::{At, Of};
+
+use super::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
+
+/// A key of `run.toml`.
+#[derive(Debug)]
+pub struct RunKey {
+    /// Section and name, such as `outer.rate`.
+    pub key: &'static str,
+    pub values: Values,
+    /// What is counted or measured; empty where the value is a plain number.
+    pub unit: &'static str,
+    pub doc: &'static str,
+}
+
+/// What a key can be set to, and how to find it in a run.
+#[derive(Debug)]
+pub enum Values {
+    Integer {
+        get: fn(&RunSpec) -> u64,
+        min: Bound<u64>,
+        max: Bound<u64>,
+    },
+    Number {
+        get: fn(&RunSpec) -> f64,
+        min: Bound<f64>,
+        max: Bound<f64>,
+    },
+    Text {
+        get: fn(&RunSpec) -> &str,
+        bytes_max: usize,
+    },
+    /// 64 hexadecimal digits.
+    Hash,
+    Choice(&'static [&'static str]),
+    Switch,
+}
+
+/// One end of a range.
+#[derive(Debug)]
+pub enum Bound<T: 'static> {
+    At(T),
+    /// It follows from other keys, as the text says.
+    Of(&'static str, fn(&RunSpec) -> T),
+}
+
+impl<T: Copy> Bound<T> {
+    /// Where it lies in a run whose earlier keys are in order.
+    pub(super) fn of(&self, run: &RunSpec) -> T {
+        match self {
+            At(value) => *value,
+            Of(_, value) => value(run),
+        }
+    }
+}
+
+impl<T: Display> Display for Bound<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            At(value) => value.fmt(f),
+            Of(text, _) => f.write_str(text),
+        }
+    }
+}
+
+/// TOML has signed integers of 64 bits.
+const INTEGER_MAX: u64 = i64::MAX as u64;
+
+/// All keys in the order in which they stand in the file. A bound may depend on keys before its own, and on those of
+/// sections before.
+#[rustfmt::skip] // A table: one key a line.
+pub static KEYS: &[RunKey] = &[
+    integer("protocol", |run| run.protocol.into(), (At(PROTOCOL_VERSION as u64), At(PROTOCOL_VERSION as u64)), "", "The version of the protocol. It says nothing about the version of the binary."),
+    RunKey { key: "name", values: Values::Text { get: |run| &run.name, bytes_max: 64 }, unit: "", doc: "A name for people." },
+    RunKey { key: "chain.genesis", values: Values::Hash, unit: "", doc: "Hash of the chain's block 0." },
+    integer("chain.netuid", |run| run.chain.netuid.into(), (At(0), At(u16::MAX as u64)), "", "The subnet."),
+    integer("chain.start_block", |run| run.chain.start_block, (At(1), At(1 << 40)), "block", "First block of window 0."),
+    integer("model.vocab_size", |run| run.model.vocab_size.into(), (At(2), At(1 << 20)), "tokens", "Tokens that the model knows."),
+    integer("model.hidden_size", |run| run.model.hidden_size.into(), (At(2), At(1 << 16)), "", "Width of the model: a multiple of twice `model.heads`."),
+    integer("model.layers", |run| run.model.layers.into(), (At(1), At(1024)), "layers", "Transformer layers."),
+    integer("model.heads", |run| run.model.heads.into(), (At(1), Of("model.hidden_size", |run| run.model.hidden_size.into())), "heads", "Attention heads: a multiple of `model.kv_heads`."),
+    integer("model.kv_heads", |run| run.model.kv_heads.into(), (At(1), Of("model.heads", |run| run.model.heads.into())), "heads", "Heads of keys and values."),
+    integer("model.ffn_size", |run| run.model.ffn_size.into(), (At(1), At(1 << 20)), "", "Width of the feed-forward part."),
+    integer("model.seq_len", |run| run.model.seq_len.into(), (At(2), At(1 << 20)), "tokens", "Longest sequence."),
+    number("model.rope_theta", |run| run.model.rope_theta, (At(1.0), At(1e12)), "", "Base of the rotary position embedding."),
+    number("model.norm_eps", |run| run.model.norm_eps, (At(1e-12), At(1e-1)), "", "What RMS norms add to the mean square."),
+    RunKey { key: "model.tied_embeddings", values: Values::Switch, unit: "", doc: "Whether the output projection is the embedding itself." },
+    integer("theta0.seed", |run| run.theta0.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the initial parameters."),
+    RunKey { key: "theta0.root", values: Values::Hash, unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`." },
+    RunKey { key: "data.manifest", values: Values::Hash, unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples." },
+    integer("data.seed", |run| run.data.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the order of the samples, epoch by epoch."),
+    RunKey { key: "codec.kind", values: Values::Choice(&["topk-sign", "dense-f32", "topk-2bit"]), unit: "", doc: "How a contribution becomes bytes." },
+    integer("codec.chunk", |run| run.codec.chunk.into(), (At(16), At(CHUNK_MAX as u64)), "values", "Values per chunk."),
+    integer("codec.k", |run| run.codec.k.into(), (At(1), Of("codec.chunk", |run| run.codec.chunk.into())), "values", "Values sent per full chunk."),
+    number("codec.error_decay", |run| run.codec.error_decay, (At(0.0), At(1.0)), "", "β: how much of the error feedback survives a window."),
+    number("codec.max_abs", |run| run.codec.max_abs, (At(SENT_MIN), At(SENT_MAX)), "", "Largest magnitude that a sent value may have."),
+    integer("inner.steps", |run| run.inner.steps.into(), (At(1), At(10_000)), "steps", "H: inner steps per window."),
+    integer("inner.batch_sequences", |run| run.inner.batch_sequences.into(), (At(1), At(1 << 16)), "sequences", "Sequences per inner step: a multiple of `inner.micro_batch_sequences`."),
+    integer("inner.micro_batch_sequences", |run| run.inner.micro_batch_sequences.into(), (At(1), Of("inner.batch_sequences", |run| run.inner.batch_sequences.into())), "sequences", "Sequences per forward pass; gradients are accumulated over the passes of a step."),
+    number("inner.lr", |run| run.inner.lr, (At(1e-9), At(1.0)), "", "Learning rate after the warm-up."),
+    number("inner.beta1", |run| run.inner.beta1, (At(0.0), At(0.9999)), "", "How much of the mean of gradients survives a step."),
+    number("inner.beta2", |run| run.inner.beta2, (At(0.0), At(0.999_999)), "", "How much of the mean of squared gradients survives a step."),
+    number("inner.epsilon", |run| run.inner.epsilon, (At(1e-15), At(1e-2)), "", "What AdamW adds to the divisor."),
+    number("inner.weight_decay", |run| run.inner.weight_decay, (At(0.0), At(1.0)), "", "Decoupled weight decay."),
+    number("inner.clip_norm", |run| run.inner.clip_norm, (At(1e-6), At(1e6)), "", "Largest global norm of a gradient."),
+    integer("inner.warmup_steps", |run| run.inner.warmup_steps, (At(0), At(1 << 40)), "steps", "Inner steps of the linear warm-up."),
+    integer("inner.decay_steps", |run| run.inner.decay_steps, (At(1), At(1 << 40)), "steps", "Inner steps from the end of the warm-up to the end of the cosine."),
+    number("inner.final_lr_fraction", |run| run.inner.final_lr_fraction, (At(0.0), At(1.0)), "of lr", "Learning rate after the cosine."),
+    number("outer.rate", |run| run.outer.rate, (At(1e-6), At(16.0)), "", "α: the outer learning rate."),
+    RunKey { key: "outer.mean_over", values: Values::Choice(&["peers", "senders"]), unit: "", doc: "By how many a coordinate is divided: all contributing peers, or those that sent it." },
+    integer("outer.min_senders", |run| run.outer.min_senders.into(), (At(1), At(CANDIDATES_MAX as u64)), "peers", "With `outer.mean_over = \"senders\"`, a coordinate is divided by at least so many."),
+    integer("windows.blocks", |run| run.windows.blocks, (At(10), At(1_000_000)), "blocks", "Length of a window."),
+    integer("windows.snapshot_lag_blocks", |run| run.windows.snapshot_lag_blocks, (At(1), Of("the lower of windows.blocks and chain.start_block", |run| run.windows.blocks.min(run.chain.start_block))), "blocks", "How long before a window its roster is fixed. The window's seed is known from then on: not before the window before it."),
+    integer("windows.put_block", |run| run.windows.put_block, (At(3), Of("windows.blocks − 4", |run| run.windows.blocks - 4)), "blocks", "A header must be committed at most so long after the start of its window."),
+    integer("windows.vote_block", |run| run.windows.vote_block, (Of("windows.put_block + 3", |run| run.windows.put_block + 3), Of("windows.blocks − 1 + windows.delay_windows · windows.put_block", last_vote)), "blocks", "A vote must be committed at most so long after the start of its window."),
+    integer("windows.delay_windows", |run| run.windows.delay_windows.into(), (At(0), At(1)), "windows", "Windows that pass before a contribution is in the parameters that a window starts from."),
+    integer("windows.checkpoint_every_windows", |run| run.windows.checkpoint_every_windows, (At(1), At(10_000)), "windows", "Validators publish a checkpoint after every so many windows, and serve contributions until the next one."),
+    integer("roster.gather", |run| run.roster.gather.into(), (At(1), At(CANDIDATES_MAX as u64)), "miners", "G: contributions that count in a window."),
+    integer("roster.reserve", |run| run.roster.reserve.into(), (At(0), At(CANDIDATES_MAX as u64)), "miners", "Further candidates, for those of the first G that do not pass. With `roster.gather` at most 256."),
+    integer("roster.validator_stake_rao", |run| run.roster.validator_stake_rao, (At(1), At(INTEGER_MAX)), "RAO", "Stake from which a neuron with a permit is a validator."),
+    integer("roster.active_blocks", |run| run.roster.active_blocks, (Of("windows.blocks", |run| run.windows.blocks), At(INTEGER_MAX)), "blocks", "A neuron whose last commitment is older is not in the roster."),
+    integer("roster.stake_age_blocks", |run| run.roster.stake_age_blocks, (At(0), Of("chain.start_block", |run| run.chain.start_block)), "blocks", "Blocks between the two snapshots of stake of which the lower counts."),
+    integer("roster.exclusion_windows", |run| run.roster.exclusion_windows, (At(0), At(1_000_000)), "windows", "How long a certified exclusion lasts."),
+    number("roster.overlap_max", |run| run.roster.overlap_max, (Of("2 · codec.k / codec.chunk, or 0.05 if that is more", common_by_chance), At(1.0)), "of positions", "Share of common positions from which the later of two contributions is a duplicate."),
+    integer("scoring.draws", |run| run.scoring.draws.into(), (At(1), At(256)), "miners", "Miners that a validator evaluates per window."),
+    integer("scoring.sequences", |run| run.scoring.sequences.into(), (At(1), At(4096)), "sequences", "Sequences of each kind (assigned, unseen) per evaluation."),
+    number("scoring.step_fraction", |run| run.scoring.step_fraction, (At(1e-6), At(1.0)), "of the step", "c: a miner is evaluated at θ − c·α·contribution."),
+    number("scoring.memory", |run| run.scoring.memory, (At(0.0), At(0.9999)), "", "How much of the moving averages survives an evaluation."),
+    integer("scoring.weights_every_windows", |run| run.scoring.weights_every_windows, (At(1), At(10_000)), "windows", "Windows between two settings of weights."),
+];
+
+const fn integer(
+    key: &'static str,
+    get: fn(&RunSpec) -> u64,
+    (min, max): (Bound<u64>, Bound<u64>),
+    unit: &'static str,
+    doc: &'static str,
+) -> RunKey {
+    RunKey { key, values: Values::Integer { get, min, max }, unit, doc }
+}
+
+const fn number(
+    key: &'static str,
+    get: fn(&RunSpec) -> f64,
+    (min, max): (Bound<f64>, Bound<f64>),
+    unit: &'static str,
+    doc: &'static str,
+) -> RunKey {
+    RunKey { key, values: Values::Number { get, min, max }, unit, doc }
+}
+
+/// The word of the next window replaces this window's, so it must have been read by then; and a window whose θ the next
+/// one starts from must end before that one starts.
+fn last_vote(run: &RunSpec) -> u64 {
+    run.windows.blocks - 1 + u64::from(run.windows.delay_windows) * run.windows.put_block
+}
+
+/// Contributions that send much have much in common by chance.
+fn common_by_chance(run: &RunSpec) -> f64 {
+    (2.0 * (f64::from(run.codec.k) / f64::from(run.codec.chunk))).clamp(0.05, 1.0)
+}
+
+impl RunKey {
+    /// The key of that name.
+    pub fn find(key: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|known| known.key == key)
+    }
+
+    /// Both ends of a number's range, in words where they follow from other keys.
+    pub fn range(&self) -> Option<(String, String)> {
+        match &self.values {
+            Values::Integer { min, max, .. } => Some((min.to_string(), max.to_string())),
+            Values::Number { min, max, .. } => Some((min.to_string(), max.to_string())),
+            _ => None,
+        }
+    }
+
+    /// What it can be set to, with the unit, for people.
+    pub fn allowed(&self) -> String {
+        let unit = if self.unit.is_empty() { String::new() } else { format!(" ({})", self.unit) };
+        match &self.values {
+            Values::Integer { min: At(min), max: At(max), .. } if min == max => format!("{min}"),
+            Values::Integer { min, max, .. } => format!("a whole number in {min} ..= {max}{unit}"),
+            Values::Number { min, max, .. } => format!("a number in {min} ..= {max}{unit}"),
+            Values::Text { bytes_max, .. } => format!("text of 1 ..= {bytes_max} bytes"),
+            Values::Hash => "64 hexadecimal digits, 0-9 and a-f".to_owned(),
+            Values::Choice(names) => format!("one of {}", names.join(", ")),
+            Values::Switch => "true or false".to_owned(),
+        }
+    }
+
+    /// Whether its value in `run` lies between those of its bounds that depend on no other key.
+    pub(super) fn allows(&self, run: &RunSpec) -> bool {
+        fn within<T: PartialOrd>(found: &T, min: &Bound<T>, max: &Bound<T>) -> bool {
+            (if let At(min) = min { found >= min } else { true }) && if let At(max) = max { found <= max } else { true }
+        }
+        match &self.values {
+            Values::Integer { get, min, max } => within(&get(run), min, max),
+            Values::Number { get, min, max } => get(run).is_finite() && within(&get(run), min, max),
+            Values::Text { get, bytes_max } => (1..=*bytes_max).contains(&get(run).len()),
+            Values::Hash | Values::Choice(_) | Values::Switch => true,
+        }
+    }
+
+    /// What somebody who wrote the unknown key `wrong` may have meant: the nearest key, or those of its section, or all
+    /// sections.
+    pub(super) fn hint(wrong: &str) -> String {
+        let distance = |known: &&RunKey| edits(known.key, wrong);
+        if let Some(nearest) = KEYS.iter().min_by_key(distance).filter(|known| distance(known) <= 3) {
+            return format!("did you mean `{}`?", nearest.key);
+        }
+        // The right name in no section, or in another.
+        let name = wrong.rsplit('.').next().unwrap_or(wrong);
+        if let Some(known) = KEYS.iter().find(|known| known.key.rsplit('.').next() == Some(name)) {
+            return format!("did you mean `{}`?", known.key);
+        }
+        let section = wrong.split('.').next().unwrap_or(wrong);
+        let of_section = |known: &&RunKey| known.key.split_once('.').is_some_and(|(of, _)| of == section);
+        let keys: Vec<&str> = KEYS.iter().filter(of_section).map(|known| known.key).collect();
+        if !keys.is_empty() {
+            return format!("`{section}` has {}", keys.join(", "));
+        }
+        let mut sections: Vec<&str> = KEYS.iter().filter_map(|known| Some(known.key.split_once('.')?.0)).collect();
+        sections.dedup();
+        format!("its sections are {}", sections.join(", "))
+    }
+}
+
+/// Letters to insert, remove or replace to get from one text to the other (Levenshtein).
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j].min(diagonal) + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The page of all keys, as Markdown.
+pub fn page() -> String {
+    let mut page = "# Keys of run.toml\n\n\
+        This page is generated from the table in [`keys.rs`](../crates/protocol/src/run/keys.rs), which also validates runs: \
+        `TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden` writes it anew.\n\n\
+        All keys are needed, and no others are allowed. `templar run init` writes a file with this project's defaults; \
+        `--set KEY=VALUE` gives a key another value there.\n"
+        .to_owned();
+    let mut section = "-";
+    for key in KEYS {
+        let of = key.key.split_once('.').map_or("", |(section, _)| section);
+        if of != section {
+            section = of;
+            let title = if of.is_empty() { "Before all sections".to_owned() } else { format!("`[{of}]`") };
+            let _ = write!(page, "\n## {title}\n\n| key | value | meaning |\n|---|---|---|\n");
+        }
+        let name = key.key.rsplit('.').next().unwrap_or(key.key);
+        let _ = writeln!(page, "| `{name}` | {} | {} |", key.allowed(), key.doc);
+    }
+    page
+}

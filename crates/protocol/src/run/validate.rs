@@ -1,0 +1,66 @@
+//! Whether a run is possible: each value against the range that [`KEYS`] gives it, then values against each other.
+
+use std::fmt;
+
+use super::keys::{KEYS, Values};
+use super::spec::{CANDIDATES_MAX, RunSpec};
+
+/// Most parameters that a model may have: far above any that trains today, and few enough to count on.
+const PARAMETERS_MAX: u64 = 1 << 40;
+
+impl RunSpec {
+    /// Checks every value against its range, in the order in which they stand in the file, then one against another.
+    pub fn validate(&self) -> Result<(), RunSpecError> {
+        for key in KEYS {
+            match &key.values {
+                Values::Integer { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
+                Values::Number { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
+                Values::Text { get, bytes_max } => check("name (length)", get(self).len(), 1, *bytes_max)?,
+                // Every value that parses is in order.
+                Values::Hash | Values::Switch | Values::Choice(_) => {}
+            }
+        }
+        let (model, inner, roster) = (&self.model, &self.inner, &self.roster);
+        multiple("model.hidden_size", model.hidden_size, "model.heads", model.heads)?;
+        multiple("model.heads", model.heads, "model.kv_heads", model.kv_heads)?;
+        multiple("model.hidden_size / model.heads", model.head_dim(), "2 (rotary pairs)", 2)?;
+        check("model (parameters)", self.layout().len() as u64, 1, PARAMETERS_MAX)?;
+        multiple(
+            "inner.batch_sequences",
+            inner.batch_sequences,
+            "inner.micro_batch_sequences",
+            inner.micro_batch_sequences,
+        )?;
+        check("roster.gather + roster.reserve", roster.gather + roster.reserve, 1, CANDIDATES_MAX)
+    }
+}
+
+/// Why a text or value is not a run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunSpecError {
+    #[error("it has {bytes} bytes; a run needs less than 64 KiB. Is this the right file?")]
+    TooLong { bytes: usize },
+    #[error("`{key}` is not a value of its kind ({reason}); it must lie in {min} ..= {max}")]
+    WrongType { key: String, reason: String, min: String, max: String },
+    #[error("it does not parse: {0}")]
+    Syntax(Box<toml::de::Error>),
+    #[error("`{key}` is {found}, but must lie in {min} ..= {max}")]
+    OutOfRange { key: &'static str, found: String, min: String, max: String },
+    #[error("`{key}` is {found}, but must be a multiple of {of}, which is {divisor}")]
+    NotMultiple { key: &'static str, found: u32, of: &'static str, divisor: u32 },
+}
+
+fn check<T: PartialOrd + fmt::Display + Copy>(key: &'static str, found: T, min: T, max: T) -> Result<(), RunSpecError> {
+    if found >= min && found <= max {
+        return Ok(());
+    }
+    Err(RunSpecError::OutOfRange { key, found: found.to_string(), min: min.to_string(), max: max.to_string() })
+}
+
+fn multiple(key: &'static str, found: u32, of: &'static str, divisor: u32) -> Result<(), RunSpecError> {
+    if found.is_multiple_of(divisor) {
+        return Ok(());
+    }
+    Err(RunSpecError::NotMultiple { key, found, of, divisor })
+}
