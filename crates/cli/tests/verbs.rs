@@ -84,6 +84,36 @@ fn a_wrong_run_is_told_what_is_wrong() {
 }
 
 #[test]
+fn a_run_is_made_with_other_values_than_the_defaults() {
+    let folder = folder();
+    templar(folder.path(), &["data", "prepare", "text.txt", "--out", "data"]);
+    let init = |sets: &[&str]| {
+        let chain = ["--genesis", GENESIS, "--netuid", "3", "--start-block", "1000", "--data", "data"];
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        templar(folder.path(), &[&["run", "init", "--name", "other"], &chain[..], &sets].concat())
+    };
+    for (set, says) in [
+        ("outer.rat=1", "a run has no key `outer.rat`: did you mean `outer.rate`?"),
+        ("outer.rate=fast", "`outer.rate` cannot be \"fast\"; it must be a number in 0.000001 ..= 16"),
+        ("windows.blocks=5", "it must be a whole number in 10 ..= 1000000 (blocks)"),
+        ("windows.put_block=112", "`windows.put_block` is 112, but must lie in 3 ..= 111"),
+        ("theta0.root=00", "`theta0.root` cannot be set"),
+        ("model.seq_len=64", "model takes sequences of 64"),
+    ] {
+        let said = init(&[set]);
+        assert!(said.starts_with("exit 1") && said.contains(says), "{set}: {said}");
+        assert!(!folder.path().join("run.toml").exists(), "{set}");
+    }
+    assert!(init(&["outer.rate"]).starts_with("exit 2"));
+    // A model of another shape has another root, and verification agrees with it.
+    let said = init(&["outer.rate=0.65", "model.layers=2", "theta0.seed=5"]);
+    assert!(said.starts_with("exit 0"), "{said}");
+    let run = fs::read_to_string(folder.path().join("run.toml")).unwrap();
+    assert!(run.contains("rate = 0.65") && run.contains("layers = 2") && run.contains("seed = 5"), "{run}");
+    assert!(templar(folder.path(), &["run", "verify", "--data", "data"]).starts_with("exit 0"));
+}
+
+#[test]
 fn a_run_that_no_node_would_start_is_not_in_order() {
     let folder = folder();
     init(folder.path());

@@ -1,7 +1,7 @@
 //! The defaults of a run, all in one place.
 
 use templar_model::presets::Preset;
-use templar_protocol::layout::Layout;
+use templar_protocol::hash::Hash32;
 use templar_protocol::run::{
     ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
     Theta0Spec, WindowSpec,
@@ -22,7 +22,7 @@ pub fn mainnet_windows() -> WindowSpec {
     }
 }
 
-/// A run with the defaults of this project.
+/// A run with the defaults of this project, whole with the root of its θ₀.
 pub fn run_spec(
     name: &str,
     preset: &Preset,
@@ -31,14 +31,26 @@ pub fn run_spec(
     theta0_seed: u64,
     windows: WindowSpec,
 ) -> RunSpec {
-    let layout = Layout::llama(&preset.model);
-    let root = layout.theta0_root(&preset.model, theta0_seed);
+    let mut spec = run_defaults(name, preset, chain, data, theta0_seed, windows);
+    spec.theta0.root = spec.layout().theta0_root(&spec.model, theta0_seed);
+    spec
+}
+
+/// [`run_spec`] with zeros for the root of θ₀, which takes minutes for large models.
+pub fn run_defaults(
+    name: &str,
+    preset: &Preset,
+    chain: ChainSpec,
+    data: DataSpec,
+    theta0_seed: u64,
+    windows: WindowSpec,
+) -> RunSpec {
     let stake_age_blocks = 360.min(chain.start_block / 4);
     RunSpec {
         protocol: PROTOCOL_VERSION,
         name: name.to_owned(),
         model: preset.model.clone(),
-        theta0: Theta0Spec { seed: theta0_seed, root },
+        theta0: Theta0Spec { seed: theta0_seed, root: Hash32::default() },
         data,
         codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 },
         inner: preset.inner.clone(),

@@ -27,7 +27,9 @@ impl Layout {
     /// standard deviation of 0.02; projections that write into the residual stream (`o_proj`, `down_proj`) are
     /// divided by √(2·layers), as GPT-2 does.
     pub fn theta0(&self, model: &ModelSpec, seed: u64) -> Vec<f32> {
-        finished(self.theta0_watched(model, seed, |_| ControlFlow::Continue(())))
+        let watch = |_| ControlFlow::<Infallible>::Continue(());
+        let ControlFlow::Continue(theta) = self.theta0_watched(model, seed, watch);
+        theta
     }
 
     /// [`Layout::theta0`] that tells `watch` now and then how many parameters are done, and ends early if that breaks.
@@ -53,7 +55,9 @@ impl Layout {
 
     /// [`Layout::state_root`] of [`Layout::theta0`] without keeping θ₀: for models larger than memory.
     pub fn theta0_root(&self, model: &ModelSpec, seed: u64) -> Hash32 {
-        finished(self.theta0_root_watched(model, seed, |_| ControlFlow::Continue(())))
+        let watch = |_| ControlFlow::<Infallible>::Continue(());
+        let ControlFlow::Continue(root) = self.theta0_root_watched(model, seed, watch);
+        root
     }
 
     /// [`Layout::theta0_root`] that tells `watch` now and then how many parameters are done, of [`Layout::len`], and
@@ -94,14 +98,6 @@ impl Layout {
             }
         }
         ControlFlow::Continue(hasher.finish())
-    }
-}
-
-/// What came of work that nothing can break off.
-fn finished<T>(flow: ControlFlow<Infallible, T>) -> T {
-    match flow {
-        ControlFlow::Continue(value) => value,
-        ControlFlow::Break(never) => match never {},
     }
 }
 

@@ -1,12 +1,14 @@
 //! `templar run init|show|verify`
 
+use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
 use serde_json::json;
 use templar_data::Dataset;
-use templar_host::defaults::{mainnet_windows, run_spec};
+use templar_host::defaults::{mainnet_windows, run_defaults};
 use templar_node::frame::dataset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
@@ -14,6 +16,7 @@ use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 use crate::End;
 use crate::commands::network::{codec, preset};
 use crate::commands::node::read_small;
+use crate::progress::Progress;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
@@ -51,6 +54,9 @@ pub(crate) struct Init {
     /// Seed of θ₀ and of the order of the data.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
+    /// Give a key another value than the default, such as outer.rate=0.65 (several allowed; docs/run-keys.md has all).
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
     /// Where to write it.
     #[arg(long, env = "TEMPLAR_OUT", default_value = "run.toml", value_name = "FILE")]
     out: PathBuf,
@@ -77,6 +83,15 @@ pub(crate) struct Verify {
     json: bool,
 }
 
+/// Keys that `run init` works out.
+const DERIVED: [&str; 2] = ["theta0.root", "data.manifest"];
+
+/// A key and its value.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it has no `=`; write KEY=VALUE, such as outer.rate=0.65")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
 impl Run {
     pub(crate) fn run(self) -> Result<End> {
         match self {
@@ -98,9 +113,18 @@ impl Init {
         preset.model.vocab_size = preset.model.vocab_size.max(manifest.vocab_size.next_multiple_of(16));
         let chain = ChainSpec { genesis: self.genesis, netuid: self.netuid, start_block: self.start_block };
         let data = DataSpec { manifest: manifest.hash(), seed: self.seed };
-        let mut spec = run_spec(&self.name, &preset, chain, data, self.seed, mainnet_windows());
+        let mut spec = run_defaults(&self.name, &preset, chain, data, self.seed, mainnet_windows());
         spec.codec.kind = self.codec;
+        for (key, value) in &self.set {
+            ensure!(
+                !DERIVED.contains(&key.as_str()),
+                "`{key}` cannot be set: it follows from the dataset, or from `model` and `theta0.seed`"
+            );
+            spec.set(key, value).wrap_err_with(|| format!("--set {key}={value}"))?;
+        }
         spec.validate()?;
+        dataset::check(&spec, manifest)?;
+        spec.theta0.root = theta0_root(&spec);
         std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
         println!("run {} written to {}", spec.id(), self.out.display());
         Ok(())
@@ -143,8 +167,7 @@ impl Show {
 impl Verify {
     fn run(self) -> Result<()> {
         let spec = load(&self.file)?;
-        let layout = spec.layout();
-        let root = layout.theta0_root(&spec.model, spec.theta0.seed);
+        let root = theta0_root(&spec);
         ensure!(
             root == spec.theta0.root,
             "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or is of another protocol",
@@ -162,6 +185,17 @@ impl Verify {
         }
         Ok(())
     }
+}
+
+/// The root of θ₀, with progress on standard error where that takes long.
+///
+/// No signal is handled here, so Ctrl-C and SIGTERM end the process at once; nothing has been written yet.
+fn theta0_root(spec: &RunSpec) -> Hash32 {
+    let layout = spec.layout();
+    let mut progress = Progress::new("making the initial parameters", layout.len() as u64);
+    let watch = |done| progress.watch::<Infallible>(done);
+    let ControlFlow::Continue(root) = layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch);
+    root
 }
 
 /// A run from its file.

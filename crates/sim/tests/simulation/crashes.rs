@@ -4,10 +4,10 @@ use std::path::Path;
 
 use templar_node::frame::local::Local;
 use templar_node::pretrain::pending::Pending;
+use templar_protocol::candidates::Exclusion;
 use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
-use templar_protocol::candidates::Exclusion;
 use templar_protocol::state::RunState;
 use templar_record::event::{Event, Source};
 use templar_sim::r#virtual::scenario::{Scenario, What};

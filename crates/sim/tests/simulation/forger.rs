@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use templar_codec::{ChunkError, Codec, DecodeError};
+use templar_protocol::commitment::Commitment;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::{Header, SignedHeader};
 use templar_protocol::keys::Keypair;
-use templar_protocol::commitment::Commitment;
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
 use templar_protocol::seal::{SEAL_OVERHEAD_BYTES, SealKey};
