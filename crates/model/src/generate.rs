@@ -186,7 +186,7 @@ mod tests {
         // The end of the text ends it, and is not among what was made.
         let end = made.iter().position(|token| *token == made[2]).unwrap();
         assert_eq!(generate(&model, &theta, &prompt, 6, Some(made[2]), sampling).unwrap(), made[..end]);
-        let damaged = vec![f32::MAX; theta.len()];
+        let damaged = vec![f32::NAN; theta.len()];
         let mut generator = Generator::new(&model, &damaged, &prompt, 6, None, sampling).unwrap();
         assert_eq!(generator.next(), Some(Err(GenerateError::NotFinite { made: 0 })));
         assert_eq!(generator.next(), None);
