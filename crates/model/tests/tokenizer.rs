@@ -1,5 +1,7 @@
 //! The tokenizer in a byte model's folder, read by the `tokenizers` crate: one token a byte, whatever the text.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::fs;
 
 use proptest::prelude::*;
