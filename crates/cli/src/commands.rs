@@ -8,6 +8,7 @@ pub(crate) mod engine;
 pub(crate) mod generate;
 pub(crate) mod key;
 pub(crate) mod localnet;
+pub(crate) mod model_folder;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod run;

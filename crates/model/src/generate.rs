@@ -5,7 +5,7 @@ use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 
 /// Most tokens that one call makes: without a cache of keys the work grows with their square.
-pub const MAX_NEW_TOKENS: usize = 4096;
+pub const NEW_TOKENS_MAX: usize = 4096;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,7 +23,7 @@ pub enum GenerateError {
     EmptyPrompt,
     #[error("token {token} of the prompt is outside the model's vocabulary of {vocabulary}; use the run's tokenizer")]
     OutsideVocabulary { token: u32, vocabulary: u32 },
-    #[error("{requested} new tokens were asked for; at most {MAX_NEW_TOKENS} are made in one call")]
+    #[error("{requested} new tokens were asked for; at most {NEW_TOKENS_MAX} are made in one call")]
     TooMany { requested: usize },
     #[error("the temperature is {found}; it must be 0 (greedy) or a positive number up to 100")]
     Temperature { found: f64 },
@@ -33,7 +33,7 @@ pub enum GenerateError {
 
 /// Continues `prompt` by up to `new_tokens` tokens, which are returned without the prompt; stops before `end_of_text`.
 ///
-/// The model sees the last `seq_len` tokens. The same model, prompt and sampling give the same tokens on one machine.
+/// As [`Generator`], all at once.
 ///
 /// # Panics
 /// If `theta` does not have as many elements as the model has parameters.
@@ -45,32 +45,91 @@ pub fn generate(
     end_of_text: Option<u32>,
     sampling: Sampling,
 ) -> Result<Vec<u32>, GenerateError> {
-    let vocabulary = model.vocab_size;
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt);
-    }
-    if let Some(&token) = prompt.iter().find(|&&token| token >= vocabulary) {
-        return Err(GenerateError::OutsideVocabulary { token, vocabulary });
-    }
-    if new_tokens > MAX_NEW_TOKENS {
-        return Err(GenerateError::TooMany { requested: new_tokens });
-    }
-    if !(0.0..=100.0).contains(&sampling.temperature) {
-        return Err(GenerateError::Temperature { found: sampling.temperature });
-    }
-    let context = model.seq_len as usize;
-    let mut engine = Engine::new(model);
-    let mut stream = Hasher::new("templar generate").update_value(&sampling.seed).clone().into_stream();
-    let mut text = prompt.to_vec();
-    for made in 0..new_tokens {
-        let logits = engine.next_logits(theta, &text[text.len().saturating_sub(context)..]);
-        let next = choose(&logits, sampling.temperature, &mut stream).ok_or(GenerateError::NotFinite { made })?;
-        if Some(next) == end_of_text {
-            break;
+    Generator::new(model, theta, prompt, new_tokens, end_of_text, sampling)?.collect()
+}
+
+/// Makes one token after the other, which it iterates over; ends before `end_of_text`, and after an error.
+///
+/// The model sees the last `seq_len` tokens. The same model, prompt and sampling give the same tokens on one machine.
+#[derive(Debug)]
+pub struct Generator<'a> {
+    engine: Engine,
+    theta: &'a [f32],
+    /// The prompt, and what was made.
+    text: Vec<u32>,
+    prompt_tokens: usize,
+    /// How many are still to be made.
+    left: usize,
+    end_of_text: Option<u32>,
+    temperature: f64,
+    stream: Stream,
+}
+
+impl<'a> Generator<'a> {
+    /// Checks everything that can be known before the first token.
+    pub fn new(
+        model: &ModelSpec,
+        theta: &'a [f32],
+        prompt: &[u32],
+        new_tokens: usize,
+        end_of_text: Option<u32>,
+        sampling: Sampling,
+    ) -> Result<Self, GenerateError> {
+        let vocabulary = model.vocab_size;
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
         }
-        text.push(next);
+        if let Some(&token) = prompt.iter().find(|&&token| token >= vocabulary) {
+            return Err(GenerateError::OutsideVocabulary { token, vocabulary });
+        }
+        if new_tokens > NEW_TOKENS_MAX {
+            return Err(GenerateError::TooMany { requested: new_tokens });
+        }
+        if !(0.0..=100.0).contains(&sampling.temperature) {
+            return Err(GenerateError::Temperature { found: sampling.temperature });
+        }
+        Ok(Self {
+            engine: Engine::new(model),
+            theta,
+            text: prompt.to_vec(),
+            prompt_tokens: prompt.len(),
+            left: new_tokens,
+            end_of_text,
+            temperature: sampling.temperature,
+            stream: Hasher::new("templar generate").update_value(&sampling.seed).clone().into_stream(),
+        })
     }
-    Ok(text.split_off(prompt.len()))
+
+    /// Tokens at the beginning of the prompt that the model never sees, because its context is shorter than the prompt.
+    pub fn cut_tokens(&self) -> usize {
+        self.prompt_tokens.saturating_sub(self.context())
+    }
+
+    fn context(&self) -> usize {
+        self.engine.spec().seq_len as usize
+    }
+}
+
+impl Iterator for Generator<'_> {
+    type Item = Result<u32, GenerateError>;
+
+    /// # Panics
+    /// If the parameters are not as many as the model has.
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let seen = self.text.len().saturating_sub(self.context());
+        let logits = self.engine.next_logits(self.theta, &self.text[seen..]);
+        let Some(next) = choose(&logits, self.temperature, &mut self.stream) else {
+            self.left = 0;
+            return Some(Err(GenerateError::NotFinite { made: self.text.len() - self.prompt_tokens }));
+        };
+        if Some(next) == self.end_of_text {
+            self.left = 0;
+            return None;
+        }
+        self.text.push(next);
+        Some(Ok(next))
+    }
 }
 
 /// The next token, or nothing where a logit is not finite.
@@ -103,7 +162,35 @@ fn choose(logits: &[f32], temperature: f64, stream: &mut Stream) -> Option<u32> 
 
 #[cfg(test)]
 mod tests {
+    use templar_protocol::layout::Layout;
+
     use super::*;
+
+    #[test]
+    fn tokens_come_one_at_a_time_and_the_models_context_is_the_end_of_the_prompt() {
+        let model = ModelSpec { seq_len: 8, ..crate::presets::preset("nano").unwrap().model };
+        let theta = Layout::llama(&model).theta0(&model, 7);
+        let sampling = Sampling { temperature: 1.0, seed: 3 };
+        let prompt: Vec<u32> = (40..52).collect();
+        let made = generate(&model, &theta, &prompt, 6, None, sampling).unwrap();
+        let mut generator = Generator::new(&model, &theta, &prompt, 6, None, sampling).unwrap();
+        assert_eq!(generator.cut_tokens(), 4, "of 12 tokens, where 8 fit");
+        assert_eq!(generator.next(), Some(Ok(made[0])));
+        assert_eq!(generator.map(Result::unwrap).collect::<Vec<_>>(), made[1..]);
+        assert_eq!(
+            generate(&model, &theta, &prompt[4..], 6, None, sampling).unwrap(),
+            made,
+            "the first four are not seen"
+        );
+        assert_eq!(Generator::new(&model, &theta, &prompt[4..], 6, None, sampling).unwrap().cut_tokens(), 0);
+        // The end of the text ends it, and is not among what was made.
+        let end = made.iter().position(|token| *token == made[2]).unwrap();
+        assert_eq!(generate(&model, &theta, &prompt, 6, Some(made[2]), sampling).unwrap(), made[..end]);
+        let damaged = vec![f32::NAN; theta.len()];
+        let mut generator = Generator::new(&model, &damaged, &prompt, 6, None, sampling).unwrap();
+        assert_eq!(generator.next(), Some(Err(GenerateError::NotFinite { made: 0 })));
+        assert_eq!(generator.next(), None);
+    }
 
     #[test]
     fn choice_follows_the_probabilities() {

@@ -1,20 +1,19 @@
-//! Models in Hugging Face's folder layout: `config.json`, `generation_config.json`, `model.safetensors`.
+//! Models in Hugging Face's folder layout: `config.json`, `generation_config.json`, `model.safetensors`, and the tokenizer's
+//! `tokenizer.json` with `tokenizer_config.json`.
 //!
-//! [`export()`] writes what `transformers` loads as `LlamaForCausalLM`; [`import()`] reads such a folder, whoever wrote it, and
+//! [`export()`] writes what `transformers` loads as `LlamaForCausalLM`, [`export_tokenizer`] what it loads as a tokenizer; [`import()`] reads such a folder, whoever wrote it, and
 //! checks everything before it allocates: a downloaded folder is as hostile as any other stranger's bytes.
 
 mod config;
 mod export;
+mod files;
 mod import;
+mod tokenizer;
 
-pub use export::{ExportError, export, export_logits};
+pub use export::{export, export_logits};
+pub use files::ExportError;
 pub use import::{ImportError, import};
-
-const CONFIG: &str = "config.json";
-const GENERATION_CONFIG: &str = "generation_config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const LOGITS: &str = "logits.json";
+pub use tokenizer::{TokenizerFile, export_tokenizer};
 
 #[cfg(test)]
 mod tests;

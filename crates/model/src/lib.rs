@@ -4,7 +4,8 @@
 //! |---|---|
 //! | named shapes with inner settings, from a laptop to 72 B | [`presets`] |
 //! | the Hugging Face folder layout, out and in | [`hf`] |
-//! | sampling text from a model | [`generate`](mod@generate) |
+//! | sampling tokens from a model | [`generate`](mod@generate) |
+//! | their text, as they come | [`TextStream`] |
 //!
 //! Parameters cross every boundary as one flat slice of f32 in the order of
 //! [`Layout::llama`](templar_protocol::layout::Layout::llama): Hugging Face's names and `[out, in]` shapes. What the decoder
@@ -23,5 +24,7 @@
 pub mod generate;
 pub mod hf;
 pub mod presets;
+mod text_stream;
 
-pub use generate::{GenerateError, Sampling, generate};
+pub use generate::{GenerateError, Generator, Sampling, generate};
+pub use text_stream::TextStream;

@@ -17,6 +17,7 @@ use templar_sim::plan::{Behaviour, Plan};
 
 use crate::End;
 use crate::commands::engine::TorchArgs;
+use crate::commands::model_folder;
 use crate::metrics::MetricsArgs;
 use crate::show;
 
@@ -196,12 +197,13 @@ impl NetworkArgs {
         Ok(if outcome.stopped { End::Stopped } else { End::Done })
     }
 
-    fn export(&self, out: &Path, outcome: &Outcome, dataset: &Path) -> Result<()> {
+    fn export(&self, out: &Path, outcome: &Outcome, folder: &Path) -> Result<()> {
         let theta = outcome.theta.as_ref().wrap_err("no validator has a state to export: no window was settled")?;
-        let dataset = Dataset::open(dataset)?;
+        let dataset = Dataset::open(folder)?;
         let model = &outcome.spec.model;
         hf::export(out, model, theta, Some(dataset.manifest().end_of_text))
             .wrap_err_with(|| format!("the model cannot be written to {}", out.display()))?;
+        model_folder::export_tokenizer(out, model, folder, dataset.manifest())?;
         let sample = dataset.sample(templar_data::Split::HeldOut, 0)?;
         let tokens = &sample[..sample.len().min(64)];
         hf::export_logits(out, model, theta, tokens, 1)?;

@@ -1,40 +1,36 @@
 //! Writing a folder that `transformers` loads.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, HashMap},
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    io::Write,
+    path::Path,
 };
 
-use safetensors::{Dtype, SafeTensorError, View};
-use serde_json::{Value, json};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+use serde_json::json;
 use templar_cpu::Engine;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{CONFIG, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, config};
+use super::{
+    config,
+    files::{CONFIG, ExportError, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, remove, write_json, write_whole},
+};
 
 /// Files above this size are split, as `transformers` does.
-const SHARD_BYTES: u64 = 4 << 30;
-
-/// Why a model could not be written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExportError {
-    #[error("the model has {expected} parameters, but {found} were given; are they of this run?")]
-    WrongLength { expected: usize, found: usize },
-    #[error("cannot write {}: {source}; check the folder's rights and free space", path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("cannot write {}: {source}; check the folder's rights and free space", path.display())]
-    Safetensors { path: PathBuf, source: SafeTensorError },
-}
+const SHARD_BYTES_MAX: u64 = 4 << 30;
+/// Parameters that become bytes at a time.
+const BLOCK_VALUES: usize = 1 << 18;
 
 /// Writes the model into `dir`, which is created where it is missing; earlier files of these names are replaced.
 ///
 /// Parameters are written as f32, one tensor at a time, so no second copy of them all exists; above 4 GiB they go into
 /// several files with an index. `end_of_text` is the token that ends generation.
 pub fn export(dir: &Path, spec: &ModelSpec, theta: &[f32], end_of_text: Option<u32>) -> Result<(), ExportError> {
-    export_in_shards(dir, spec, theta, end_of_text, SHARD_BYTES)
+    export_in_shards(dir, spec, theta, end_of_text, SHARD_BYTES_MAX)
 }
 
 /// Writes `logits.json` beside an exported model: our logits for some sequences, so that another implementation can
@@ -57,7 +53,7 @@ pub fn export_logits(
         "tokens": tokens.chunks_exact(positions).collect::<Vec<_>>(),
         "logits": rows.chunks_exact(positions).collect::<Vec<_>>(),
     });
-    write(&dir.join(LOGITS), &value)
+    write_json(&dir.join(LOGITS), &value)
 }
 
 pub(super) fn export_in_shards(
@@ -71,7 +67,7 @@ pub(super) fn export_in_shards(
     if layout.len() != theta.len() {
         return Err(ExportError::WrongLength { expected: layout.len(), found: theta.len() });
     }
-    fs::create_dir_all(dir).map_err(|source| ExportError::Io { path: dir.to_owned(), source })?;
+    fs::create_dir_all(dir).map_err(ExportError::io(dir))?;
     let shards = shards(&layout, shard_bytes);
     let mut places = BTreeMap::new();
     for (number, tensors) in shards.iter().enumerate() {
@@ -88,10 +84,10 @@ pub(super) fn export_in_shards(
     } else {
         remove(&dir.join(WEIGHTS))?;
         let index = json!({ "metadata": { "total_size": 4 * layout.len() }, "weight_map": places });
-        write(&dir.join(INDEX), &index)?;
+        write_json(&dir.join(INDEX), &index)?;
     }
-    write(&dir.join(GENERATION_CONFIG), &config::write_generation(end_of_text))?;
-    write(&dir.join(CONFIG), &config::write(spec, end_of_text))
+    write_json(&dir.join(GENERATION_CONFIG), &config::write_generation(end_of_text))?;
+    write_json(&dir.join(CONFIG), &config::write(spec, end_of_text))
 }
 
 /// Splits the tensors, in order, into files of at most `shard_bytes`, or of a single tensor that is larger.
@@ -111,50 +107,32 @@ fn shards(layout: &Layout, shard_bytes: u64) -> Vec<&[TensorSpec]> {
 }
 
 fn write_shard(path: &Path, tensors: &[TensorSpec], theta: &[f32]) -> Result<(), ExportError> {
-    let views = tensors.iter().map(|tensor| {
-        let shape = tensor.shape.iter().map(|&size| size as usize).collect();
-        (&tensor.name, Weights { shape, values: &theta[tensor.range()] })
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|source| ExportError::Safetensors { path: path.to_owned(), source })
-}
-
-/// A tensor whose bytes are made only while it is written.
-struct Weights<'a> {
-    shape: Vec<usize>,
-    values: &'a [f32],
-}
-
-impl View for Weights<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = Vec::with_capacity(self.data_len());
-        bytes.extend(self.values.iter().flat_map(|value| value.to_le_bytes()));
-        bytes.into()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
-    }
-}
-
-fn write(path: &Path, value: &Value) -> Result<(), ExportError> {
-    fs::write(path, format!("{value:#}\n")).map_err(|source| ExportError::Io { path: path.to_owned(), source })
-}
-
-fn remove(path: &Path) -> Result<(), ExportError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(ExportError::Io { path: path.to_owned(), source })
+    let header = header(tensors);
+    write_whole(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        let mut bytes = vec![];
+        for block in tensors.iter().flat_map(|tensor| theta[tensor.range()].chunks(BLOCK_VALUES)) {
+            bytes.clear();
+            bytes.extend(block.iter().flat_map(|value| value.to_le_bytes()));
+            file.write_all(&bytes)?;
         }
-        _ => Ok(()),
-    }
+        Ok(())
+    })
+}
+
+/// The safetensors header of tensors that lie one after the other, as long as a multiple of 8 bytes.
+fn header(tensors: &[TensorSpec]) -> Vec<u8> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|tensor| {
+        let shape = tensor.shape.iter().map(|&size| size as usize).collect();
+        let start = end;
+        end += 4 * tensor.len();
+        (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+    });
+    let texts = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(texts), infos.collect()).expect("tensors lie one after the other");
+    let mut header = serde_json::to_vec(&metadata).expect("names and numbers only");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    header
 }

@@ -18,14 +18,17 @@ use safetensors::{
 use serde::Deserialize;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{CONFIG, INDEX, WEIGHTS, config};
+use super::{
+    config,
+    files::{CONFIG, INDEX, WEIGHTS},
+};
 
 /// Largest `config.json` and index that are read.
-const JSON_BYTES: u64 = 16 << 20;
+const JSON_BYTES_MAX: u64 = 16 << 20;
 /// Largest header of a weight file; that of Covenant-72B takes 0.1 MB.
-const HEADER_BYTES: u64 = 16 << 20;
+const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Most files that an index may name.
-const MAX_SHARDS: usize = 4096;
+const SHARDS_MAX: usize = 4096;
 /// Bytes that are read and converted at a time; a multiple of every element's size.
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -35,7 +38,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 pub enum ImportError {
     #[error("cannot read {}: {source}; a model folder has config.json and model.safetensors", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} has {found} bytes; {} at most are read", path.display(), JSON_BYTES)]
+    #[error("{} has {found} bytes; {} at most are read", path.display(), JSON_BYTES_MAX)]
     TooLong { path: PathBuf, found: u64 },
     #[error("{} is no configuration of a Llama that can be read: {why}", path.display())]
     Config { path: PathBuf, why: String },
@@ -78,9 +81,9 @@ fn read_json(path: &Path) -> Result<Vec<u8>, ImportError> {
     let io_error = |source| ImportError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io_error)?;
     let mut bytes = vec![];
-    file.take(JSON_BYTES + 1).read_to_end(&mut bytes).map_err(io_error)?;
+    file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_error)?;
     match bytes.len() as u64 {
-        found if found > JSON_BYTES => Err(ImportError::TooLong { path: path.to_owned(), found }),
+        found if found > JSON_BYTES_MAX => Err(ImportError::TooLong { path: path.to_owned(), found }),
         _ => Ok(bytes),
     }
 }
@@ -101,8 +104,8 @@ fn weight_files(dir: &Path) -> Result<Vec<String>, ImportError> {
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort_unstable();
     names.dedup();
-    if names.is_empty() || names.len() > MAX_SHARDS {
-        return Err(index_error(format!("it names {} files; 1 to {MAX_SHARDS} are possible", names.len())));
+    if names.is_empty() || names.len() > SHARDS_MAX {
+        return Err(index_error(format!("it names {} files; 1 to {SHARDS_MAX} are possible", names.len())));
     }
     // A name with a separator could reach out of the folder.
     let plain = |name: &String| {
@@ -167,7 +170,7 @@ impl WeightFile {
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(|_| header_error("it ends before its header".to_owned()))?;
         let length = u64::from_le_bytes(length);
-        if length > HEADER_BYTES || length + 8 > file_bytes {
+        if length > HEADER_BYTES_MAX || length + 8 > file_bytes {
             return Err(header_error(format!("its header claims {length} bytes of {file_bytes}")));
         }
         let mut text = vec![0; length as usize];

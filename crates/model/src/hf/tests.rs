@@ -3,7 +3,11 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 use templar_protocol::layout::{Layout, ModelSpec};
 
-use super::{export::export_in_shards, *};
+use super::{
+    export::export_in_shards,
+    files::{CONFIG, INDEX, WEIGHTS},
+    *,
+};
 
 fn tiny(tied_embeddings: bool) -> ModelSpec {
     ModelSpec {
@@ -160,5 +164,24 @@ fn index_cannot_reach_out_of_the_folder() {
         fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
         fs::write(dir.path().join(INDEX), json!({ "weight_map": { "x": name } }).to_string()).unwrap();
         assert!(matches!(import(dir.path()), Err(ImportError::Index { .. })), "{name}");
+    }
+}
+
+/// What a fresh file has, whoever writes it: the weights too, which are written beside their place first.
+#[test]
+#[cfg(unix)]
+fn all_files_of_a_folder_have_the_mode_of_ordinary_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let (spec, dir) = (tiny(false), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("ordinary"), "x").unwrap();
+    export(dir.path(), &spec, &theta(&spec), Some(5)).unwrap();
+    export_logits(dir.path(), &spec, &theta(&spec), &[1, 2, 3], 1).unwrap();
+    export_tokenizer(dir.path(), &spec, TokenizerFile::Bytes).unwrap();
+    let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(Result::unwrap).collect();
+    assert_eq!(files.len(), 7, "{files:?}");
+    let mode = |name: &Path| fs::metadata(name).unwrap().permissions().mode();
+    let ordinary = mode(&dir.path().join("ordinary"));
+    for file in files {
+        assert_eq!(mode(&file.path()), ordinary, "{file:?}");
     }
 }
