@@ -8,7 +8,8 @@ use serde_json::json;
 use templar_data::Tokenizer;
 use templar_model::{Sampling, generate, hf};
 
-use crate::End;
+use crate::end::End;
+use crate::output::{is_json, say};
 
 /// Continue a text with a model in the Hugging Face layout.
 #[derive(Debug, Args)]
@@ -29,8 +30,6 @@ pub(crate) struct Generate {
     /// A Hugging Face tokenizer.json; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 impl Generate {
@@ -44,10 +43,10 @@ impl Generate {
         let prompt = tokenizer.encode(&self.prompt)?;
         let made = generate(&spec, &theta, &prompt, self.tokens, Some(tokenizer.end_of_text()), sampling)?;
         let text = tokenizer.decode(&made);
-        if self.json {
-            println!("{}", json!({ "prompt": self.prompt, "text": text, "tokens": made }));
+        if is_json() {
+            say!("{}", json!({ "prompt": self.prompt, "text": text, "tokens": made }));
         } else {
-            println!("{}{text}", self.prompt);
+            say!("{}{text}", self.prompt);
         }
         Ok(End::Done)
     }

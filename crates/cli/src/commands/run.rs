@@ -1,6 +1,6 @@
 //! `templar run init|show|verify`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
@@ -9,11 +9,12 @@ use templar_data::Dataset;
 use templar_host::defaults::{mainnet_windows, run_spec};
 use templar_node::frame::dataset;
 use templar_protocol::hash::Hash32;
-use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
+use templar_protocol::run::{ChainSpec, CodecKind, DataSpec};
 
-use crate::End;
 use crate::commands::network::{codec, preset};
-use crate::commands::node::read_small;
+use crate::end::End;
+use crate::files::read_run;
+use crate::output::{is_json, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
@@ -61,8 +62,6 @@ pub(crate) struct Show {
     /// The run's file.
     #[arg(default_value = "run.toml")]
     file: PathBuf,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -73,8 +72,6 @@ pub(crate) struct Verify {
     /// Folder of the dataset to check against the run.
     #[arg(long, env = "TEMPLAR_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 impl Run {
@@ -102,39 +99,47 @@ impl Init {
         spec.codec.kind = self.codec;
         spec.validate()?;
         std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
-        println!("run {} written to {}", spec.id(), self.out.display());
+        say!("run {} written to {}", spec.id(), self.out.display());
         Ok(())
     }
 }
 
 impl Show {
     fn run(self) -> Result<()> {
-        let spec = load(&self.file)?;
+        let spec = read_run(&self.file)?;
         let parameters = spec.layout().len();
         let window_tokens = spec.slice_samples() * u64::from(spec.model.seq_len);
-        if self.json {
+        if is_json() {
             let value = json!({ "run_id": spec.id(), "parameters": parameters, "tokens_per_miner_and_window": window_tokens, "spec": spec });
-            println!("{value}");
+            say!("{value}");
             return Ok(());
         }
-        println!("run       {}", spec.id());
-        println!("name      {}", spec.name);
-        println!(
+        say!("run       {}", spec.id());
+        say!("name      {}", spec.name);
+        say!(
             "chain     genesis {}, subnet {}, from block {}",
-            spec.chain.genesis, spec.chain.netuid, spec.chain.start_block
+            spec.chain.genesis,
+            spec.chain.netuid,
+            spec.chain.start_block
         );
-        println!(
+        say!(
             "model     {parameters} parameters: {} layers, width {}, vocabulary {}",
-            spec.model.layers, spec.model.hidden_size, spec.model.vocab_size
+            spec.model.layers,
+            spec.model.hidden_size,
+            spec.model.vocab_size
         );
-        println!("data      manifest {}", spec.data.manifest);
-        println!(
+        say!("data      manifest {}", spec.data.manifest);
+        say!(
             "window    {} blocks: put by block {}, vote by block {}, {} windows' delay",
-            spec.windows.blocks, spec.windows.put_block, spec.windows.vote_block, spec.windows.delay_windows
+            spec.windows.blocks,
+            spec.windows.put_block,
+            spec.windows.vote_block,
+            spec.windows.delay_windows
         );
-        println!(
+        say!(
             "training  {} inner steps of {} sequences: {window_tokens} tokens a miner and window",
-            spec.inner.steps, spec.inner.batch_sequences
+            spec.inner.steps,
+            spec.inner.batch_sequences
         );
         Ok(())
     }
@@ -142,7 +147,7 @@ impl Show {
 
 impl Verify {
     fn run(self) -> Result<()> {
-        let spec = load(&self.file)?;
+        let spec = read_run(&self.file)?;
         let layout = spec.layout();
         let root = layout.theta0_root(&spec.model, spec.theta0.seed);
         ensure!(
@@ -155,17 +160,11 @@ impl Verify {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
             dataset::check(&spec, dataset.manifest())?;
         }
-        if self.json {
-            println!("{}", json!({ "run_id": spec.id(), "ok": true }));
+        if is_json() {
+            say!("{}", json!({ "run_id": spec.id(), "ok": true }));
         } else {
-            println!("run {} is in order", spec.id());
+            say!("run {} is in order", spec.id());
         }
         Ok(())
     }
-}
-
-/// A run from its file.
-pub(crate) fn load(path: &Path) -> Result<RunSpec> {
-    let text = read_small(path)?;
-    RunSpec::from_toml(&text).wrap_err_with(|| format!("{} is no run", path.display()))
 }
