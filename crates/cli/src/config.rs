@@ -2,24 +2,55 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::parser::ValueSource;
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use color_eyre::eyre::{Context, ContextCompat, Result, bail};
 use toml::{Table, Value};
 
-use crate::Cli;
-use crate::commands::node::read_small;
+use crate::cli::Cli;
+use crate::files::read_small;
+use crate::{failure, output};
 
-/// The command line, with what its configuration file adds. Ends the process if there is something wrong with it.
-pub(crate) fn parse() -> Cli {
-    match completed(std::env::args_os().collect()) {
-        Ok(arguments) => Cli::parse_from(arguments),
-        Err(report) => {
-            eprintln!("error: {report:#}");
-            std::process::exit(2);
+/// The command line, with what its configuration file adds. If there is something wrong with it, or it asks for help,
+/// that is said, and the code is how the process ends.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let json = asks_for_json(&arguments);
+    let parsed =
+        completed(arguments).map(|arguments| matches(arguments).and_then(|found| Cli::from_arg_matches(&found)));
+    let (message, code) = match parsed {
+        Ok(Ok(cli)) => return Ok(cli),
+        Ok(Err(error)) if json && error.use_stderr() => (error.to_string(), 2),
+        Ok(Err(error)) => {
+            // In colours where there is a terminal; a reader that went away has nothing to be told.
+            let _ = error.print();
+            return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
         }
+        Err(report) => (format!("{report:#}"), 2),
+    };
+    if json {
+        output::choose(true);
+        failure::tell_usage(message.trim_end());
+    } else {
+        eprintln!("error: {message}");
     }
+    Err(ExitCode::from(code))
+}
+
+/// Takes `-1` as the value of an option that then says what it accepts, and not as an option.
+fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+    fn numbers(command: Command) -> Command {
+        command.allow_negative_numbers(true).mut_subcommands(numbers)
+    }
+    numbers(Cli::command()).try_get_matches_from(arguments)
+}
+
+/// Whether JSON is asked for on a command line that may be wrong otherwise.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let named = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
+    named || std::env::var("TEMPLAR_JSON").is_ok_and(|value| value == "true")
 }
 
 /// The arguments, and those options of the file that are given nowhere else.
@@ -36,7 +67,8 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     }
     let mut added = Vec::new();
     for (key, value) in read(path)? {
-        let option = verb.get_arguments().find(|option| option.get_long() == Some(&key));
+        let mut known = verb.get_arguments().chain(command.get_arguments());
+        let option = known.find(|option| option.get_long() == Some(&key));
         let unknown = || format!("{} has the key `{key}`, which `{}` does not take", path.display(), verb.get_name());
         let source = given.value_source(option.with_context(unknown)?.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {

@@ -13,23 +13,23 @@ use templar_sim::local::guest::Invitation;
 use templar_sim::local::network::News;
 
 use crate::metrics;
+use crate::output::{is_json, say};
 
 /// Shows a network at work.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    json: bool,
     bar: ProgressBar,
     /// Windows that have had their line.
     shown: Cell<u64>,
 }
 
 impl Watcher {
-    pub(crate) fn new(json: bool, windows: u64) -> Self {
+    pub(crate) fn new(windows: u64) -> Self {
         let style = ProgressStyle::with_template("{spinner} window {pos}/{len} {bar:24} {elapsed_precise} {wide_msg}");
-        let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(windows) };
+        let bar = if is_json() { ProgressBar::hidden() } else { ProgressBar::new(windows) };
         bar.set_style(style.expect("a constant template"));
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { json, bar, shown: Cell::new(0) }
+        Self { bar, shown: Cell::new(0) }
     }
 
     pub(crate) fn on_news(&self, news: &News<'_>) {
@@ -45,9 +45,9 @@ impl Watcher {
 
     fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
         metrics::record(event);
-        if self.json {
+        if is_json() {
             if let Ok(line) = serde_json::to_string(event) {
-                println!("{line}");
+                say!("{line}");
             }
             return;
         }
@@ -76,7 +76,7 @@ impl Watcher {
     /// A line that stays, with or without a terminal.
     fn print(&self, line: &str) {
         if self.bar.is_hidden() {
-            println!("{line}");
+            say!("{line}");
         } else {
             self.bar.println(line);
         }

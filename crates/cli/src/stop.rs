@@ -1,13 +1,19 @@
-//! Ctrl-C and SIGTERM: the first asks nodes to stop, the second ends the process at once.
+//! Ctrl-C and SIGTERM: the first asks nodes to stop, the second ends the process at once. Output that nobody takes any more
+//! stops them too.
 
 use tokio::sync::watch;
+
+use crate::output;
 
 /// Becomes true when the user wants an end. Must be called on a runtime.
 pub(crate) fn on_signal() -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
-        signalled().await;
-        eprintln!("\nstopping; press Ctrl-C again to end at once");
+        let mut unread = output::failed();
+        tokio::select! {
+            () = signalled() => eprintln!("\nstopping; press Ctrl-C again to end at once"),
+            _ = unread.wait_for(|failed| *failed) => {}
+        }
         let _ = sender.send(true);
         signalled().await;
         std::process::exit(130);

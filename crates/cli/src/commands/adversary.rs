@@ -7,8 +7,8 @@ use templar_record::event::Role;
 use templar_sim::plan::Behaviour;
 use templar_sim::zoo;
 
-use crate::End;
 use crate::commands::node::{NodeArgs, run};
+use crate::end::End;
 
 /// For rehearsals only: a miner that misbehaves.
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ mod train;
 use clap::Subcommand;
 use color_eyre::eyre::Result;
 
-use crate::End;
+use crate::end::End;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {

@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use templar_data::{Dataset, PrepareError, PrepareOptions, Split, prepare};
 
-use crate::End;
+use crate::end::End;
+use crate::output::{is_json, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
@@ -43,24 +44,18 @@ pub(crate) struct Prepare {
     /// Which parts of the text are held out.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// The dataset's folder.
     folder: PathBuf,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// The dataset's folder.
     folder: PathBuf,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 impl Data {
@@ -95,14 +90,14 @@ impl Prepare {
         });
         let manifest = manifest.map_err(by_flag)?;
         bar.finish_and_clear();
-        if self.json {
-            println!(
+        if is_json() {
+            say!(
                 "{}",
                 json!({ "manifest": manifest.hash(), "train_samples": manifest.train.samples, "held_out_samples": manifest.held_out.samples })
             );
         } else {
-            println!("manifest {}", manifest.hash());
-            println!(
+            say!("manifest {}", manifest.hash());
+            say!(
                 "{} samples to train on and {} held out, in {}",
                 manifest.train.samples,
                 manifest.held_out.samples,
@@ -129,15 +124,15 @@ impl Inspect {
     fn run(self) -> Result<()> {
         let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
         let manifest = dataset.manifest();
-        if self.json {
-            println!("{}", json!({ "hash": manifest.hash(), "manifest": manifest }));
+        if is_json() {
+            say!("{}", json!({ "hash": manifest.hash(), "manifest": manifest }));
             return Ok(());
         }
-        println!("manifest    {}", manifest.hash());
-        println!("tokenizer   {:?}, vocabulary {}", manifest.tokenizer, manifest.vocab_size);
+        say!("manifest    {}", manifest.hash());
+        say!("tokenizer   {:?}, vocabulary {}", manifest.tokenizer, manifest.vocab_size);
         for (name, split) in [("train", Split::Train), ("held out", Split::HeldOut)] {
             let part = manifest.split(split);
-            println!(
+            say!(
                 "{name:<11} {} samples of {} tokens in {} shards, from {} bytes of text ({:.3} bytes a token)",
                 part.samples,
                 manifest.seq_len,
@@ -148,7 +143,7 @@ impl Inspect {
         }
         let tokenizer = dataset.tokenizer()?;
         let sample = dataset.sample(Split::Train, 0)?;
-        println!("first sample: {:?}", tokenizer.decode(&sample));
+        say!("first sample: {:?}", tokenizer.decode(&sample));
         Ok(())
     }
 }
@@ -160,10 +155,10 @@ impl Verify {
         dataset.verify(&mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         let hash = dataset.manifest().hash();
-        if self.json {
-            println!("{}", json!({ "manifest": hash, "ok": true }));
+        if is_json() {
+            say!("{}", json!({ "manifest": hash, "ok": true }));
         } else {
-            println!("dataset {hash} is in order");
+            say!("dataset {hash} is in order");
         }
         Ok(())
     }

@@ -7,8 +7,9 @@ use color_eyre::eyre::Result;
 use templar_sim::local::demo;
 
 use crate::commands::network::NetworkArgs;
+use crate::end::End;
 use crate::show::Watcher;
-use crate::{End, stop};
+use crate::stop;
 
 /// A whole network in this process: an S3 server and a chain on loopback, miners, validators, and a model that learns.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ impl Demo {
         self.network.metrics.serve()?;
         let folder = self.network.folder()?;
         let network = self.network.network(&folder)?;
-        let watcher = Watcher::new(self.network.rehearsal.json, network.plan.windows);
+        let watcher = Watcher::new(network.plan.windows);
         let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s) };
         let outcome = demo.run(stop::on_signal(), &mut |news| watcher.on_news(&news)).await;
         watcher.finish();

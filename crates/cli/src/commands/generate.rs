@@ -1,6 +1,5 @@
 //! `templar generate`
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,7 +8,8 @@ use serde_json::json;
 use templar_data::Tokenizer;
 use templar_model::{Generator, Sampling, TextStream, hf};
 
-use crate::End;
+use crate::end::End;
+use crate::output::{self, is_json, say};
 
 /// Continue a text with a model in the Hugging Face layout.
 #[derive(Debug, Args)]
@@ -30,8 +30,6 @@ pub(crate) struct Generate {
     /// A Hugging Face tokenizer.json; else the one in the model's folder; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 /// The name under which a model's folder has its tokenizer.
@@ -54,27 +52,28 @@ impl Generate {
             );
         }
         let mut text = TextStream::new(|tokens: &[u32]| tokenizer.decode(tokens), &prompt);
-        if self.json {
-            let (mut made, mut said) = (vec![], String::new());
-            for token in generator {
-                made.push(token?);
-                said += &text.push(made[made.len() - 1]);
-            }
-            said += &text.finish();
-            println!("{}", json!({ "prompt": self.prompt, "text": said, "tokens": made }));
-            return Ok(End::Done);
-        }
-        let mut output = io::stdout().lock();
-        let mut say = |piece: &str| output.write_all(piece.as_bytes()).and_then(|()| output.flush());
-        if !still_read(say(&self.prompt))? {
-            return Ok(End::Done);
+        let mut made = Vec::new();
+        let mut said = String::new();
+        if !is_json() {
+            output::write(format_args!("{}", self.prompt));
         }
         for token in generator {
-            if !still_read(say(&text.push(token?)))? {
-                return Ok(End::Done);
+            made.push(token?);
+            let piece = text.push(made[made.len() - 1]);
+            if !is_json() {
+                output::write(format_args!("{piece}"));
+            }
+            said += &piece;
+            if output::failure().is_some() {
+                break;
             }
         }
-        still_read(say(&format!("{}\n", text.finish())))?;
+        let last = text.finish();
+        if is_json() {
+            say!("{}", json!({ "prompt": self.prompt, "text": said + &last, "tokens": made }));
+        } else {
+            say!("{last}");
+        }
         Ok(End::Done)
     }
 
@@ -83,14 +82,5 @@ impl Generate {
         let own = self.model.join(TOKENIZER_FILE);
         let path = self.tokenizer.as_ref().or_else(|| own.is_file().then_some(&own));
         path.map_or(Ok(Tokenizer::Bytes), |path| Ok(Tokenizer::open(path)?))
-    }
-}
-
-/// Whether somebody still reads what is written: `| head` is no error, a full disk is.
-fn still_read(written: io::Result<()>) -> Result<bool> {
-    match written {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error).wrap_err("the text cannot be written to the standard output"),
     }
 }

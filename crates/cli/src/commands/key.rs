@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
+use serde_json::json;
 use templar_host::home::write_secret;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 
-use crate::End;
-use crate::commands::node::read_key;
+use crate::end::End;
+use crate::files::read_key;
+use crate::output::{is_json, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
@@ -38,7 +40,11 @@ impl Key {
             }
             Self::Show(File { file }) => read_key(&file)?,
         };
-        println!("{}", pair.hotkey());
+        if is_json() {
+            say!("{}", json!({ "hotkey": pair.hotkey() }));
+        } else {
+            say!("{}", pair.hotkey());
+        }
         Ok(End::Done)
     }
 }

@@ -12,8 +12,10 @@ use templar_sim::local::localnet::{self, Kill};
 use templar_sim::plan::Plan;
 
 use crate::commands::network::NetworkArgs;
+use crate::end::End;
+use crate::output::is_json;
 use crate::show::Watcher;
-use crate::{End, stop};
+use crate::stop;
 
 /// The network of `demo` with every node a process of its own, on a chain with a fixed block time.
 #[derive(Debug, Args)]
@@ -46,9 +48,8 @@ impl Localnet {
         let folder = self.network.folder()?;
         let network = self.network.network(&folder)?;
         self.check_kills(&network.plan)?;
-        let json = self.network.rehearsal.json;
-        let watcher = Watcher::new(json, network.plan.windows);
-        if !json {
+        let watcher = Watcher::new(network.plan.windows);
+        if !is_json() {
             eprintln!("logs of the nodes: {}/nodes/*/log", folder.path().display());
         }
         if !self.listen.is_loopback() {

@@ -15,10 +15,11 @@ use templar_sim::local::network::{Network, Outcome};
 use templar_sim::local::network::{NetworkError, Text};
 use templar_sim::plan::{Behaviour, Plan};
 
-use crate::End;
 use crate::commands::engine::TorchArgs;
 use crate::commands::model_folder;
+use crate::end::End;
 use crate::metrics::MetricsArgs;
+use crate::output::{is_json, say};
 use crate::show;
 
 /// Options of every rehearsal, with real parts or simulated ones.
@@ -45,9 +46,6 @@ pub(crate) struct RehearsalArgs {
     /// Write the run's report to this file, as JSON.
     #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Print events as JSON lines, and the report last, instead of text for people.
-    #[arg(long, env = "TEMPLAR_JSON")]
-    pub(crate) json: bool,
 }
 
 impl RehearsalArgs {
@@ -70,10 +68,10 @@ impl RehearsalArgs {
 
     /// Shows the report, and writes it if that was asked for.
     pub(crate) fn finish(&self, report: &Report) -> Result<()> {
-        if self.json {
-            println!("{}", serde_json::to_string(report)?);
+        if is_json() {
+            say!("{}", serde_json::to_string(report)?);
         } else {
-            print!("{}", show::summary(report));
+            say!("{}", show::summary(report).trim_end());
         }
         let Some(path) = &self.report else { return Ok(()) };
         let text = serde_json::to_string_pretty(report)?;
@@ -207,8 +205,8 @@ impl NetworkArgs {
         let sample = dataset.sample(templar_data::Split::HeldOut, 0)?;
         let tokens = &sample[..sample.len().min(64)];
         hf::export_logits(out, model, theta, tokens, 1)?;
-        if !self.rehearsal.json {
-            println!("model written to {}", out.display());
+        if !is_json() {
+            say!("model written to {}", out.display());
         }
         Ok(())
     }

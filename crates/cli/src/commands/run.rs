@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, ensure};
@@ -13,9 +13,10 @@ use templar_node::frame::dataset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 
-use crate::End;
 use crate::commands::network::{codec, preset};
-use crate::commands::node::read_small;
+use crate::end::End;
+use crate::files::read_run;
+use crate::output::{is_json, say};
 use crate::progress::Progress;
 
 #[derive(Debug, Subcommand)]
@@ -67,8 +68,6 @@ pub(crate) struct Show {
     /// The run's file.
     #[arg(default_value = "run.toml")]
     file: PathBuf,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -79,8 +78,6 @@ pub(crate) struct Verify {
     /// Folder of the dataset to check against the run.
     #[arg(long, env = "TEMPLAR_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
-    #[arg(long, env = "TEMPLAR_JSON")]
-    json: bool,
 }
 
 /// Keys that `run init` works out.
@@ -126,39 +123,47 @@ impl Init {
         dataset::check(&spec, manifest)?;
         spec.theta0.root = theta0_root(&spec);
         std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
-        println!("run {} written to {}", spec.id(), self.out.display());
+        say!("run {} written to {}", spec.id(), self.out.display());
         Ok(())
     }
 }
 
 impl Show {
     fn run(self) -> Result<()> {
-        let spec = load(&self.file)?;
+        let spec = read_run(&self.file)?;
         let parameters = spec.layout().len();
         let window_tokens = spec.slice_samples() * u64::from(spec.model.seq_len);
-        if self.json {
+        if is_json() {
             let value = json!({ "run_id": spec.id(), "parameters": parameters, "tokens_per_miner_and_window": window_tokens, "spec": spec });
-            println!("{value}");
+            say!("{value}");
             return Ok(());
         }
-        println!("run       {}", spec.id());
-        println!("name      {}", spec.name);
-        println!(
+        say!("run       {}", spec.id());
+        say!("name      {}", spec.name);
+        say!(
             "chain     genesis {}, subnet {}, from block {}",
-            spec.chain.genesis, spec.chain.netuid, spec.chain.start_block
+            spec.chain.genesis,
+            spec.chain.netuid,
+            spec.chain.start_block
         );
-        println!(
+        say!(
             "model     {parameters} parameters: {} layers, width {}, vocabulary {}",
-            spec.model.layers, spec.model.hidden_size, spec.model.vocab_size
+            spec.model.layers,
+            spec.model.hidden_size,
+            spec.model.vocab_size
         );
-        println!("data      manifest {}", spec.data.manifest);
-        println!(
+        say!("data      manifest {}", spec.data.manifest);
+        say!(
             "window    {} blocks: put by block {}, vote by block {}, {} windows' delay",
-            spec.windows.blocks, spec.windows.put_block, spec.windows.vote_block, spec.windows.delay_windows
+            spec.windows.blocks,
+            spec.windows.put_block,
+            spec.windows.vote_block,
+            spec.windows.delay_windows
         );
-        println!(
+        say!(
             "training  {} inner steps of {} sequences: {window_tokens} tokens a miner and window",
-            spec.inner.steps, spec.inner.batch_sequences
+            spec.inner.steps,
+            spec.inner.batch_sequences
         );
         Ok(())
     }
@@ -166,7 +171,7 @@ impl Show {
 
 impl Verify {
     fn run(self) -> Result<()> {
-        let spec = load(&self.file)?;
+        let spec = read_run(&self.file)?;
         let root = theta0_root(&spec);
         ensure!(
             root == spec.theta0.root,
@@ -178,10 +183,10 @@ impl Verify {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
             dataset::check(&spec, dataset.manifest())?;
         }
-        if self.json {
-            println!("{}", json!({ "run_id": spec.id(), "ok": true }));
+        if is_json() {
+            say!("{}", json!({ "run_id": spec.id(), "ok": true }));
         } else {
-            println!("run {} is in order", spec.id());
+            say!("run {} is in order", spec.id());
         }
         Ok(())
     }
@@ -196,10 +201,4 @@ fn theta0_root(spec: &RunSpec) -> Hash32 {
     let watch = |done| progress.watch::<Infallible>(done);
     let ControlFlow::Continue(root) = layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch);
     root
-}
-
-/// A run from its file.
-pub(crate) fn load(path: &Path) -> Result<RunSpec> {
-    let text = read_small(path)?;
-    RunSpec::from_toml(&text).wrap_err_with(|| format!("{} is no run", path.display()))
 }

@@ -6,7 +6,9 @@ use templar_protocol::run::CodecKind;
 use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 
 use crate::commands::network::RehearsalArgs;
-use crate::{End, show};
+use crate::end::End;
+use crate::output::{is_json, say};
+use crate::show;
 
 /// The real node code on a virtual clock, an in-memory cloud and chain, and a synthetic trainer.
 #[derive(Debug, Args)]
@@ -27,13 +29,13 @@ impl Sim {
             CodecKind::DenseF32 => |spec| spec.codec.kind = CodecKind::DenseF32,
         };
         let outcome = scenario.run(folder.path());
-        if self.rehearsal.json {
+        if is_json() {
             for event in &outcome.log {
-                println!("{}", serde_json::to_string(event)?);
+                say!("{}", serde_json::to_string(event)?);
             }
         } else {
             for window in &outcome.report.windows {
-                println!("{}", show::window(window));
+                say!("{}", show::window(window));
             }
         }
         self.rehearsal.finish(&outcome.report)?;

@@ -12,7 +12,8 @@ use templar_bench::{
 };
 use templar_model::presets::{self, Preset};
 
-use crate::End;
+use crate::end::End;
+use crate::output::{is_json, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Codec {
@@ -45,9 +46,6 @@ pub(crate) struct Codec {
     /// With --quality: a folder for two plots (SVG).
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
-    /// Print JSON instead of tables.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Codec {
@@ -76,14 +74,14 @@ impl Codec {
         let bar = ProgressBar::new(self.windows as u64);
         let costs = quality::position_costs(&preset, &self.text()?, self.windows, &|| bar.inc(1))?;
         bar.finish_and_clear();
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&costs)?);
+        if is_json() {
+            say!("{}", serde_json::to_string_pretty(&costs)?);
             return Ok(());
         }
-        println!("| window | bound | rows and columns known | whole payload | sent before | sent by another |");
-        println!("|---|---|---|---|---|---|");
+        say!("| window | bound | rows and columns known | whole payload | sent before | sent by another |");
+        say!("|---|---|---|---|---|---|");
         for (window, cost) in (1..).zip(&costs).skip(1) {
-            println!(
+            say!(
                 "| {window} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.1} % |",
                 cost.bound_bits,
                 cost.rows_and_columns_bits,
@@ -102,8 +100,8 @@ impl Codec {
         let options =
             Options { params: self.params, threads: usize::from(self.threads), repeats: usize::from(self.repeats) };
         let rows = codec::measure(&sample, &options);
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&rows)?);
+        if is_json() {
+            say!("{}", serde_json::to_string_pretty(&rows)?);
         } else {
             print_speed(&rows);
         }
@@ -125,9 +123,9 @@ impl Codec {
         let formats = quality::measure(&formats, &text, &options, &done);
         let rules = quality::measure(&rules, &text, &options, &done);
         bar.finish_and_clear();
-        if self.json {
+        if is_json() {
             let all = serde_json::json!({ "formats": formats, "rules": rules });
-            println!("{}", serde_json::to_string_pretty(&all)?);
+            say!("{}", serde_json::to_string_pretty(&all)?);
         } else {
             print_formats(&formats);
             print_rules(&rules);
@@ -155,12 +153,12 @@ fn preset(name: &str) -> Result<Preset> {
 }
 
 fn print_speed(rows: &[Row]) {
-    println!(
+    say!(
         "| format | bits/value | × below f32 | 1-D share | small tensors | encode M/s | GB/s | of copy | decode 20 M/s |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    say!("|---|---|---|---|---|---|---|---|---|");
     for row in rows {
-        println!(
+        say!(
             "| {} | {:.3} | {:.1} | {:.2} % | {:.2} % | {:.0} | {:.2} | {:.0} % | {:.0} |",
             serde_json::to_value(row.format).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
             row.bits_per_value,
@@ -174,20 +172,20 @@ fn print_speed(rows: &[Row]) {
         );
     }
     if let Some(row) = rows.first() {
-        println!("\n{} parameters, {} threads, copy {:.1} GB/s", row.params, row.threads, row.copy_gb_per_s);
-        println!("tensors below a chunk have {:.2} % of the parameters", 100.0 * row.small_tensor_params_share);
+        say!("\n{} parameters, {} threads, copy {:.1} GB/s", row.params, row.threads, row.copy_gb_per_s);
+        say!("tensors below a chunk have {:.2} % of the parameters", 100.0 * row.small_tensor_params_share);
     }
 }
 
 fn print_formats(rows: &[quality::Row]) {
-    println!("| format | divided by | α | loss | spread | relative error of what is kept | bits/value |");
-    println!("|---|---|---|---|---|---|---|");
+    say!("| format | divided by | α | loss | spread | relative error of what is kept | bits/value |");
+    say!("|---|---|---|---|---|---|---|");
     for row in rows {
         let figures = row.figures.as_ref().map_or("diverged | – | – | –".to_owned(), |figures| {
             let quality::Figures { loss, spread, relative_error, bits_per_value, .. } = figures;
             format!("{loss:.4} | {spread:.4} | {relative_error:.4} | {bits_per_value:.2}")
         });
-        println!("| {} | {} | {} | {figures} |", row.format, row.rule, row.rate);
+        say!("| {} | {} | {} | {figures} |", row.format, row.rule, row.rate);
     }
 }
 
@@ -195,7 +193,7 @@ fn print_formats(rows: &[quality::Row]) {
 fn print_failures<'a>(rows: impl Iterator<Item = &'a quality::Row>) {
     for row in rows {
         for why in &row.failures {
-            println!("\n{}, {}, α = {}: {why}", row.format, row.rule, row.rate);
+            say!("\n{}, {}, α = {}: {why}", row.format, row.rule, row.rate);
         }
     }
 }
@@ -206,8 +204,8 @@ fn print_rules(rows: &[quality::Row]) {
     rates.sort_by(f64::total_cmp);
     rates.dedup();
     let head: Vec<String> = rates.iter().map(|rate| format!("α = {rate}")).collect();
-    println!("\n| format, divided by | {} |", head.join(" | "));
-    println!("|---|{}", "---|".repeat(rates.len()));
+    say!("\n| format, divided by | {} |", head.join(" | "));
+    say!("|---|{}", "---|".repeat(rates.len()));
     let mut seen: Vec<String> = Vec::new();
     for row in rows {
         let name = format!("{}, {}", row.format, row.rule);
@@ -222,7 +220,7 @@ fn print_rules(rows: &[quality::Row]) {
                 None => "diverged".to_owned(),
             })
         };
-        println!("| {name} | {} |", rates.iter().map(cell).collect::<Vec<_>>().join(" | "));
+        say!("| {name} | {} |", rates.iter().map(cell).collect::<Vec<_>>().join(" | "));
         seen.push(name);
     }
 }

@@ -6,7 +6,8 @@ use templar_bench::train::{Options, Report, measure};
 use templar_model::presets;
 use templar_protocol::{layout::ModelSpec, run::InnerSpec};
 
-use crate::End;
+use crate::end::End;
+use crate::output::{is_json, say};
 
 /// The default shape has 4.6 million parameters; the batch is 8 × 256 tokens.
 #[derive(Debug, Args)]
@@ -38,8 +39,6 @@ pub(crate) struct Train {
     /// For how long to train; evaluation takes half as long.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    #[arg(long)]
-    json: bool,
 }
 
 impl Train {
@@ -48,8 +47,8 @@ impl Train {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.map_or(cores, usize::from);
         let report = measure(&Options { model, inner, threads, seconds: self.seconds.clamp(0.0, 3600.0) })?;
-        if self.json {
-            println!("{}", serde_json::to_string(&report)?);
+        if is_json() {
+            say!("{}", serde_json::to_string(&report)?);
         } else {
             print(&report);
         }
@@ -88,10 +87,10 @@ impl Train {
 fn print(report: &Report) {
     let Report { threads, parameters, train_tokens_per_s, eval_tokens_per_s, achieved_gflops, peak_gflops, .. } =
         report;
-    println!("{parameters} parameters, {threads} threads");
-    println!("train    {train_tokens_per_s:>9.0} tokens/s, {achieved_gflops:.0} of {peak_gflops:.0} GFLOP/s");
-    println!("evaluate {eval_tokens_per_s:>9.0} tokens/s");
-    println!("memory   {:>9} MiB at most", report.peak_memory_bytes >> 20);
+    say!("{parameters} parameters, {threads} threads");
+    say!("train    {train_tokens_per_s:>9.0} tokens/s, {achieved_gflops:.0} of {peak_gflops:.0} GFLOP/s");
+    say!("evaluate {eval_tokens_per_s:>9.0} tokens/s");
+    say!("memory   {:>9} MiB at most", report.peak_memory_bytes >> 20);
     let shares = &report.breakdown;
     let parts = [
         ("products", shares.products),
@@ -101,6 +100,6 @@ fn print(report: &Report) {
         ("other", shares.other),
     ];
     for (name, share) in parts {
-        println!("{name:<12} {:>5.1} %", 100.0 * share);
+        say!("{name:<12} {:>5.1} %", 100.0 * share);
     }
 }

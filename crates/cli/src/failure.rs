@@ -1,0 +1,121 @@
+//! What is said when a verb fails: in words on standard error, or with `--json` as one JSON document on standard output.
+
+use std::error::Error;
+
+use color_eyre::Report;
+use serde_json::{Value, json};
+use templar_chain::ChainError;
+use templar_data::{OpenError, PrepareError, ReadError};
+use templar_host::connection::ConnectError;
+use templar_node::frame::dataset::DatasetError;
+use templar_node::frame::error::NodeError;
+use templar_protocol::run::RunSpecError;
+use templar_sim::local::network::NetworkError;
+use templar_store::StoreError;
+use templar_train::TrainError;
+
+use crate::output::{is_json, say};
+
+/// Says why a verb failed.
+pub(crate) fn tell(report: &Report) {
+    let causes = causes(report);
+    if is_json() {
+        say!("{}", document(code(report), &causes));
+    } else {
+        eprintln!("error: {}", causes.join("\n  because: "));
+    }
+}
+
+/// Says what is wrong with the usage.
+pub(crate) fn tell_usage(message: &str) {
+    say!("{}", document("usage", &[message.to_owned()]));
+}
+
+fn document(code: &str, causes: &[String]) -> Value {
+    let (message, because) = causes.split_first().map_or(("", [].as_slice()), |(first, rest)| (first.as_str(), rest));
+    json!({ "error": { "code": code, "message": message, "because": because } })
+}
+
+/// The message and its causes, outermost first. Many messages end with their cause: said once is enough.
+fn causes(report: &Report) -> Vec<String> {
+    let mut causes: Vec<String> = report.chain().map(ToString::to_string).collect();
+    causes.dedup_by(|cause, before| before.contains(cause.as_str()));
+    causes
+}
+
+/// The code of the first error in the chain that has one.
+fn code(report: &Report) -> &'static str {
+    report.chain().find_map(code_of).unwrap_or("other")
+}
+
+fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    if let Some(error) = error.downcast_ref::<NodeError>() {
+        return Some(match error {
+            NodeError::InUse { .. } | NodeError::Local { .. } => "local-state",
+            NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
+            NodeError::WrongTheta0 { .. } => "run",
+            NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
+            NodeError::Bucket(_) | NodeError::Store(_) => "storage",
+            NodeError::Train(_) => "engine",
+            _ => "node",
+        });
+    }
+    if let Some(error) = error.downcast_ref::<ConnectError>() {
+        return Some(match error {
+            ConnectError::Chain { .. } => "chain",
+            ConnectError::Store(_) => "storage",
+            ConnectError::Dataset(_) => "data",
+            ConnectError::Engine(_) => "engine",
+            _ => "node",
+        });
+    }
+    let kinds: [(bool, &str); 7] = [
+        (error.is::<RunSpecError>(), "run"),
+        (
+            error.is::<OpenError>()
+                || error.is::<PrepareError>()
+                || error.is::<ReadError>()
+                || error.is::<DatasetError>(),
+            "data",
+        ),
+        (error.is::<ChainError>(), "chain"),
+        (error.is::<StoreError>(), "storage"),
+        (error.is::<TrainError>(), "engine"),
+        (error.is::<NetworkError>(), "network"),
+        (error.is::<std::io::Error>(), "io"),
+    ];
+    kinds.into_iter().find_map(|(is, code)| is.then_some(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use color_eyre::eyre::{Context as _, eyre};
+
+    use super::*;
+
+    #[test]
+    fn a_failure_has_the_code_of_its_first_typed_cause_and_says_nothing_twice() {
+        let io = std::io::Error::other("the disk is gone");
+        let report = Err::<(), _>(io).wrap_err("model.bin: the disk is gone").wrap_err("no model").unwrap_err();
+        assert_eq!(code(&report), "io");
+        assert_eq!(causes(&report), ["no model", "model.bin: the disk is gone"]);
+        assert_eq!(code(&eyre!("no word of it")), "other");
+        let local = NodeError::Local { path: "p".into(), reason: "r".into() };
+        assert_eq!(code(&Report::new(local).wrap_err("node ended")), "local-state");
+    }
+
+    #[test]
+    fn every_code_has_its_line_in_the_documentation() {
+        let (page, source) = (include_str!("../../../docs/errors.md"), include_str!("failure.rs"));
+        let source = source.split("mod tests").next().unwrap();
+        let is_code =
+            |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let codes: Vec<&str> = source.split('"').skip(1).step_by(2).filter(is_code).collect();
+        let codes: Vec<&str> =
+            codes.into_iter().filter(|code| !["error", "code", "message", "because"].contains(code)).collect();
+        assert!(codes.len() >= 11, "{codes:?}");
+        for code in codes {
+            assert!(page.contains(&format!("| `{code}` |")), "docs/errors.md does not tell of {code}");
+        }
+    }
+}

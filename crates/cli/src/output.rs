@@ -1,0 +1,52 @@
+//! Standard output, in text for people or in JSON. A reader that goes away, or a full disk, ends the verb without a panic.
+//!
+//! What fails to be written is noted once: long verbs are asked to stop as by Ctrl-C, all later output is dropped, and
+//! the process ends with the right code.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::sync::{LazyLock, OnceLock};
+
+use tokio::sync::watch;
+
+/// Writes a line to standard output.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::output::write(format_args!("{}\n", format_args!($($arg)*))) };
+}
+pub(crate) use say;
+
+static JSON: OnceLock<bool> = OnceLock::new();
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+static FAILED: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
+
+/// Chooses JSON or text, once, before anything is written.
+pub(crate) fn choose(json: bool) {
+    let _ = JSON.set(json);
+}
+
+/// Whether the reader is a program.
+pub(crate) fn is_json() -> bool {
+    JSON.get().copied().unwrap_or(false)
+}
+
+/// Writes to standard output at once, unless that has failed before.
+pub(crate) fn write(text: fmt::Arguments<'_>) {
+    if FAILURE.get().is_some() {
+        return;
+    }
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+        let _ = FAILURE.set(error);
+        FAILED.send_replace(true);
+    }
+}
+
+/// Why standard output does not take any more, if so.
+pub(crate) fn failure() -> Option<&'static io::Error> {
+    FAILURE.get()
+}
+
+/// Becomes true when standard output does not take any more.
+pub(crate) fn failed() -> watch::Receiver<bool> {
+    FAILED.subscribe()
+}
