@@ -190,12 +190,12 @@ impl NetworkArgs {
             bail!("{}", failures.join("\n  "));
         }
         if let Some(out) = &self.out {
-            self.export(out, outcome, &folder.join("dataset"))?;
+            Self::export(out, outcome, &folder.join("dataset"))?;
         }
         Ok(if outcome.stopped { End::Stopped } else { End::Done })
     }
 
-    fn export(&self, out: &Path, outcome: &Outcome, folder: &Path) -> Result<()> {
+    fn export(out: &Path, outcome: &Outcome, folder: &Path) -> Result<()> {
         let theta = outcome.theta.as_ref().wrap_err("no validator has a state to export: no window was settled")?;
         let dataset = Dataset::open(folder)?;
         let model = &outcome.spec.model;
