@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{CommandFactory, Parser};
+use clap::{Arg, CommandFactory, Parser};
 use color_eyre::eyre::{Context, ContextCompat, Result, bail};
 use toml::{Table, Value};
 
@@ -36,7 +36,7 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     }
     let mut added = Vec::new();
     for (key, value) in read(path)? {
-        let option = verb.get_arguments().find(|option| option.get_long() == Some(&key));
+        let option = verb.get_arguments().find(|option| is_named(option, &key));
         let unknown = || format!("{} has the key `{key}`, which `{}` does not take", path.display(), verb.get_name());
         let source = given.value_source(option.with_context(unknown)?.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
@@ -46,6 +46,11 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     arguments.splice(end..end, added);
     Ok(arguments)
+}
+
+/// Whether an option has this long name, or had it once.
+fn is_named(option: &Arg, key: &str) -> bool {
+    option.get_long() == Some(key) || option.get_all_aliases().is_some_and(|aliases| aliases.contains(&key))
 }
 
 fn read(path: &Path) -> Result<Table> {

@@ -8,6 +8,8 @@
 mod commands;
 mod config;
 mod metrics;
+#[cfg(test)]
+mod pages;
 mod show;
 mod stop;
 

@@ -37,8 +37,8 @@ pub(crate) struct NodeArgs {
     #[arg(long, env = "TEMPLAR_BUCKET", value_name = "FILE")]
     bucket: PathBuf,
     /// The bucket that serves the run's dataset: endpoint, bucket, region and a credential that may read.
-    #[arg(long, env = "TEMPLAR_DATA", value_name = "FILE")]
-    data: PathBuf,
+    #[arg(long, alias = "data", env = "TEMPLAR_DATA_BUCKET", value_name = "FILE")]
+    data_bucket: PathBuf,
     /// Where the dataset is kept.
     #[arg(long, env = "TEMPLAR_DATA_FOLDER", default_value = "templar/dataset", value_name = "DIR")]
     data_folder: PathBuf,
@@ -49,7 +49,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, env = "TEMPLAR_NAME", default_value = "node")]
     name: String,
     /// What trains and evaluates: builtin or torch.
-    #[arg(long, env = "TEMPLAR_ENGINE", default_value_t)]
+    #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
     /// Print events as JSON lines instead of text for people.
     #[arg(long, env = "TEMPLAR_JSON")]
@@ -113,7 +113,7 @@ pub(crate) async fn run(
         keypair: read_key(&args.key)?,
         chain: args.chain,
         bucket: parse_secret::<BucketFile>(&args.bucket, &bucket_form)?.into(),
-        data: parse_secret::<LocatorFile>(&args.data, LOCATOR_FORM)?.into(),
+        data: parse_secret::<LocatorFile>(&args.data_bucket, LOCATOR_FORM)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
         engine: args.torch.engines(&[args.engine], None)?.remove(0),
