@@ -158,13 +158,13 @@ fn environment_page() -> String {
                 .entry(format!("`--{}`", entry.arg.get_long().unwrap_or_default()))
                 .or_default()
                 .push(entry.verb.clone());
-            if !meanings.contains(&entry.help()) {
+            if !entry.help().is_empty() && !meanings.contains(&entry.help()) {
                 meanings.push(entry.help());
             }
         }
         let of = |verbs: &[String]| if verbs == [""] { "every verb".to_owned() } else { verbs.join(", ") };
         let options: Vec<_> = options.iter().map(|(option, verbs)| format!("{option} of {}", of(verbs))).collect();
-        writeln!(text, "| `{name}` | {value} | {} | {} |", options.join("; "), meanings.join(" ")).unwrap();
+        writeln!(text, "| `{name}` | {value} | {} | {} |", options.join("; "), meanings.join("; ")).unwrap();
     }
     text += "\nVariables that no option reads:\n\n| variable | read by | meaning |\n|---|---|---|\n";
     for (name, reader, meaning) in OTHERS {
