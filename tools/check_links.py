@@ -11,7 +11,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 def main() -> int:
     broken = []
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    book = sorted((ROOT / "docs").rglob("*.md"))
+    files = [*sorted(ROOT.glob("*.md")), *book]
     for file in files:
         for target, _ in LINK.findall(file.read_text(encoding="utf-8")):
             if "://" in target or target.startswith("mailto:"):
@@ -19,7 +20,7 @@ def main() -> int:
             if not (file.parent / target).exists():
                 broken.append(f"{file.relative_to(ROOT)}: {target}")
     listed = (ROOT / "docs" / "SUMMARY.md").read_text(encoding="utf-8")
-    for file in files[1:]:
+    for file in book:
         name = file.relative_to(ROOT / "docs").as_posix()
         if name != "SUMMARY.md" and f"({name})" not in listed:
             broken.append(f"docs/SUMMARY.md does not list {name}")

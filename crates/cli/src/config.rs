@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use color_eyre::eyre::{Context, ContextCompat, Result, bail};
 use toml::{Table, Value};
 
@@ -68,7 +68,7 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut added = Vec::new();
     for (key, value) in read(path)? {
         let mut known = verb.get_arguments().chain(command.get_arguments());
-        let option = known.find(|option| option.get_long() == Some(&key));
+        let option = known.find(|option| is_named(option, &key));
         let unknown = || format!("{} has the key `{key}`, which `{}` does not take", path.display(), verb.get_name());
         let source = given.value_source(option.with_context(unknown)?.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
@@ -78,6 +78,11 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     arguments.splice(end..end, added);
     Ok(arguments)
+}
+
+/// Whether an option has this long name, or had it once.
+fn is_named(option: &Arg, key: &str) -> bool {
+    option.get_long() == Some(key) || option.get_all_aliases().is_some_and(|aliases| aliases.contains(&key))
 }
 
 fn read(path: &Path) -> Result<Table> {

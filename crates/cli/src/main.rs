@@ -12,6 +12,8 @@ mod failure;
 mod files;
 mod metrics;
 mod output;
+#[cfg(test)]
+mod pages;
 mod progress;
 mod show;
 mod stop;

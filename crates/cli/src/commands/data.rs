@@ -27,7 +27,7 @@ pub(crate) struct Prepare {
     #[arg(required = true)]
     sources: Vec<PathBuf>,
     /// Where to write the dataset.
-    #[arg(long, env = "TEMPLAR_OUT", value_name = "DIR")]
+    #[arg(long, env = "TEMPLAR_DATASET", value_name = "DIR")]
     out: PathBuf,
     /// A Hugging Face tokenizer.json; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]

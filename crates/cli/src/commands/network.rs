@@ -103,7 +103,7 @@ pub(crate) struct NetworkArgs {
     #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
-    #[arg(long, env = "TEMPLAR_ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
+    #[arg(long, env = "TEMPLAR_ENGINES", value_name = "ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
     /// Write the final model to this folder, in the Hugging Face layout.
     #[arg(long, env = "TEMPLAR_OUT", value_name = "DIR")]

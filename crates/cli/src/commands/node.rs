@@ -35,8 +35,8 @@ pub(crate) struct NodeArgs {
     #[arg(long, env = "TEMPLAR_BUCKET", value_name = "FILE")]
     bucket: PathBuf,
     /// The bucket that serves the run's dataset: endpoint, bucket, region and a credential that may read.
-    #[arg(long, env = "TEMPLAR_DATA", value_name = "FILE")]
-    data: PathBuf,
+    #[arg(long, alias = "data", env = "TEMPLAR_DATA_BUCKET", value_name = "FILE")]
+    data_bucket: PathBuf,
     /// Where the dataset is kept.
     #[arg(long, env = "TEMPLAR_DATA_FOLDER", default_value = "templar/dataset", value_name = "DIR")]
     data_folder: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, env = "TEMPLAR_NAME", default_value = "node")]
     name: String,
     /// What trains and evaluates: builtin or torch.
-    #[arg(long, env = "TEMPLAR_ENGINE", default_value_t)]
+    #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
     #[arg(long, hide = true)]
@@ -107,7 +107,7 @@ pub(crate) async fn run(
         keypair: read_key(&args.key)?,
         chain: args.chain,
         bucket: read_secret::<BucketFile>(&args.bucket, BUCKET_KEYS)?.into(),
-        data: read_secret::<LocatorFile>(&args.data, LOCATOR_KEYS)?.into(),
+        data: read_secret::<LocatorFile>(&args.data_bucket, LOCATOR_KEYS)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
         engine: args.torch.engines(&[args.engine], None)?.remove(0),

@@ -50,8 +50,8 @@ pub(crate) struct Init {
     #[arg(long, env = "TEMPLAR_START_BLOCK", value_name = "BLOCK")]
     start_block: u64,
     /// Folder of the prepared dataset.
-    #[arg(long, env = "TEMPLAR_DATA", value_name = "DIR")]
-    data: PathBuf,
+    #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
+    dataset: PathBuf,
     /// Seed of θ₀ and of the order of the data.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
@@ -59,7 +59,7 @@ pub(crate) struct Init {
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
     /// Where to write it.
-    #[arg(long, env = "TEMPLAR_OUT", default_value = "run.toml", value_name = "FILE")]
+    #[arg(long, env = "TEMPLAR_RUN", default_value = "run.toml", value_name = "FILE")]
     out: PathBuf,
 }
 
@@ -76,8 +76,8 @@ pub(crate) struct Verify {
     #[arg(default_value = "run.toml")]
     file: PathBuf,
     /// Folder of the dataset to check against the run.
-    #[arg(long, env = "TEMPLAR_DATA", value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
+    dataset: Option<PathBuf>,
 }
 
 /// Keys that `run init` works out.
@@ -104,7 +104,8 @@ impl Init {
     fn run(self) -> Result<()> {
         let mut preset = preset(&self.preset)?;
         ensure!(!self.out.exists(), "{} exists already; a run is never changed: name another file", self.out.display());
-        let dataset = Dataset::open(&self.data).wrap_err_with(|| format!("dataset in {}", self.data.display()))?;
+        let dataset =
+            Dataset::open(&self.dataset).wrap_err_with(|| format!("dataset in {}", self.dataset.display()))?;
         let manifest = dataset.manifest();
         preset.model.seq_len = manifest.seq_len;
         preset.model.vocab_size = preset.model.vocab_size.max(manifest.vocab_size.next_multiple_of(16));
@@ -179,7 +180,7 @@ impl Verify {
             spec.theta0.root,
             spec.theta0.seed
         );
-        if let Some(folder) = &self.data {
+        if let Some(folder) = &self.dataset {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
             dataset::check(&spec, dataset.manifest())?;
         }
