@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use templar_protocol::hash::Hash32;
 
 use crate::{
-    manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, ShardEntry, Split, shard_name},
+    manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestError, ShardEntry, Split, shard_name},
     shard::{decode_tokens, root_hasher, sample_hash},
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -73,7 +73,7 @@ pub enum VerifyError {
 
 impl Dataset {
     /// Reads the manifest and maps the shards. The shards' sizes are checked, their hashes are not:
-    /// [`Dataset::verify`] does that, and whoever knows which data set it wants compares [`Manifest::hash`].
+    /// [`Dataset::verify`] does that, and whoever knows which dataset it wants compares [`Manifest::hash`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(MANIFEST_FILE);
         let bytes = read_bounded(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
@@ -219,6 +219,6 @@ fn map_file(path: &Path) -> io::Result<Mmap> {
 /// The manifest's bytes; one byte more than allowed is enough to be refused.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    File::open(path)?.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

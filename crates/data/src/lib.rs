@@ -12,9 +12,9 @@
 //! | segments → tokens | [`tokenizer`] |
 //! | tokens → samples → shard files | [`shard`] |
 //! | all of that, in bounded memory | [`mod@prepare`] |
-//! | what a data set consists of | [`manifest`] |
+//! | what a dataset consists of | [`manifest`] |
 //! | samples by index, memory-mapped | [`dataset`] |
-//! | fetching a data set by hash | [`object`] |
+//! | fetching a dataset by hash | [`object`] |
 //! | text without any file, with a known entropy | [`grammar`] |
 //!
 //! ```

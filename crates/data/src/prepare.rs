@@ -1,7 +1,7 @@
-//! Text to a data set: documents → segments → tokens → samples → shards, in one pass and bounded memory.
+//! Text to a dataset: documents → segments → tokens → samples → shards, in one pass and bounded memory.
 //!
 //! The same text, options and tokenizer give the same bytes on every platform. Every file gets its name when it is
-//! complete, the manifest last: a folder with a manifest is a whole data set. What fails leaves no file behind.
+//! complete, the manifest last: a folder with a manifest is a whole dataset. What fails leaves no file behind.
 
 use std::{
     collections::BTreeSet,
@@ -11,11 +11,11 @@ use std::{
 
 use crate::{
     manifest::{
-        MANIFEST_FILE, MANIFEST_VERSION, MAX_SEQ_LEN, MAX_SHARD_BYTES, Manifest, ManifestError, Split, SplitManifest,
+        MANIFEST_FILE, MANIFEST_VERSION, Manifest, ManifestError, SEQ_LEN_MAX, SHARD_BYTES_MAX, Split, SplitManifest,
         token_bytes,
     },
     object::write_whole,
-    segment::{Lottery, SEGMENT_BYTES, SEGMENTS, Segmenter, segment_bytes},
+    segment::{Lottery, SEGMENT_BYTES_MAX, SEGMENTS, Segmenter, segment_bytes},
     shard::{ShardShape, SplitWriter},
     source::{self, Piece, SourceError},
     tokenizer::{TOKENIZER_FILE, Tokenizer, TokenizerError, read_bounded},
@@ -53,7 +53,7 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// Why no data set was made.
+/// Why no dataset was made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrepareError {
@@ -65,18 +65,18 @@ pub enum PrepareError {
     Tokenizer(#[from] TokenizerError),
     #[error("cannot write to {path}: {source}; check free space and permissions", path = path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("{path} is a file; name a folder for the data set", path = path.display())]
+    #[error("{path} is a file; name a folder for the dataset", path = path.display())]
     OutIsFile { path: PathBuf },
     #[error(
         "the text is too short: its {split:?} split has {tokens} tokens, a sample takes {seq_len}; give more text, make \
          samples shorter, or hold out a part nearer to 0.5"
     )]
     TooShort { split: Split, tokens: u64, seq_len: u32 },
-    #[error("the result is no valid data set: {0}")]
+    #[error("the result is no valid dataset: {0}")]
     Manifest(#[from] ManifestError),
 }
 
-/// Makes a data set in the folder `out` from files and folders; [`source`] says which files count and
+/// Makes a dataset in the folder `out` from files and folders; [`source`] says which files count and
 /// [`segment`](crate::segment) what is held out. `progress` is called after each segment.
 pub fn prepare(
     sources: &[PathBuf],
@@ -90,7 +90,7 @@ pub fn prepare(
     prepare_pieces(pieces, Some(source_bytes), out, options, progress)
 }
 
-/// Makes a data set in the folder `out` from documents in memory.
+/// Makes a dataset in the folder `out` from documents in memory.
 pub fn prepare_text(
     documents: impl Iterator<Item = String>,
     out: &Path,
@@ -125,7 +125,7 @@ fn prepare_pieces(
     prepared
 }
 
-/// The files of data sets in a folder; none if it is not there.
+/// The files of datasets in a folder; none if it is not there.
 fn files(folder: &Path) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -146,7 +146,7 @@ fn write_pieces(
     let json = options.tokenizer.as_deref().map(read_bounded).transpose()?;
     let tokenizer = json.as_deref().map_or(Ok(Tokenizer::Bytes), Tokenizer::from_json)?;
     let token_bytes = token_bytes(tokenizer.vocab_size());
-    let most = MAX_SHARD_BYTES / (u64::from(options.seq_len) * u64::from(token_bytes));
+    let most = SHARD_BYTES_MAX / (u64::from(options.seq_len) * u64::from(token_bytes));
     within("shard_samples", options.shard_samples, 1, most)?;
     fs::create_dir_all(out).map_err(|source| PrepareError::Write { path: out.to_owned(), source })?;
 
@@ -187,7 +187,7 @@ fn write_pieces(
 
 /// Millionths to hold out.
 fn check(options: &PrepareOptions) -> Result<u32, PrepareError> {
-    within("seq_len", u64::from(options.seq_len), 2, u64::from(MAX_SEQ_LEN))?;
+    within("seq_len", u64::from(options.seq_len), 2, u64::from(SEQ_LEN_MAX))?;
     if !(0.001..=0.5).contains(&options.held_out_fraction) {
         let (found, allowed) = (options.held_out_fraction.to_string(), "0.001 to 0.5".to_owned());
         return Err(PrepareError::Option { option: "held_out_fraction", found, allowed });
@@ -233,7 +233,7 @@ impl Preparation<'_> {
         // How to cut depends on how much text there is, if that is little.
         let mut ahead = Vec::new();
         let mut ahead_bytes = 0;
-        while ahead_bytes < SEGMENTS * SEGMENT_BYTES {
+        while ahead_bytes < SEGMENTS * SEGMENT_BYTES_MAX {
             let Some(piece) = pieces.next().transpose()? else { break };
             // A piece counts as a byte at least, so that empty documents cannot fill the memory.
             ahead_bytes += piece.text.len().max(1);

@@ -13,9 +13,9 @@ use std::{
 use serde::Deserialize;
 
 /// Longest accepted line of a `.jsonl` file, in bytes.
-pub const MAX_LINE_BYTES: u64 = 64 << 20;
+pub const LINE_BYTES_MAX: u64 = 64 << 20;
 /// Deepest accepted nesting of folders.
-pub const MAX_DEPTH: usize = 64;
+pub const DEPTH_MAX: usize = 64;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Why sources are not text.
@@ -31,7 +31,7 @@ pub enum SourceError {
          and held out, so remove one way to it", path = path.display()
     )]
     Twice { path: PathBuf },
-    #[error("{path} is nested deeper than {MAX_DEPTH} folders; give an inner folder instead", path = path.display())]
+    #[error("{path} is nested deeper than {DEPTH_MAX} folders; give an inner folder instead", path = path.display())]
     TooDeep { path: PathBuf },
     #[error("{path} has a name that is not UTF-8, so its place in the order is not defined; rename it", path = path.display())]
     Name { path: PathBuf },
@@ -43,7 +43,7 @@ pub enum SourceError {
     Utf8 { path: PathBuf, offset: u64 },
     #[error("{path}:{line} is not a JSON object with a string field `text`: {reason}; mend or remove the line", path = path.display())]
     JsonLine { path: PathBuf, line: u64, reason: String },
-    #[error("{path}:{line} has more than {MAX_LINE_BYTES} bytes; split it into several lines", path = path.display())]
+    #[error("{path}:{line} has more than {LINE_BYTES_MAX} bytes; split it into several lines", path = path.display())]
     LineTooLong { path: PathBuf, line: u64 },
 }
 
@@ -116,7 +116,7 @@ impl Walk {
     }
 
     fn folder(&mut self, path: &Path, depth: usize) -> Result<(), SourceError> {
-        if depth >= MAX_DEPTH {
+        if depth >= DEPTH_MAX {
             return Err(SourceError::TooDeep { path: path.to_owned() });
         }
         let io = |source| SourceError::Io { path: path.to_owned(), source };
@@ -209,11 +209,11 @@ impl JsonLinePieces {
         loop {
             bytes.clear();
             self.line += 1;
-            let read = (&mut self.file).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
+            let read = (&mut self.file).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut bytes);
             if read.map_err(|source| SourceError::Io { path: self.path.clone(), source })? == 0 {
                 return Ok(None);
             }
-            if bytes.len() as u64 > MAX_LINE_BYTES {
+            if bytes.len() as u64 > LINE_BYTES_MAX {
                 return Err(SourceError::LineTooLong { path: self.path.clone(), line: self.line });
             }
             if !bytes.trim_ascii().is_empty() {

@@ -9,12 +9,12 @@ use std::{
 use templar_protocol::hash::Hash32;
 use tokenizers::models::ModelWrapper;
 
-use crate::manifest::{MAX_VOCAB, TokenizerId};
+use crate::manifest::{TokenizerId, VOCAB_MAX};
 
 /// Name of the tokenizer's copy in a data folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Longest accepted `tokenizer.json`, in bytes.
-pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 /// Names under which published tokenizers carry their end-of-text token; the first that a tokenizer knows is taken.
 pub const END_OF_TEXT_NAMES: [&str; 6] =
     ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|im_end|>"];
@@ -44,7 +44,7 @@ pub struct JsonTokenizer {
 pub enum TokenizerError {
     #[error("cannot read the tokenizer {path}: {source}; check the path and its permissions", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("the tokenizer has more than {MAX_TOKENIZER_BYTES} bytes; it is not a usable tokenizer.json")]
+    #[error("the tokenizer has more than {TOKENIZER_BYTES_MAX} bytes; it is not a usable tokenizer.json")]
     TooLong,
     #[error("the tokenizer's BLAKE3 is {found}, the manifest says {expected}; fetch tokenizer.json again")]
     WrongHash { expected: Hash32, found: Hash32 },
@@ -52,7 +52,7 @@ pub enum TokenizerError {
     Malformed { reason: String },
     #[error("the tokenizer has dropout, so that one text gives different tokens; set model.dropout to null")]
     Dropout,
-    #[error("the tokenizer has the token id {id}, above the {MAX_VOCAB} allowed; use one with dense ids")]
+    #[error("the tokenizer has the token id {id}, above the {VOCAB_MAX} allowed; use one with dense ids")]
     Vocabulary { id: u32 },
     #[error("the tokenizer has no end-of-text token; add one of {END_OF_TEXT_NAMES:?} to its added_tokens")]
     NoEndOfText,
@@ -85,7 +85,7 @@ impl Tokenizer {
 
     /// Parses the bytes of a `tokenizer.json`.
     pub fn from_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        if bytes.len() as u64 > MAX_TOKENIZER_BYTES {
+        if bytes.len() as u64 > TOKENIZER_BYTES_MAX {
             return Err(TokenizerError::TooLong);
         }
         let malformed = |reason: &dyn ToString| TokenizerError::Malformed { reason: reason.to_string() };
@@ -93,13 +93,13 @@ impl Tokenizer {
         if matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|rate| rate > 0.0)) {
             return Err(TokenizerError::Dropout);
         }
-        // A data set is all of its text, unpadded; and text that spells a special token is still text.
+        // A dataset is all of its text, unpadded; and text that spells a special token is still text.
         inner.with_truncation(None).map_err(|error| malformed(&error))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
         // Not the count of entries: ids may have gaps.
         let last = inner.get_vocab(true).into_values().max().ok_or_else(|| malformed(&"empty vocabulary"))?;
-        if last >= MAX_VOCAB {
+        if last >= VOCAB_MAX {
             return Err(TokenizerError::Vocabulary { id: last });
         }
         let end_of_text =
@@ -171,8 +171,8 @@ impl Tokenizer {
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let io = |source| TokenizerError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    fs::File::open(path).map_err(io)?.take(MAX_TOKENIZER_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_TOKENIZER_BYTES { Err(TokenizerError::TooLong) } else { Ok(bytes) }
+    fs::File::open(path).map_err(io)?.take(TOKENIZER_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > TOKENIZER_BYTES_MAX { Err(TokenizerError::TooLong) } else { Ok(bytes) }
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ fn damage_is_named() {
 }
 
 #[test]
-fn a_data_set_is_fetched_by_hash() {
+fn a_dataset_is_fetched_by_hash() {
     let folder = tempfile::tempdir().unwrap();
     let (there, here) = (folder.path().join("there"), folder.path().join("here"));
     let hash = prepared(&there).hash();
@@ -244,7 +244,7 @@ fn small_texts_have_both_splits() {
 }
 
 #[test]
-fn a_data_set_can_be_shared_between_threads() {
+fn a_dataset_can_be_shared_between_threads() {
     fn shared<T: Send + Sync + std::fmt::Debug>() {}
     shared::<dataset::Dataset>();
 }
