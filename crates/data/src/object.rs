@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    #[error("{name:?} with BLAKE3 {expected} is no file of a dataset; expected a manifest, tokenizer or shard")]
+    #[error("{name:?} with BLAKE3 {expected} is not a file of a dataset; expected a manifest, tokenizer or shard")]
     Name { name: String, expected: Hash32 },
     #[error("{name} has the BLAKE3 {found} instead of {expected}; fetch it from another bucket")]
     WrongHash { name: String, expected: Hash32, found: Hash32 },

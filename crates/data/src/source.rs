@@ -52,6 +52,8 @@ pub enum SourceError {
 pub(crate) struct Piece {
     pub(crate) text: String,
     pub(crate) ends_document: bool,
+    /// Bytes of the source that were read for it.
+    pub(crate) source_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +175,7 @@ impl TextPieces {
         self.offset += valid as u64;
         self.done = read == 0;
         let text = String::from_utf8(bytes).expect("checked above");
-        Ok(Piece { text, ends_document: self.done })
+        Ok(Piece { text, ends_document: self.done, source_bytes: read as u64 })
     }
 }
 
@@ -206,13 +208,16 @@ impl JsonLinePieces {
     /// The next line that is not blank.
     fn read(&mut self) -> Result<Option<Piece>, SourceError> {
         let mut bytes = Vec::new();
+        let mut source_bytes = 0;
         loop {
             bytes.clear();
             self.line += 1;
             let read = (&mut self.file).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut bytes);
-            if read.map_err(|source| SourceError::Io { path: self.path.clone(), source })? == 0 {
+            let read = read.map_err(|source| SourceError::Io { path: self.path.clone(), source })?;
+            if read == 0 {
                 return Ok(None);
             }
+            source_bytes += read as u64;
             if bytes.len() as u64 > LINE_BYTES_MAX {
                 return Err(SourceError::LineTooLong { path: self.path.clone(), line: self.line });
             }
@@ -225,7 +230,7 @@ impl JsonLinePieces {
             line: self.line,
             reason: error.to_string(),
         })?;
-        Ok(Some(Piece { text: document.text, ends_document: true }))
+        Ok(Some(Piece { text: document.text, ends_document: true, source_bytes }))
     }
 }
 

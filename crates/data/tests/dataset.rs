@@ -1,14 +1,15 @@
 //! A text becomes a folder, the folder is read back, and whatever is damaged is named.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs,
     path::{Path, PathBuf},
 };
 
 use templar_data::{
-    Dataset, Grammar, Manifest, OpenError, PrepareError, PrepareOptions, ReadError, SourceError, Split, TokenizerError,
-    TokenizerId, VerifyError, dataset, prepare, prepare_text, shard_files, store_object,
+    Dataset, Existing, Grammar, Holds, Manifest, OpenError, PrepareError, PrepareOptions, ReadError, SourceError,
+    Split, TokenizerError, TokenizerId, VerifyError, dataset, prepare, prepare_text, prepared_dataset, shard_files,
+    store_object,
 };
 
 const TINY_TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
@@ -84,7 +85,10 @@ fn the_same_text_gives_the_same_bytes_however_it_arrives() {
     let from_files =
         prepare(&[sources], &folder.path().join("files"), &small(), &mut |progress| last = Some(progress)).unwrap();
     assert_eq!(from_files, first);
-    assert_eq!(last.unwrap().text_bytes, first.train.text_bytes + first.held_out.text_bytes);
+    let last = last.unwrap();
+    assert_eq!(last.text_bytes, first.train.text_bytes + first.held_out.text_bytes);
+    assert_eq!(Some(last.read_bytes), last.source_bytes);
+    assert!(last.read_bytes > last.text_bytes);
 
     let other = PrepareOptions { seed: 6, ..small() };
     let other = prepare_text(corpus(), &folder.path().join("other"), &other, &mut |_| ()).unwrap();
@@ -218,16 +222,257 @@ fn what_cannot_be_prepared_is_refused_and_leaves_nothing() {
     assert!(matches!(error, PrepareError::Source(SourceError::JsonLine { line: 2, .. })), "{error}");
     assert!(!out.exists());
 
-    // Shards of the one split are whole when the other turns out too short. What else is in the folder stays.
-    fs::create_dir(&out).unwrap();
-    fs::write(out.join("mine"), "").unwrap();
+    // Shards of the one split are whole when the other turns out too short.
     let text = "the quick brown fox jumps over the lazy dog\n".repeat(700);
     let options = PrepareOptions { seq_len: 4000, shard_samples: 1, ..small() };
     assert!(matches!(refuse(vec![&text], &options), PrepareError::TooShort { tokens: 1.., .. }));
-    let left: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["mine"]);
+    assert!(!out.exists());
+    fs::create_dir(&out).unwrap();
+    assert!(matches!(refuse(vec![&text], &options), PrepareError::TooShort { tokens: 1.., .. }));
+    assert_eq!(names(&out), [""; 0]);
+    fs::write(out.join("mine"), "").unwrap();
     let file = prepare_text([text].into_iter(), &out.join("mine"), &small(), &mut |_| ()).unwrap_err();
     assert!(matches!(file, PrepareError::OutIsFile { .. }), "{file}");
+    let named = PrepareOptions { end_of_text: Some("</s>".to_owned()), ..small() };
+    let error = prepare_text(corpus(), &folder.path().join("new"), &named, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("--end-of-text needs --tokenizer"), "{error}");
+}
+
+/// Sorted names of what a folder holds.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Every file of a folder and of those in it, with its bytes.
+fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(snapshot(&path));
+        } else {
+            files.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+fn other() -> PrepareOptions {
+    PrepareOptions { seed: 6, ..small() }
+}
+
+fn replacing() -> PrepareOptions {
+    PrepareOptions { existing: Existing::Replace, ..other() }
+}
+
+fn try_prepare(dir: &Path, options: &PrepareOptions) -> Result<Manifest, PrepareError> {
+    prepare_text(corpus(), dir, options, &mut |_| ())
+}
+
+#[test]
+fn a_folder_that_is_not_empty_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    prepared(dir);
+    let before = snapshot(dir);
+    let error = try_prepare(dir, &other()).unwrap_err();
+    assert!(matches!(error, PrepareError::NotEmpty { holds: Holds::Dataset, .. }), "{error}");
+    assert!(error.to_string().contains("--replace"), "{error}");
+    assert_eq!(snapshot(dir), before);
+
+    fs::remove_file(dir.join("manifest")).unwrap();
+    let error = try_prepare(dir, &other()).unwrap_err();
+    assert!(matches!(error, PrepareError::NotEmpty { holds: Holds::Leftovers, .. }), "{error}");
+
+    // Nobody's dataset: there is nothing to replace, and the files are somebody's.
+    let home = tempfile::tempdir().unwrap();
+    for name in ["manifest", "verified", "tokenizer.json", "note.tokens"] {
+        fs::write(home.path().join(name), "mine").unwrap();
+    }
+    let before = snapshot(home.path());
+    for options in [other(), replacing()] {
+        let error = try_prepare(home.path(), &options).unwrap_err();
+        assert!(matches!(error, PrepareError::NotEmpty { holds: Holds::Others { .. }, .. }), "{error}");
+        assert_eq!(snapshot(home.path()), before);
+    }
+}
+
+#[test]
+fn a_dataset_is_replaced_without_its_neighbours() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let old = prepared(dir);
+    fs::write(dir.join("verified"), format!("{}\n", old.hash())).unwrap();
+    fs::create_dir(dir.join("notes")).unwrap();
+    fs::write(dir.join("notes/a.txt"), "mine").unwrap();
+    fs::write(dir.join("tokenizer.json"), "mine").unwrap();
+    // The old dataset had no tokenizer, so that file is a stray; a new dataset with one would overwrite it.
+    let json = folder.path().join("notes/my.json");
+    fs::write(&json, TINY_TOKENIZER).unwrap();
+    let with_tokenizer = PrepareOptions { tokenizer: Some(json), ..replacing() };
+    let error = try_prepare(dir, &with_tokenizer).unwrap_err();
+    assert!(matches!(error, PrepareError::InTheWay { ref path } if path.ends_with("tokenizer.json")), "{error}");
+    assert_eq!(Dataset::open(dir).unwrap().manifest(), &old);
+
+    // What fails while it works leaves the old dataset as it was.
+    let before = snapshot(dir);
+    let error = prepare_text(["short".to_owned()].into_iter(), dir, &replacing(), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, PrepareError::TooShort { .. }), "{error}");
+    assert_eq!(snapshot(dir), before);
+
+    let new = try_prepare(dir, &replacing()).unwrap();
+    assert_ne!(new.hash(), old.hash());
+    let dataset = Dataset::open(dir).unwrap();
+    assert_eq!(dataset.manifest(), &new);
+    dataset.verify(&mut |_| ()).unwrap();
+    assert_eq!(dataset.strays().unwrap(), ["notes", "tokenizer.json"]);
+    assert_eq!(fs::read_to_string(dir.join("notes/a.txt")).unwrap(), "mine");
+    // The same again: its files are its own.
+    assert_eq!(try_prepare(dir, &replacing()).unwrap(), new);
+    Dataset::open(dir).unwrap().verify(&mut |_| ()).unwrap();
+}
+
+/// Whatever a kill left, the folder opens as one dataset or not at all, and can be replaced.
+#[test]
+fn an_interrupted_replacement_never_opens_as_a_mix() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("my.json");
+    fs::write(&json, TINY_TOKENIZER).unwrap();
+    let documents = || (0..200).map(|at| "ab".repeat(at % 7 + 1) + &"b".repeat(at % 5) + "\n");
+    let old_options = PrepareOptions { tokenizer: Some(json.clone()), seq_len: 8, ..small() };
+    let json2 = folder.path().join("my2.json");
+    fs::write(&json2, TINY_TOKENIZER.replace("null", " null")).unwrap();
+    let new_options = PrepareOptions { tokenizer: Some(json2), ..PrepareOptions { seq_len: 16, ..replacing() } };
+    let new_options = &new_options;
+    let (old_dir, new_dir) = (folder.path().join("old"), folder.path().join("new"));
+    let old = prepare_text(documents(), &old_dir, &old_options, &mut |_| ()).unwrap();
+    let new = prepare_text(documents(), &new_dir, new_options, &mut |_| ()).unwrap();
+
+    // The states between the steps, by hand: staged; shards moved; old manifest and tokenizer out; new tokenizer in.
+    for steps in 0..=5 {
+        let dir = folder.path().join(format!("killed-{steps}"));
+        let staging = dir.join(".templar-prepare");
+        fs::create_dir_all(staging.join("old")).unwrap();
+        for (path, bytes) in snapshot(&old_dir) {
+            fs::write(dir.join(path.file_name().unwrap()), bytes).unwrap();
+        }
+        for (path, bytes) in snapshot(&new_dir) {
+            fs::write(staging.join(path.file_name().unwrap()), bytes).unwrap();
+        }
+        let shards: Vec<_> =
+            shard_files(&new).into_iter().map(|(name, ..)| (staging.join(&name), dir.join(name))).collect();
+        let moves: [Vec<(PathBuf, PathBuf)>; 5] = [
+            shards,
+            vec![(dir.join("manifest"), staging.join("old/manifest"))],
+            vec![(dir.join("tokenizer.json"), staging.join("old/tokenizer.json"))],
+            vec![(staging.join("tokenizer.json"), dir.join("tokenizer.json"))],
+            vec![(staging.join("manifest"), dir.join("manifest"))],
+        ];
+        for (from, to) in moves.iter().take(steps).flatten() {
+            fs::rename(from, to).unwrap();
+        }
+        match (steps, Dataset::open(&dir)) {
+            (0 | 1, Ok(dataset)) => {
+                assert_eq!(dataset.manifest(), &old);
+                dataset.verify(&mut |_| ()).unwrap();
+            }
+            (5, Ok(dataset)) => {
+                assert_eq!(dataset.manifest(), &new);
+                dataset.verify(&mut |_| ()).unwrap();
+                assert!(!dataset.strays().unwrap().is_empty());
+            }
+            (2..=4, Err(OpenError::Io { .. })) => {}
+            (steps, other) => panic!("after {steps} steps: {other:?}"),
+        }
+        let refused = prepare_text(documents(), &dir, &old_options, &mut |_| ()).unwrap_err();
+        assert!(matches!(refused, PrepareError::NotEmpty { .. }), "{refused}");
+        assert_eq!(prepare_text(documents(), &dir, new_options, &mut |_| ()).unwrap(), new);
+        let dataset = Dataset::open(&dir).unwrap();
+        dataset.verify(&mut |_| ()).unwrap();
+        assert_eq!(dataset.strays().unwrap(), [""; 0]);
+        assert_eq!(snapshot(&dir).len(), snapshot(&new_dir).len());
+    }
+}
+
+#[test]
+fn one_preparation_at_a_time_and_an_abandoned_one_is_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut asked = false;
+    prepare_text(corpus(), &out, &small(), &mut |_| {
+        if !std::mem::replace(&mut asked, true) {
+            let error = try_prepare(&out, &other()).unwrap_err();
+            assert!(matches!(error, PrepareError::Busy { .. }), "{error}");
+        }
+    })
+    .unwrap();
+    assert!(asked);
+    Dataset::open(&out).unwrap().verify(&mut |_| ()).unwrap();
+    assert_eq!(Dataset::open(&out).unwrap().strays().unwrap(), [""; 0]);
+
+    // Killed before anything took its place: all of that is the preparation's own.
+    let out = folder.path().join("killed");
+    fs::create_dir_all(out.join(".templar-prepare")).unwrap();
+    fs::write(out.join(".templar-prepare/.abc.tmp"), "half a shard").unwrap();
+    let manifest = try_prepare(&out, &small()).unwrap();
+    assert_eq!(names(&out).len(), manifest.train.shards.len() + manifest.held_out.shards.len() + 1);
+}
+
+#[test]
+fn strays_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    prepared(dir);
+    let dataset = Dataset::open(dir).unwrap();
+    assert_eq!(dataset.strays().unwrap(), [""; 0]);
+    let shard = format!("{}.tokens", "0".repeat(64));
+    for name in ["verified", "notes.txt", "tokenizer.json", &shard] {
+        fs::write(dir.join(name), "").unwrap();
+    }
+    // A node's own note is not a stray.
+    assert_eq!(dataset.strays().unwrap(), [shard.as_str(), "notes.txt", "tokenizer.json"]);
+    dataset.verify(&mut |_| ()).unwrap();
+}
+
+#[test]
+fn a_prepared_folder_is_told_from_a_folder_of_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, text) = (folder.path().join("data"), folder.path().join("text"));
+    let manifest = prepared(&data);
+    assert_eq!(prepared_dataset(&data).unwrap(), Some(manifest));
+    fs::create_dir(&text).unwrap();
+    fs::write(text.join("a.txt"), "text").unwrap();
+    assert_eq!(prepared_dataset(&text).unwrap(), None);
+    assert_eq!(prepared_dataset(&text.join("a.txt")).unwrap(), None);
+    assert_eq!(prepared_dataset(&folder.path().join("none")).unwrap(), None);
+    fs::write(text.join("manifest"), "of a ship").unwrap();
+    assert_eq!(prepared_dataset(&text).unwrap(), None);
+    fs::create_dir(text.join("b")).unwrap();
+    fs::create_dir(text.join("b/manifest")).unwrap();
+    assert_eq!(prepared_dataset(&text.join("b")).unwrap(), None);
+    fs::write(data.join("manifest"), "damaged").unwrap();
+    assert!(matches!(prepared_dataset(&data), Err(OpenError::Manifest { .. })));
+}
+
+/// Batches of segments are encoded on all threads: their number and the batches' borders must not show.
+#[test]
+fn tokens_do_not_depend_on_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("my.json");
+    fs::write(&json, TINY_TOKENIZER).unwrap();
+    let options = PrepareOptions { tokenizer: Some(json), ..small() };
+    let documents = || (0..3000).map(|at| "ab".repeat(at % 700 + 1) + &"b".repeat(at % 5) + "\n");
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let out = folder.path().join(threads.to_string());
+        pool.install(|| prepare_text(documents(), &out, &options, &mut |_| ())).unwrap()
+    };
+    let one = with(1);
+    assert_eq!(with(3), one);
+    assert_eq!(one.hash().to_string(), "fc0bb015826b3c50d2fd09cbaecbc7a2fd0859f2ce0ca354b30525d487c4a09c");
 }
 
 /// A text of a few kilobytes is enough for both splits.

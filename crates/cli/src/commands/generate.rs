@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use color_eyre::eyre::{Context, Result};
 use serde_json::json;
-use templar_data::Tokenizer;
+use templar_data::{EndOfText, Tokenizer};
 use templar_model::{Sampling, generate, hf};
 
 use crate::End;
@@ -36,7 +36,7 @@ pub(crate) struct Generate {
 impl Generate {
     pub(crate) fn run(self) -> Result<End> {
         let tokenizer = match &self.tokenizer {
-            Some(path) => Tokenizer::open(path)?,
+            Some(path) => Tokenizer::open(path, EndOfText::Known)?,
             None => Tokenizer::Bytes,
         };
         let (spec, theta) = hf::import(&self.model).wrap_err_with(|| self.model.display().to_string())?;
