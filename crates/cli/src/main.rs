@@ -8,6 +8,7 @@
 mod commands;
 mod config;
 mod metrics;
+mod progress;
 mod show;
 mod stop;
 

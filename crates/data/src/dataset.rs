@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use templar_protocol::hash::Hash32;
 
 use crate::{
-    folder::{has_shards, read_manifest, strays},
+    folder::{has_shards, names, read_manifest, strays},
     manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name},
     shard::{decode_tokens, sample_hash},
     tokenizer::{Tokenizer, TokenizerError},
@@ -47,10 +47,10 @@ pub enum OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    #[error("sample {index} of the {split:?} split does not exist, there are {samples}; check the assignment's range")]
+    #[error("sample {index} of the {split} split does not exist, there are {samples}; check the assignment's range")]
     OutOfRange { split: Split, index: u64, samples: u64 },
     #[error(
-        "sample {index} of the {split:?} split holds token {token}, the vocabulary has {vocab_size}; the shard is \
+        "sample {index} of the {split} split holds token {token}, the vocabulary has {vocab_size}; the shard is \
          damaged, run `templar data verify`"
     )]
     Token { split: Split, index: u64, token: u32, vocab_size: u32 },
@@ -109,6 +109,21 @@ impl Dataset {
     /// Names of what lies in the folder and is not the dataset's, sorted: also shards that its manifest does not name.
     pub fn strays(&self) -> io::Result<Vec<String>> {
         strays(&self.dir, &self.manifest)
+    }
+
+    /// Makes the dataset appear in the folder `dir` too, the manifest last: by links where the file system has them,
+    /// else by copies. `dir` is made if need be.
+    pub fn link_to(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        let mut names: Vec<_> = names(&self.manifest).into_iter().collect();
+        names.sort_unstable_by_key(|name| name == MANIFEST_FILE);
+        for name in names {
+            let (from, to) = (self.dir.join(&name), dir.join(&name));
+            if fs::hard_link(&from, &to).is_err() {
+                fs::copy(&from, &to)?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of the shards of both splits.

@@ -1,6 +1,6 @@
 //! The manifest: what a dataset consists of, in one canonical encoding whose BLAKE3 names the dataset.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,15 @@ pub enum Split {
     Train,
     /// Nobody trains on it; the validation loss comes from it.
     HeldOut,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::HeldOut => "held-out",
+        })
+    }
 }
 
 /// What turned text into tokens.

@@ -37,7 +37,10 @@ pub enum SourceError {
     Name { path: PathBuf },
     #[error("{path} is empty; remove it from the sources", path = path.display())]
     EmptyFile { path: PathBuf },
-    #[error("no .txt or .jsonl file in {sources:?}; give files of UTF-8 text by name, or other folders")]
+    #[error(
+        "no .txt or .jsonl file in {}; give files of UTF-8 text by name, or other folders",
+        sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
     NoFiles { sources: Vec<PathBuf> },
     #[error("{path} is not UTF-8 at byte {offset}; convert it, for example with iconv", path = path.display())]
     Utf8 { path: PathBuf, offset: u64 },

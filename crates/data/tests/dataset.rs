@@ -438,6 +438,20 @@ fn strays_are_named() {
 }
 
 #[test]
+fn a_dataset_appears_in_another_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, link) = (folder.path().join("data"), folder.path().join("net/dataset"));
+    let manifest = prepared(&data);
+    fs::write(data.join("notes.txt"), "mine").unwrap();
+    Dataset::open(&data).unwrap().link_to(&link).unwrap();
+    fs::remove_dir_all(&data).unwrap();
+    let dataset = Dataset::open(&link).unwrap();
+    assert_eq!(dataset.manifest(), &manifest);
+    dataset.verify(&mut |_| ()).unwrap();
+    assert_eq!(dataset.strays().unwrap(), [""; 0]);
+}
+
+#[test]
 fn a_prepared_folder_is_told_from_a_folder_of_text() {
     let folder = tempfile::tempdir().unwrap();
     let (data, text) = (folder.path().join("data"), folder.path().join("text"));

@@ -94,8 +94,7 @@ impl Init {
         ensure!(!self.out.exists(), "{} exists already; a run is never changed: name another file", self.out.display());
         let dataset = Dataset::open(&self.data).wrap_err_with(|| format!("dataset in {}", self.data.display()))?;
         let manifest = dataset.manifest();
-        preset.model.seq_len = manifest.seq_len;
-        preset.model.vocab_size = preset.model.vocab_size.max(manifest.vocab_size.next_multiple_of(16));
+        preset.fit(manifest.seq_len, manifest.vocab_size);
         let chain = ChainSpec { genesis: self.genesis, netuid: self.netuid, start_block: self.start_block };
         let data = DataSpec { manifest: manifest.hash(), seed: self.seed };
         let mut spec = run_spec(&self.name, &preset, chain, data, self.seed, mainnet_windows());

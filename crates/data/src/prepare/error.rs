@@ -42,7 +42,7 @@ pub enum PrepareError {
     )]
     Busy { path: PathBuf },
     #[error(
-        "the text is too short: its {split:?} split has {tokens} tokens, a sample takes {seq_len}; give more text, make \
+        "the text is too short: its {split} split has {tokens} tokens, a sample takes {seq_len}; give more text, make \
          samples shorter, or hold out a part nearer to 0.5"
     )]
     TooShort { split: Split, tokens: u64, seq_len: u32 },

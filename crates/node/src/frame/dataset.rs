@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use templar_data::folder::VERIFIED_FILE;
 use templar_data::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE};
 use templar_data::tokenizer::{TOKENIZER_BYTES_MAX, TOKENIZER_FILE};
 use templar_data::{Dataset, Manifest, TokenizerId, file_has_hash, shard_files, store_object};
@@ -12,9 +13,6 @@ use templar_protocol::run::RunSpec;
 use templar_store::{Store, StoreError, keys};
 
 use crate::frame::error::NodeError;
-
-/// Holds the hash of the manifest whose files in this folder have all been checked.
-const VERIFIED_FILE: &str = "verified";
 
 /// Why a dataset could not be fetched or published.
 #[derive(Debug, thiserror::Error)]
