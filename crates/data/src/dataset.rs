@@ -173,10 +173,9 @@ pub fn prepared_dataset(dir: &Path) -> Result<Option<Manifest>, OpenError> {
     let path = dir.join(MANIFEST_FILE);
     let io = |source| OpenError::Io { path: path.clone(), source };
     match read_manifest(dir).map_err(io)? {
-        None => Ok(None),
         Some(Ok(manifest)) => Ok(Some(manifest)),
         Some(Err(source)) if has_shards(dir).map_err(io)? => Err(OpenError::Manifest { path, source }),
-        Some(Err(_)) => Ok(None),
+        None | Some(Err(_)) => Ok(None),
     }
 }
 
