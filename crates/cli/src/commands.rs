@@ -2,6 +2,7 @@
 
 pub(crate) mod adversary;
 pub(crate) mod bench;
+pub(crate) mod corpus;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod engine;

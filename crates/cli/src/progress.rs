@@ -1,65 +1,82 @@
-//! Progress of work that may take long, on standard error: one line that is written over on a terminal, a line now and
-//! then elsewhere, and none if the work takes less than a second.
+//! How far long work is, and how long it will take: a bar on a terminal, else a line now and then. Both go to
+//! standard error, so that standard output holds results alone.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::ops::ControlFlow;
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Work that takes less says nothing.
-const SILENT: Duration = Duration::from_secs(1);
-/// Between two lines on a terminal, and elsewhere.
-const TERMINAL_PERIOD: Duration = Duration::from_millis(250);
-const PIPE_PERIOD: Duration = Duration::from_secs(15);
+use indicatif::{ProgressBar, ProgressStyle};
 
-/// Tells how far some work is.
+/// Without a terminal: short work says nothing, and longer work says something before anybody wonders.
+const FIRST_LINE: Duration = Duration::from_secs(2);
+const NEXT_LINE: Duration = Duration::from_secs(10);
+
+/// What work goes over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unit {
+    Bytes,
+    Parameters,
+}
+
+/// Tells how far work is.
 #[derive(Debug)]
-pub(crate) struct Progress {
-    what: &'static str,
-    total: u64,
-    begun: Instant,
-    next: Instant,
-    is_terminal: bool,
-    is_shown: bool,
+pub(crate) enum Progress {
+    Bar(ProgressBar),
+    Lines { what: &'static str, unit: Unit, started: Instant, due: Duration },
 }
 
 impl Progress {
-    pub(crate) fn new(what: &'static str, total: u64) -> Self {
-        let begun = Instant::now();
-        let is_terminal = std::io::stderr().is_terminal();
-        Self { what, total, begun, next: begun + SILENT, is_terminal, is_shown: false }
+    pub(crate) fn new(what: &'static str, unit: Unit) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self::Lines { what, unit, started: Instant::now(), due: FIRST_LINE };
+        }
+        let style = ProgressStyle::with_template(match unit {
+            Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
+            Unit::Parameters => "{msg} {wide_bar} {percent} %, {eta} left",
+        });
+        Self::Bar(ProgressBar::new(0).with_style(style.expect("a constant template")).with_message(what))
     }
 
-    /// Takes note that `done` of the total is done; never breaks the work off.
-    pub(crate) fn watch<B>(&mut self, done: u64) -> ControlFlow<B> {
-        let now = Instant::now();
-        if now >= self.next {
-            self.next = now + if self.is_terminal { TERMINAL_PERIOD } else { PIPE_PERIOD };
-            self.is_shown = true;
-            let line = line(self.what, done, self.total, now - self.begun);
-            // A closed standard error is no reason to end the work.
-            let _ = if self.is_terminal {
-                write!(std::io::stderr(), "\r\x1b[K{line}")
-            } else {
-                writeln!(std::io::stderr(), "{line}")
-            };
+    /// Call it as often as you like.
+    pub(crate) fn show(&mut self, done: u64, all: u64) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_length(all);
+                bar.set_position(done);
+            }
+            Self::Lines { what, unit, started, due } => {
+                let passed = started.elapsed();
+                if passed >= *due {
+                    *due = passed + NEXT_LINE;
+                    eprintln!("{}", line(what, *unit, done, all, passed));
+                }
+            }
         }
-        ControlFlow::Continue(())
+    }
+
+    /// Leaves nothing of a bar behind.
+    pub(crate) fn finish(self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
     }
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.is_shown && self.is_terminal {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
+fn line(what: &str, unit: Unit, done: u64, all: u64, passed: Duration) -> String {
+    let (done, all) = (done as f64, all.max(done) as f64);
+    let speed = done / passed.as_secs_f64().max(1e-3);
+    let left_s = if done > 0.0 { ((all - done) / speed).ceil() } else { f64::INFINITY };
+    let left = match left_s {
+        s if s >= 1e7 => "time left unknown".to_owned(),
+        s if s >= 5400.0 => format!("{:.1} h left", s / 3600.0),
+        s if s >= 90.0 => format!("{:.0} min left", s / 60.0),
+        s => format!("{s:.0} s left"),
+    };
+    let percent = if all > 0.0 { 100.0 * done / all } else { 0.0 };
+    let (done, all, speed) = (done / 1e6, all / 1e6, speed / 1e6);
+    match unit {
+        Unit::Bytes => format!("{what}: {done:.0} of {all:.0} MB ({percent:.0} %), {speed:.1} MB/s, {left}"),
+        Unit::Parameters => format!("{what}: {done:.0} of {all:.0} million ({percent:.0} %), {left}"),
     }
-}
-
-fn line(what: &str, done: u64, total: u64, since: Duration) -> String {
-    let share = done as f64 / total.max(1) as f64;
-    let left_s = (since.as_secs_f64() * (1.0 - share) / share.max(1e-9)).min(1e9) as u64;
-    let left = if left_s < 120 { format!("{left_s} s") } else { format!("{} min", left_s.div_ceil(60)) };
-    format!("{what}: {:.0} %, about {left} left", (100.0 * share).floor())
 }
 
 #[cfg(test)]
@@ -67,11 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_how_far_and_how_long() {
-        let seconds = Duration::from_secs;
-        assert_eq!(line("making it", 25, 100, seconds(20)), "making it: 25 %, about 60 s left");
-        assert_eq!(line("making it", 1, 100, seconds(10)), "making it: 1 %, about 17 min left");
-        assert_eq!(line("making it", 100, 100, seconds(10)), "making it: 100 %, about 0 s left");
-        assert!(line("making it", 0, 100, seconds(10)).starts_with("making it: 0 %"));
+    fn a_line_says_how_long_it_will_take() {
+        let after = |seconds| Duration::from_secs(seconds);
+        assert_eq!(
+            line("preparing", Unit::Bytes, 100_000_000, 400_000_000, after(10)),
+            "preparing: 100 of 400 MB (25 %), 10.0 MB/s, 30 s left"
+        );
+        assert!(line("preparing", Unit::Bytes, 10_000_000, 430_000_000, after(10)).ends_with(", 7 min left"));
+        assert!(line("preparing", Unit::Bytes, 1_000_000, 4_000_000_000, after(10)).ends_with("11.1 h left"));
+        assert_eq!(
+            line("making θ₀", Unit::Parameters, 18_000_000, 72_000_000, after(10)),
+            "making θ₀: 18 of 72 million (25 %), 30 s left"
+        );
+        assert!(line("preparing", Unit::Bytes, 0, 4_000_000_000, after(10)).ends_with("time left unknown"));
     }
 }

@@ -243,6 +243,27 @@ fn flags_and_files_are_called_by_their_names() {
 }
 
 #[test]
+fn a_dataset_is_replaced_on_demand_alone_and_strays_are_told() {
+    let folder = folder();
+    let prepare = |options: &[&str]| {
+        templar(folder.path(), &[&["data", "prepare", "text.txt", "--out", "data"], options].concat())
+    };
+    assert!(prepare(&[]).starts_with("exit 0"));
+    let said = prepare(&["--seq-len", "64"]);
+    assert!(said.starts_with("exit 1") && said.contains("it holds a dataset; replace it with --replace"), "{said}");
+    fs::write(folder.path().join("data/notes.txt"), "mine").unwrap();
+    let said = prepare(&["--seq-len", "64", "--replace", "--json"]);
+    let result: serde_json::Value = serde_json::from_str(said.strip_prefix("exit 0\n").unwrap()).unwrap();
+    assert_eq!(result["strays"], serde_json::json!(["notes.txt"]));
+    let said = templar(folder.path(), &["data", "verify", "data"]);
+    assert!(said.starts_with("exit 0") && said.contains("in order\n1 entry is not the dataset's"), "{said}");
+    assert!(said.ends_with("\n  notes.txt\n"), "{said}");
+    assert!(templar(folder.path(), &["data", "inspect", "data"]).contains("samples of 64 tokens"));
+    let said = prepare(&["--end-of-text", "<stop>"]);
+    assert!(said.starts_with("exit 2") && said.contains("--tokenizer <FILE>"), "{said}");
+}
+
+#[test]
 fn a_typo_leaves_no_folder_behind() {
     let folder = folder();
     let temporary = folder.path().join("tmp");

@@ -2,8 +2,8 @@
 
 use std::{
     fmt,
-    fs::File,
-    io::{self, Read},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,12 +11,11 @@ use memmap2::Mmap;
 use templar_protocol::hash::Hash32;
 
 use crate::{
-    manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, ShardEntry, Split, shard_name},
-    shard::{decode_tokens, root_hasher, sample_hash},
+    folder::{has_shards, names, read_manifest, strays},
+    manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name},
+    shard::{decode_tokens, sample_hash},
     tokenizer::{Tokenizer, TokenizerError},
 };
-
-const VERIFY_STEP_BYTES: usize = 1 << 20;
 
 /// A prepared folder, open for reading from any number of threads.
 pub struct Dataset {
@@ -48,36 +47,23 @@ pub enum OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    #[error("sample {index} of the {split:?} split does not exist, there are {samples}; check the assignment's range")]
+    #[error("sample {index} of the {split} split does not exist, there are {samples}; check the assignment's range")]
     OutOfRange { split: Split, index: u64, samples: u64 },
     #[error(
-        "sample {index} of the {split:?} split holds token {token}, the vocabulary has {vocab_size}; the shard is \
+        "sample {index} of the {split} split holds token {token}, the vocabulary has {vocab_size}; the shard is \
          damaged, run `templar data verify`"
     )]
     Token { split: Split, index: u64, token: u32, vocab_size: u32 },
 }
 
-/// What is wrong with the content of a folder.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyError {
-    #[error("{path} has the BLAKE3 {found}, unlike its name; fetch it again", path = path.display())]
-    Shard { path: PathBuf, found: Hash32 },
-    #[error("the samples of {path} have the root {found}, the manifest says {expected}; the manifest is wrong", path = path.display())]
-    Root { path: PathBuf, expected: Hash32, found: Hash32 },
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-}
-
 impl Dataset {
     /// Reads the manifest and maps the shards. The shards' sizes are checked, their hashes are not:
-    /// [`Dataset::verify`] does that, and whoever knows which data set it wants compares [`Manifest::hash`].
+    /// [`Dataset::verify`] does that, and whoever knows which dataset it wants compares [`Manifest::hash`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(MANIFEST_FILE);
-        let bytes = read_bounded(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
-        let manifest = Manifest::from_bytes(&bytes).map_err(|source| OpenError::Manifest { path, source })?;
+        let manifest = read_manifest(dir).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let missing = || OpenError::Io { path: path.clone(), source: io::ErrorKind::NotFound.into() };
+        let manifest = manifest.ok_or_else(missing)?.map_err(|source| OpenError::Manifest { path, source })?;
         let map = |split| map_split(dir, &manifest, split);
         let (train, held_out) = (map(Split::Train)?, map(Split::HeldOut)?);
         Ok(Self { dir: dir.to_owned(), manifest, train, held_out })
@@ -94,7 +80,7 @@ impl Dataset {
 
     /// The tokenizer that made the tokens; its hash is checked.
     pub fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
-        Tokenizer::open_for(&self.dir, &self.manifest.tokenizer)
+        Tokenizer::open_for(&self.dir, &self.manifest)
     }
 
     /// Samples in a split.
@@ -112,12 +98,7 @@ impl Dataset {
         let shard = &shards[shards.partition_point(|shard| shard.first <= index) - 1];
         let sample_bytes = self.manifest.sample_bytes() as usize;
         let start = (index - shard.first) as usize * sample_bytes;
-        let tokens = decode_tokens(&shard.bytes[start..start + sample_bytes], self.manifest.token_bytes);
-        let vocab_size = self.manifest.vocab_size;
-        match tokens.iter().find(|&&token| token >= vocab_size) {
-            Some(&token) => Err(ReadError::Token { split, index, token, vocab_size }),
-            None => Ok(tokens),
-        }
+        decode_sample(&self.manifest, split, index, &shard.bytes[start..start + sample_bytes])
     }
 
     /// The content address of a sample, from its tokens.
@@ -125,13 +106,21 @@ impl Dataset {
         Ok(sample_hash(&self.sample(split, index)?))
     }
 
-    /// Checks everything below the manifest: the tokenizer's hash, each shard's hash, each token, each root of samples.
-    /// `progress` gets the bytes checked since it was last called; their sum is [`Dataset::shard_bytes`].
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<(), VerifyError> {
-        self.tokenizer()?;
-        for split in [Split::Train, Split::HeldOut] {
-            for (shard, entry) in self.shards(split).iter().zip(&self.manifest.split(split).shards) {
-                self.verify_shard(split, shard, entry, progress)?;
+    /// Names of what lies in the folder and is not the dataset's, sorted: also shards that its manifest does not name.
+    pub fn strays(&self) -> io::Result<Vec<String>> {
+        strays(&self.dir, &self.manifest)
+    }
+
+    /// Makes the dataset appear in the folder `dir` too, the manifest last: by links where the file system has them,
+    /// else by copies. `dir` is made if need be.
+    pub fn link_to(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        let mut names: Vec<_> = names(&self.manifest).into_iter().collect();
+        names.sort_unstable_by_key(|name| name == MANIFEST_FILE);
+        for name in names {
+            let (from, to) = (self.dir.join(&name), dir.join(&name));
+            if fs::hard_link(&from, &to).is_err() {
+                fs::copy(&from, &to)?;
             }
         }
         Ok(())
@@ -140,34 +129,6 @@ impl Dataset {
     /// Bytes of the shards of both splits.
     pub fn shard_bytes(&self) -> u64 {
         (self.manifest.train.samples + self.manifest.held_out.samples) * self.manifest.sample_bytes()
-    }
-
-    fn verify_shard(
-        &self,
-        split: Split,
-        shard: &MappedShard,
-        entry: &ShardEntry,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), VerifyError> {
-        let path = self.dir.join(shard_name(&entry.hash));
-        let mut content = blake3::Hasher::new();
-        for step in shard.bytes.chunks(VERIFY_STEP_BYTES) {
-            content.update(step);
-            progress(step.len() as u64);
-        }
-        let found = Hash32(*content.finalize().as_bytes());
-        if found != entry.hash {
-            return Err(VerifyError::Shard { path, found });
-        }
-        let mut root = root_hasher();
-        for index in shard.first..shard.first + entry.samples {
-            root.update(self.sample_hash(split, index)?.as_bytes());
-        }
-        let found = root.finish();
-        if found != entry.root {
-            return Err(VerifyError::Root { path, expected: entry.root, found });
-        }
-        Ok(())
     }
 
     fn shards(&self, split: Split) -> &[MappedShard] {
@@ -186,6 +147,35 @@ impl fmt::Debug for Dataset {
             .field("train_samples", &self.manifest.train.samples)
             .field("held_out_samples", &self.manifest.held_out.samples)
             .finish_non_exhaustive()
+    }
+}
+
+/// The tokens of a stored sample, each below `vocab_size`.
+pub(crate) fn decode_sample(
+    manifest: &Manifest,
+    split: Split,
+    index: u64,
+    bytes: &[u8],
+) -> Result<Vec<u32>, ReadError> {
+    let tokens = decode_tokens(bytes, manifest.token_bytes);
+    let vocab_size = manifest.vocab_size;
+    match tokens.iter().find(|&&token| token >= vocab_size) {
+        Some(&token) => Err(ReadError::Token { split, index, token, vocab_size }),
+        None => Ok(tokens),
+    }
+}
+
+/// The manifest of the dataset that was prepared in `dir`, or none if that is a folder of text or a file.
+///
+/// Somebody's text may lie beside a file that happens to be called `manifest`; beside shards, it is taken for a damaged
+/// manifest, and that is an error.
+pub fn prepared_dataset(dir: &Path) -> Result<Option<Manifest>, OpenError> {
+    let path = dir.join(MANIFEST_FILE);
+    let io = |source| OpenError::Io { path: path.clone(), source };
+    match read_manifest(dir).map_err(io)? {
+        Some(Ok(manifest)) => Ok(Some(manifest)),
+        Some(Err(source)) if has_shards(dir).map_err(io)? => Err(OpenError::Manifest { path, source }),
+        None | Some(Err(_)) => Ok(None),
     }
 }
 
@@ -214,11 +204,4 @@ fn map_file(path: &Path) -> io::Result<Mmap> {
     unsafe {
         Mmap::map(&file)
     }
-}
-
-/// The manifest's bytes; one byte more than allowed is enough to be refused.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

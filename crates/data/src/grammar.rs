@@ -17,7 +17,7 @@
 //! independent, that is the entropy rate of the text, whatever the length of documents: a document ends before
 //! a sentence, never within one, by a rule that looks at past sentences alone (Wald's identity keeps the ratio).
 //!
-//! It stays a lower bound, on average over texts, for what a model can reach on a prepared data set, if bits per byte =
+//! It stays a lower bound, on average over texts, for what a model can reach on a prepared dataset, if bits per byte =
 //! (mean bits per predicted token) ÷ [`bytes_per_token`](crate::Manifest::bytes_per_token):
 //! - *Cutting into samples.* A window starts in mid-sentence and the model does not see what was before. Less
 //!   context never lowers an expected loss; of a window of `seq_len` byte tokens the mean excess is about the loss of
@@ -25,7 +25,7 @@
 //!   that leaves out tokens by their place, not by their content, and what is left has the same rate.
 //! - *End of text.* It is one more token to predict, and it has no bytes of text: its loss, 0 at best, is added and its
 //!   bytes are not. A document's length follows from its beginning, so the source itself gives it no entropy, but
-//!   a model that cannot count sentences pays for it: 1 in 3000 tokens is one, somewhat more in small data sets, whose
+//!   a model that cannot count sentences pays for it: 1 in 3000 tokens is one, somewhat more in small datasets, whose
 //!   documents are cut. Its loss has to be counted: where a document was cut says a little about the text around.
 //! - *Held-out text* is finite: its own −log₂ P per byte ([`Grammar::bits`]) differs from the rate by chance, with a
 //!   standard deviation of 0.6 % for 50 kB. A loss below the floor by several times that means the data leaked.

@@ -12,9 +12,11 @@
 //! | segments → tokens | [`tokenizer`] |
 //! | tokens → samples → shard files | [`shard`] |
 //! | all of that, in bounded memory | [`mod@prepare`] |
-//! | what a data set consists of | [`manifest`] |
+//! | what a dataset consists of | [`manifest`] |
 //! | samples by index, memory-mapped | [`dataset`] |
-//! | fetching a data set by hash | [`object`] |
+//! | every hash of a dataset, checked in little memory | [`verify`] |
+//! | which files of a folder are a dataset's | [`folder`] |
+//! | fetching a dataset by hash | [`object`] |
 //! | text without any file, with a known entropy | [`grammar`] |
 //!
 //! ```
@@ -34,6 +36,7 @@
 //! ```
 
 pub mod dataset;
+pub mod folder;
 pub mod grammar;
 pub mod manifest;
 pub mod object;
@@ -42,11 +45,13 @@ pub mod segment;
 pub mod shard;
 pub mod source;
 pub mod tokenizer;
+pub mod verify;
 
-pub use dataset::{Dataset, OpenError, ReadError, VerifyError};
+pub use dataset::{Dataset, OpenError, ReadError, prepared_dataset};
 pub use grammar::Grammar;
 pub use manifest::{Manifest, ManifestError, ShardEntry, Split, SplitManifest, TokenizerId, shard_files};
 pub use object::{StoreError, file_has_hash, store_object};
-pub use prepare::{PrepareError, PrepareOptions, Progress, prepare, prepare_text};
+pub use prepare::{Existing, Holds, PrepareError, PrepareOptions, Progress, prepare, prepare_text};
 pub use source::SourceError;
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizer::{EndOfText, Tokenizer, TokenizerError};
+pub use verify::VerifyError;

@@ -1,6 +1,6 @@
-//! The manifest: what a data set consists of, in one canonical encoding whose BLAKE3 names the data set.
+//! The manifest: what a dataset consists of, in one canonical encoding whose BLAKE3 names the dataset.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
@@ -11,15 +11,15 @@ pub const MANIFEST_FILE: &str = "manifest";
 /// The only encoding so far.
 pub const MANIFEST_VERSION: u16 = 1;
 /// Longest accepted encoding, in bytes: 200 000 shards, or 200 TB at one GiB each.
-pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
+pub const MANIFEST_BYTES_MAX: usize = 16 << 20;
 /// Largest accepted vocabulary, in tokens. Reading one sample allocates nothing that depends on it, but models do.
-pub const MAX_VOCAB: u32 = 1 << 22;
+pub const VOCAB_MAX: u32 = 1 << 22;
 /// Longest accepted sample, in tokens.
-pub const MAX_SEQ_LEN: u32 = 1 << 20;
+pub const SEQ_LEN_MAX: u32 = 1 << 20;
 /// Largest accepted shard file, in bytes: a shard is fetched in one piece.
-pub const MAX_SHARD_BYTES: u64 = 1 << 30;
+pub const SHARD_BYTES_MAX: u64 = 1 << 30;
 
-/// Which part of a data set.
+/// Which part of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
@@ -27,6 +27,15 @@ pub enum Split {
     Train,
     /// Nobody trains on it; the validation loss comes from it.
     HeldOut,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::HeldOut => "held-out",
+        })
+    }
 }
 
 /// What turned text into tokens.
@@ -64,7 +73,7 @@ pub struct SplitManifest {
     pub tokens: u64,
 }
 
-/// What a data set consists of. Values built by hand are checked by [`Manifest::validate`], decoded ones always are.
+/// What a dataset consists of. Values built by hand are checked by [`Manifest::validate`], decoded ones always are.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -87,7 +96,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    #[error("the manifest has {found} bytes, more than the {MAX_MANIFEST_BYTES} allowed; use larger shards")]
+    #[error("the manifest has {found} bytes, more than the {MANIFEST_BYTES_MAX} allowed; use larger shards")]
     TooLong { found: usize },
     #[error("the manifest does not decode ({reason}); fetch it again or run `templar data prepare`")]
     Malformed { reason: String },
@@ -100,7 +109,7 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Plain BLAKE3 of the canonical encoding: the data set's name in `run.toml`.
+    /// Plain BLAKE3 of the canonical encoding: the dataset's name in `run.toml`.
     pub fn hash(&self) -> Hash32 {
         Hash32::of(&self.to_bytes())
     }
@@ -112,7 +121,7 @@ impl Manifest {
 
     /// Total: any bytes give a consistent manifest or an error, in memory proportional to their number.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
-        if bytes.len() > MAX_MANIFEST_BYTES {
+        if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLong { found: bytes.len() });
         }
         // The version comes first, so that a later format is told apart from damage.
@@ -133,11 +142,11 @@ impl Manifest {
         if self.version != MANIFEST_VERSION {
             return Err(ManifestError::Version { found: self.version });
         }
-        check((2..=MAX_VOCAB).contains(&self.vocab_size), || {
-            format!("vocab_size {} is not in 2..={MAX_VOCAB}", self.vocab_size)
+        check((2..=VOCAB_MAX).contains(&self.vocab_size), || {
+            format!("vocab_size {} is not in 2..={VOCAB_MAX}", self.vocab_size)
         })?;
-        check((2..=MAX_SEQ_LEN).contains(&self.seq_len), || {
-            format!("seq_len {} is not in 2..={MAX_SEQ_LEN}", self.seq_len)
+        check((2..=SEQ_LEN_MAX).contains(&self.seq_len), || {
+            format!("seq_len {} is not in 2..={SEQ_LEN_MAX}", self.seq_len)
         })?;
         check(self.token_bytes == token_bytes(self.vocab_size), || {
             format!("{} bytes a token do not fit a vocabulary of {}", self.token_bytes, self.vocab_size)
@@ -161,7 +170,7 @@ impl Manifest {
         let mut samples = 0u64;
         for (index, shard) in split.shards.iter().enumerate() {
             // Both bounds keep every later product within u64.
-            let most = MAX_SHARD_BYTES / self.sample_bytes();
+            let most = SHARD_BYTES_MAX / self.sample_bytes();
             check((1..=most).contains(&shard.samples), || {
                 format!("{name} shard {index} has {} samples, not 1..={most}", shard.samples)
             })?;
@@ -196,8 +205,8 @@ impl Manifest {
     }
 }
 
-/// Every shard file of a data set: name, BLAKE3 and length in bytes; a file that occurs twice is listed once. A folder
-/// with these, the `manifest` and, unless tokens are bytes, `tokenizer.json` is the whole data set.
+/// Every shard file of a dataset: name, BLAKE3 and length in bytes; a file that occurs twice is listed once. A folder
+/// with these, the `manifest` and, unless tokens are bytes, `tokenizer.json` is the whole dataset.
 pub fn shard_files(manifest: &Manifest) -> Vec<(String, Hash32, u64)> {
     let mut seen = HashSet::new();
     let shards = manifest.train.shards.iter().chain(&manifest.held_out.shards);

@@ -1,4 +1,4 @@
-//! Files of a data set that come from elsewhere: checked by hash before they are stored, never half-written.
+//! Files of a dataset that come from elsewhere: checked by hash before they are stored, never half-written.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    #[error("{name:?} with BLAKE3 {expected} is no file of a data set; expected a manifest, tokenizer or shard")]
+    #[error("{name:?} with BLAKE3 {expected} is not a file of a dataset; expected a manifest, tokenizer or shard")]
     Name { name: String, expected: Hash32 },
     #[error("{name} has the BLAKE3 {found} instead of {expected}; fetch it from another bucket")]
     WrongHash { name: String, expected: Hash32, found: Hash32 },
@@ -28,7 +28,7 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Stores a fetched file of a data set in `dir`, if `bytes` have the hash `expected` and `name` is `manifest`,
+/// Stores a fetched file of a dataset in `dir`, if `bytes` have the hash `expected` and `name` is `manifest`,
 /// `tokenizer.json` or the name of the shard with that hash. The folder is made if need be; an old file of that name is
 /// replaced at once.
 ///

@@ -14,15 +14,15 @@ use templar_protocol::hash::Hash32;
 use crate::manifest::Split;
 
 /// Longest segment, in bytes of UTF-8.
-pub const SEGMENT_BYTES: usize = 16 << 10;
+pub const SEGMENT_BYTES_MAX: usize = 16 << 10;
 /// Shortest length at which a small text's documents are cut.
-pub const SMALLEST_SEGMENT_BYTES: usize = 64;
+pub const SEGMENT_BYTES_MIN: usize = 64;
 /// A text shorter than this many of the longest segments is cut into about this many.
 pub const SEGMENTS: usize = 64;
 
 /// The length at which documents are cut, if `text_bytes` is all the text there is.
 pub(crate) fn segment_bytes(text_bytes: usize) -> usize {
-    (text_bytes / SEGMENTS).clamp(SMALLEST_SEGMENT_BYTES, SEGMENT_BYTES)
+    (text_bytes / SEGMENTS).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
 }
 
 /// Cuts documents into segments; holds one segment and one piece of text.

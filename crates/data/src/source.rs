@@ -13,9 +13,9 @@ use std::{
 use serde::Deserialize;
 
 /// Longest accepted line of a `.jsonl` file, in bytes.
-pub const MAX_LINE_BYTES: u64 = 64 << 20;
+pub const LINE_BYTES_MAX: u64 = 64 << 20;
 /// Deepest accepted nesting of folders.
-pub const MAX_DEPTH: usize = 64;
+pub const DEPTH_MAX: usize = 64;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Why sources are not text.
@@ -31,19 +31,22 @@ pub enum SourceError {
          and held out, so remove one way to it", path = path.display()
     )]
     Twice { path: PathBuf },
-    #[error("{path} is nested deeper than {MAX_DEPTH} folders; give an inner folder instead", path = path.display())]
+    #[error("{path} is nested deeper than {DEPTH_MAX} folders; give an inner folder instead", path = path.display())]
     TooDeep { path: PathBuf },
     #[error("{path} has a name that is not UTF-8, so its place in the order is not defined; rename it", path = path.display())]
     Name { path: PathBuf },
     #[error("{path} is empty; remove it from the sources", path = path.display())]
     EmptyFile { path: PathBuf },
-    #[error("no .txt or .jsonl file in {sources:?}; give files of UTF-8 text by name, or other folders")]
+    #[error(
+        "no .txt or .jsonl file in {}; give files of UTF-8 text by name, or other folders",
+        sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
     NoFiles { sources: Vec<PathBuf> },
     #[error("{path} is not UTF-8 at byte {offset}; convert it, for example with iconv", path = path.display())]
     Utf8 { path: PathBuf, offset: u64 },
     #[error("{path}:{line} is not a JSON object with a string field `text`: {reason}; mend or remove the line", path = path.display())]
     JsonLine { path: PathBuf, line: u64, reason: String },
-    #[error("{path}:{line} has more than {MAX_LINE_BYTES} bytes; split it into several lines", path = path.display())]
+    #[error("{path}:{line} has more than {LINE_BYTES_MAX} bytes; split it into several lines", path = path.display())]
     LineTooLong { path: PathBuf, line: u64 },
 }
 
@@ -52,6 +55,8 @@ pub enum SourceError {
 pub(crate) struct Piece {
     pub(crate) text: String,
     pub(crate) ends_document: bool,
+    /// Bytes of the source that were read for it.
+    pub(crate) source_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +121,7 @@ impl Walk {
     }
 
     fn folder(&mut self, path: &Path, depth: usize) -> Result<(), SourceError> {
-        if depth >= MAX_DEPTH {
+        if depth >= DEPTH_MAX {
             return Err(SourceError::TooDeep { path: path.to_owned() });
         }
         let io = |source| SourceError::Io { path: path.to_owned(), source };
@@ -173,7 +178,7 @@ impl TextPieces {
         self.offset += valid as u64;
         self.done = read == 0;
         let text = String::from_utf8(bytes).expect("checked above");
-        Ok(Piece { text, ends_document: self.done })
+        Ok(Piece { text, ends_document: self.done, source_bytes: read as u64 })
     }
 }
 
@@ -206,14 +211,17 @@ impl JsonLinePieces {
     /// The next line that is not blank.
     fn read(&mut self) -> Result<Option<Piece>, SourceError> {
         let mut bytes = Vec::new();
+        let mut source_bytes = 0;
         loop {
             bytes.clear();
             self.line += 1;
-            let read = (&mut self.file).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
-            if read.map_err(|source| SourceError::Io { path: self.path.clone(), source })? == 0 {
+            let read = (&mut self.file).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut bytes);
+            let read = read.map_err(|source| SourceError::Io { path: self.path.clone(), source })?;
+            if read == 0 {
                 return Ok(None);
             }
-            if bytes.len() as u64 > MAX_LINE_BYTES {
+            source_bytes += read as u64;
+            if bytes.len() as u64 > LINE_BYTES_MAX {
                 return Err(SourceError::LineTooLong { path: self.path.clone(), line: self.line });
             }
             if !bytes.trim_ascii().is_empty() {
@@ -225,7 +233,7 @@ impl JsonLinePieces {
             line: self.line,
             reason: error.to_string(),
         })?;
-        Ok(Some(Piece { text: document.text, ends_document: true }))
+        Ok(Some(Piece { text: document.text, ends_document: true, source_bytes }))
     }
 }
 

@@ -9,12 +9,12 @@ use std::{
 use templar_protocol::hash::Hash32;
 use tokenizers::models::ModelWrapper;
 
-use crate::manifest::{MAX_VOCAB, TokenizerId};
+use crate::manifest::{Manifest, TokenizerId, VOCAB_MAX};
 
 /// Name of the tokenizer's copy in a data folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Longest accepted `tokenizer.json`, in bytes.
-pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 /// Names under which published tokenizers carry their end-of-text token; the first that a tokenizer knows is taken.
 pub const END_OF_TEXT_NAMES: [&str; 6] =
     ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|im_end|>"];
@@ -38,13 +38,24 @@ pub struct JsonTokenizer {
     end_of_text: u32,
 }
 
+/// Which token of a `tokenizer.json` follows each document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndOfText<'a> {
+    /// The first of [`END_OF_TEXT_NAMES`] that the tokenizer knows.
+    Known,
+    /// The one with this text, which ordinary text cannot spell.
+    Named(&'a str),
+    /// The one that made a dataset or a model.
+    Id(u32),
+}
+
 /// Why a tokenizer cannot be used, or a text not encoded with it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
     #[error("cannot read the tokenizer {path}: {source}; check the path and its permissions", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("the tokenizer has more than {MAX_TOKENIZER_BYTES} bytes; it is not a usable tokenizer.json")]
+    #[error("the tokenizer has more than {TOKENIZER_BYTES_MAX} bytes; it is not a usable tokenizer.json")]
     TooLong,
     #[error("the tokenizer's BLAKE3 is {found}, the manifest says {expected}; fetch tokenizer.json again")]
     WrongHash { expected: Hash32, found: Hash32 },
@@ -52,10 +63,27 @@ pub enum TokenizerError {
     Malformed { reason: String },
     #[error("the tokenizer has dropout, so that one text gives different tokens; set model.dropout to null")]
     Dropout,
-    #[error("the tokenizer has the token id {id}, above the {MAX_VOCAB} allowed; use one with dense ids")]
+    #[error("the tokenizer has the token id {id}, above the {VOCAB_MAX} allowed; use one with dense ids")]
     Vocabulary { id: u32 },
-    #[error("the tokenizer has no end-of-text token; add one of {END_OF_TEXT_NAMES:?} to its added_tokens")]
+    #[error(
+        "the tokenizer has none of the usual end-of-text tokens ({}); name its own with --end-of-text TOKEN",
+        END_OF_TEXT_NAMES.join(" ")
+    )]
     NoEndOfText,
+    #[error(
+        "the tokenizer has no token {name:?}; name one of its own with --end-of-text TOKEN, usually one of the special \
+         ones in its added_tokens"
+    )]
+    UnknownEndOfText { name: String },
+    #[error(
+        "the token {name:?} also stands for ordinary text, which would then end documents; name a special token of \
+         the tokenizer's added_tokens with --end-of-text TOKEN"
+    )]
+    EndOfTextInText { name: String },
+    #[error(
+        "the manifest says that token {token} ends a text, the tokenizer has {vocab_size}; fetch tokenizer.json again"
+    )]
+    EndOfTextId { token: u32, vocab_size: u32 },
     #[error("the tokenizer cannot encode a text ({reason}); use one that covers all of Unicode, or byte tokens")]
     Encode { reason: String },
     #[error("the tokenizer produced token {token}, its vocabulary has {vocab_size}; use another tokenizer.json")]
@@ -64,13 +92,13 @@ pub enum TokenizerError {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
-    pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        Self::from_json(&read_bounded(path)?)
+    pub fn open(path: &Path, end_of_text: EndOfText<'_>) -> Result<Self, TokenizerError> {
+        Self::from_json(&read_bounded(path)?, end_of_text)
     }
 
     /// The tokenizer that made a manifest; `dir` is the data folder, whose `tokenizer.json` must have the right hash.
-    pub fn open_for(dir: &Path, id: &TokenizerId) -> Result<Self, TokenizerError> {
-        match id {
+    pub fn open_for(dir: &Path, manifest: &Manifest) -> Result<Self, TokenizerError> {
+        match &manifest.tokenizer {
             TokenizerId::Bytes => Ok(Self::Bytes),
             TokenizerId::Json { hash } => {
                 let bytes = read_bounded(&dir.join(TOKENIZER_FILE))?;
@@ -78,14 +106,14 @@ impl Tokenizer {
                 if found != *hash {
                     return Err(TokenizerError::WrongHash { expected: *hash, found });
                 }
-                Self::from_json(&bytes)
+                Self::from_json(&bytes, EndOfText::Id(manifest.end_of_text))
             }
         }
     }
 
     /// Parses the bytes of a `tokenizer.json`.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        if bytes.len() as u64 > MAX_TOKENIZER_BYTES {
+    pub fn from_json(bytes: &[u8], end_of_text: EndOfText<'_>) -> Result<Self, TokenizerError> {
+        if bytes.len() as u64 > TOKENIZER_BYTES_MAX {
             return Err(TokenizerError::TooLong);
         }
         let malformed = |reason: &dyn ToString| TokenizerError::Malformed { reason: reason.to_string() };
@@ -93,17 +121,16 @@ impl Tokenizer {
         if matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|rate| rate > 0.0)) {
             return Err(TokenizerError::Dropout);
         }
-        // A data set is all of its text, unpadded; and text that spells a special token is still text.
+        // A dataset is all of its text, unpadded; and text that spells a special token is still text.
         inner.with_truncation(None).map_err(|error| malformed(&error))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
         // Not the count of entries: ids may have gaps.
         let last = inner.get_vocab(true).into_values().max().ok_or_else(|| malformed(&"empty vocabulary"))?;
-        if last >= MAX_VOCAB {
+        if last >= VOCAB_MAX {
             return Err(TokenizerError::Vocabulary { id: last });
         }
-        let end_of_text =
-            END_OF_TEXT_NAMES.iter().find_map(|name| inner.token_to_id(name)).ok_or(TokenizerError::NoEndOfText)?;
+        let end_of_text = end_of_text.find(&inner, last + 1)?;
         let hash = Hash32::of(bytes);
         Ok(Self::Json(Box::new(JsonTokenizer { inner, hash, vocab_size: last + 1, end_of_text })))
     }
@@ -167,12 +194,35 @@ impl Tokenizer {
     }
 }
 
+impl EndOfText<'_> {
+    fn find(self, tokenizer: &tokenizers::Tokenizer, vocab_size: u32) -> Result<u32, TokenizerError> {
+        match self {
+            Self::Known => {
+                let known = END_OF_TEXT_NAMES.iter().find_map(|name| tokenizer.token_to_id(name));
+                known.ok_or(TokenizerError::NoEndOfText)
+            }
+            Self::Named(name) => {
+                let unknown = || TokenizerError::UnknownEndOfText { name: name.to_owned() };
+                let id = tokenizer.token_to_id(name).ok_or_else(unknown)?;
+                let spelt = tokenizer.encode_fast(name, false);
+                let spelt = spelt.map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
+                if spelt.get_ids().contains(&id) {
+                    return Err(TokenizerError::EndOfTextInText { name: name.to_owned() });
+                }
+                Ok(id)
+            }
+            Self::Id(token) if token < vocab_size => Ok(token),
+            Self::Id(token) => Err(TokenizerError::EndOfTextId { token, vocab_size }),
+        }
+    }
+}
+
 /// The file, unless it is longer than any tokenizer.
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let io = |source| TokenizerError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    fs::File::open(path).map_err(io)?.take(MAX_TOKENIZER_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_TOKENIZER_BYTES { Err(TokenizerError::TooLong) } else { Ok(bytes) }
+    fs::File::open(path).map_err(io)?.take(TOKENIZER_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > TOKENIZER_BYTES_MAX { Err(TokenizerError::TooLong) } else { Ok(bytes) }
 }
 
 #[cfg(test)]
@@ -203,7 +253,7 @@ pub(crate) mod tests {
 
     #[test]
     fn json_tokenizer_knows_its_vocabulary_and_end_of_text() {
-        let tokenizer = Tokenizer::from_json(TINY.as_bytes()).unwrap();
+        let tokenizer = Tokenizer::from_json(TINY.as_bytes(), EndOfText::Known).unwrap();
         assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text()), (13, 6));
         assert_eq!(tokenizer.encode("abc ab\n").unwrap(), [5, 2, 3, 5, 4]);
         assert_eq!(tokenizer.decode(&[5, 2, 3, 5, 4, 6]), "abc ab\n");
@@ -215,12 +265,32 @@ pub(crate) mod tests {
     fn unusable_tokenizers_are_refused() {
         let parse = |from: &str, to: &str| {
             assert!(TINY.contains(from));
-            Tokenizer::from_json(TINY.replace(from, to).as_bytes()).unwrap_err()
+            Tokenizer::from_json(TINY.replace(from, to).as_bytes(), EndOfText::Known).unwrap_err()
         };
         assert!(matches!(parse("\"dropout\": null", "\"dropout\": 0.1"), TokenizerError::Dropout));
         assert!(matches!(parse("\"unused\": 12", "\"unused\": 4000000000"), TokenizerError::Vocabulary { .. }));
         assert!(matches!(parse("<|endoftext|>", "<|stop|>"), TokenizerError::NoEndOfText));
         assert!(matches!(parse("\"BPE\"", "\"GPT\""), TokenizerError::Malformed { .. }));
-        assert!(matches!(Tokenizer::from_json(b"{}").unwrap_err(), TokenizerError::Malformed { .. }));
+        assert!(matches!(Tokenizer::from_json(b"{}", EndOfText::Known).unwrap_err(), TokenizerError::Malformed { .. }));
+    }
+
+    #[test]
+    fn an_end_of_text_of_another_name_is_named_by_hand() {
+        let json = TINY.replace("<|endoftext|>", "<|stop|>");
+        let open = |end_of_text| Tokenizer::from_json(json.as_bytes(), end_of_text);
+        let refused = open(EndOfText::Known).unwrap_err();
+        assert!(refused.to_string().contains("--end-of-text"), "{refused}");
+        let tokenizer = open(EndOfText::Named("<|stop|>")).unwrap();
+        assert_eq!(tokenizer.end_of_text(), 6);
+        assert!(!tokenizer.encode("a<|stop|>b").unwrap().contains(&6));
+        assert_eq!(open(EndOfText::Id(6)).unwrap().end_of_text(), 6);
+
+        let unknown = open(EndOfText::Named("<stop>")).unwrap_err();
+        assert!(matches!(&unknown, TokenizerError::UnknownEndOfText { name } if name == "<stop>"), "{unknown}");
+        assert!(unknown.to_string().contains("--end-of-text"), "{unknown}");
+        // "ab" is a word, not an end: documents would end wherever it occurs.
+        let word = open(EndOfText::Named("ab")).unwrap_err();
+        assert!(matches!(word, TokenizerError::EndOfTextInText { .. }), "{word}");
+        assert!(matches!(open(EndOfText::Id(13)), Err(TokenizerError::EndOfTextId { token: 13, vocab_size: 13 })));
     }
 }

@@ -12,6 +12,15 @@ pub struct Preset {
     pub inner: InnerSpec,
 }
 
+impl Preset {
+    /// Fits the model to a dataset: sequences as long as its samples, and a vocabulary that holds its tokens, in a
+    /// multiple of 16, on which matrix products are fastest. The vocabulary never shrinks.
+    pub fn fit(&mut self, seq_len: u32, vocab_size: u32) {
+        self.model.seq_len = seq_len;
+        self.model.vocab_size = self.model.vocab_size.max(vocab_size.next_multiple_of(16));
+    }
+}
+
 const NAMES: [&str; 7] = ["nano", "micro", "150m", "1b", "7b", "8b", "72b"];
 
 /// All presets, smallest first.

@@ -1,6 +1,7 @@
 //! `templar bench`: one module a part that is measured.
 
 mod codec;
+mod data;
 mod train;
 
 use clap::Subcommand;
@@ -12,6 +13,8 @@ use crate::end::End;
 pub(crate) enum Bench {
     /// The codec: bytes on real pseudo-gradients, speed against this machine's copy bandwidth; or what it costs in loss.
     Codec(codec::Codec),
+    /// Datasets: text to tokens per second, against the tokenizers crate's own speed, and how fast they are checked.
+    Data(data::Data),
     /// The built-in engine: tokens per second of training and of evaluation, and where the time goes.
     Train(train::Train),
 }
@@ -20,6 +23,7 @@ impl Bench {
     pub(crate) fn run(self) -> Result<End> {
         match self {
             Self::Codec(codec) => codec.run(),
+            Self::Data(data) => data.run(),
             Self::Train(train) => train.run(),
         }
     }

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Report, Result, eyre};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use templar_data::{Dataset, PrepareError, PrepareOptions, Split, prepare};
+use templar_data::{Dataset, Existing, PrepareError, PrepareOptions, Split, TokenizerId, prepare};
 
 use crate::end::End;
 use crate::output::{is_json, say};
+use crate::progress::{Progress, Unit};
+
+/// Strays that are named; the others are counted.
+const NAMED_STRAYS_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
@@ -26,12 +29,18 @@ pub(crate) struct Prepare {
     /// Files or folders of UTF-8 text (.txt) or JSON Lines (.jsonl, field "text").
     #[arg(required = true)]
     sources: Vec<PathBuf>,
-    /// Where to write the dataset.
+    /// Where to write the dataset: a folder that is empty or absent, unless --replace is given.
     #[arg(long, env = "TEMPLAR_DATASET", value_name = "DIR")]
     out: PathBuf,
+    /// Replace the dataset that lies there, once the new one is complete; other files stay.
+    #[arg(long, env = "TEMPLAR_REPLACE")]
+    replace: bool,
     /// A Hugging Face tokenizer.json; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// The tokenizer's token that ends a text, if it is not called <|endoftext|>, </s> or another of the usual names.
+    #[arg(long, env = "TEMPLAR_END_OF_TEXT", value_name = "TOKEN", requires = "tokenizer")]
+    end_of_text: Option<String>,
     /// Tokens in a sample.
     #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = PrepareOptions::default().seq_len)]
     seq_len: u32,
@@ -69,9 +78,22 @@ impl Data {
     }
 }
 
-fn bar(bytes: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    ProgressBar::new(bytes).with_style(style.expect("a constant template")).with_message(what)
+fn strays(dataset: &Dataset) -> Result<Vec<String>> {
+    dataset.strays().wrap_err_with(|| format!("{} cannot be listed", dataset.dir().display()))
+}
+
+fn print_strays(strays: &[String]) {
+    if strays.is_empty() {
+        return;
+    }
+    let files = if strays.len() == 1 { "1 entry is" } else { &format!("{} entries are", strays.len()) };
+    say!("{files} not the dataset's, and nobody reads them; remove them unless they are yours:");
+    for name in strays.iter().take(NAMED_STRAYS_MAX) {
+        say!("  {name}");
+    }
+    if strays.len() > NAMED_STRAYS_MAX {
+        say!("  … and {} more", strays.len() - NAMED_STRAYS_MAX);
+    }
 }
 
 impl Prepare {
@@ -82,18 +104,25 @@ impl Prepare {
             held_out_fraction: self.held_out,
             shard_samples: self.shard_samples,
             seed: self.seed,
+            end_of_text: self.end_of_text,
+            existing: if self.replace { Existing::Replace } else { Existing::Refuse },
         };
-        let bar = bar(0, "preparing");
+        let mut shown = Progress::new("preparing", Unit::Bytes);
         let manifest = prepare(&self.sources, &self.out, &options, &mut |progress| {
-            bar.set_length(progress.source_bytes.unwrap_or(0));
-            bar.set_position(progress.text_bytes);
+            shown.show(progress.read_bytes, progress.source_bytes.unwrap_or(0));
         });
+        shown.finish();
         let manifest = manifest.map_err(by_flag)?;
-        bar.finish_and_clear();
+        let strays = strays(&Dataset::open(&self.out)?)?;
         if is_json() {
             say!(
                 "{}",
-                json!({ "manifest": manifest.hash(), "train_samples": manifest.train.samples, "held_out_samples": manifest.held_out.samples })
+                json!({
+                    "manifest": manifest.hash(),
+                    "train_samples": manifest.train.samples,
+                    "held_out_samples": manifest.held_out.samples,
+                    "strays": strays,
+                })
             );
         } else {
             say!("manifest {}", manifest.hash());
@@ -103,6 +132,7 @@ impl Prepare {
                 manifest.held_out.samples,
                 self.out.display()
             );
+            print_strays(&strays);
         }
         Ok(())
     }
@@ -129,11 +159,15 @@ impl Inspect {
             return Ok(());
         }
         say!("manifest    {}", manifest.hash());
-        say!("tokenizer   {:?}, vocabulary {}", manifest.tokenizer, manifest.vocab_size);
+        let tokenizer = match &manifest.tokenizer {
+            TokenizerId::Bytes => "bytes".to_owned(),
+            TokenizerId::Json { hash } => format!("tokenizer.json {hash}"),
+        };
+        say!("tokenizer   {tokenizer}, vocabulary {}, end of text {}", manifest.vocab_size, manifest.end_of_text);
         for (name, split) in [("train", Split::Train), ("held out", Split::HeldOut)] {
             let part = manifest.split(split);
             say!(
-                "{name:<11} {} samples of {} tokens in {} shards, from {} bytes of text ({:.3} bytes a token)",
+                "{name:<11} {} samples of {} tokens in {} shards, from {} bytes of text ({:.3} bytes per token)",
                 part.samples,
                 manifest.seq_len,
                 part.shards.len(),
@@ -151,14 +185,19 @@ impl Inspect {
 impl Verify {
     fn run(self) -> Result<()> {
         let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
-        let bar = bar(dataset.shard_bytes(), "verifying");
-        dataset.verify(&mut |bytes| bar.inc(bytes))?;
-        bar.finish_and_clear();
-        let hash = dataset.manifest().hash();
+        let (mut shown, mut done, all) = (Progress::new("verifying", Unit::Bytes), 0, dataset.shard_bytes());
+        let verified = dataset.verify(&mut |bytes| {
+            done += bytes;
+            shown.show(done, all);
+        });
+        shown.finish();
+        verified?;
+        let (hash, strays) = (dataset.manifest().hash(), strays(&dataset)?);
         if is_json() {
-            say!("{}", json!({ "manifest": hash, "ok": true }));
+            say!("{}", json!({ "manifest": hash, "ok": true, "strays": strays }));
         } else {
             say!("dataset {hash} is in order");
+            print_strays(&strays);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use color_eyre::eyre::{Context, Result};
 use serde_json::json;
-use templar_data::Tokenizer;
+use templar_data::{EndOfText, Tokenizer};
 use templar_model::{Generator, Sampling, TextStream, hf};
 
 use crate::end::End;
@@ -81,6 +81,6 @@ impl Generate {
     fn tokenizer(&self) -> Result<Tokenizer> {
         let own = self.model.join(TOKENIZER_FILE);
         let path = self.tokenizer.as_ref().or_else(|| own.is_file().then_some(&own));
-        path.map_or(Ok(Tokenizer::Bytes), |path| Ok(Tokenizer::open(path)?))
+        path.map_or(Ok(Tokenizer::Bytes), |path| Ok(Tokenizer::open(path, EndOfText::Known)?))
     }
 }

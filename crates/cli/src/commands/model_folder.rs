@@ -13,9 +13,9 @@ use templar_protocol::layout::ModelSpec;
 pub(crate) fn export_tokenizer(out: &Path, model: &ModelSpec, dataset: &Path, manifest: &Manifest) -> Result<()> {
     let json = match &manifest.tokenizer {
         TokenizerId::Bytes => None,
-        id @ TokenizerId::Json { .. } => {
+        TokenizerId::Json { .. } => {
             // Checks its hash, among other things.
-            Tokenizer::open_for(dataset, id)?;
+            Tokenizer::open_for(dataset, manifest)?;
             let path = dataset.join(TOKENIZER_FILE);
             Some(fs::read(&path).wrap_err_with(|| format!("{} cannot be read", path.display()))?)
         }

@@ -11,10 +11,11 @@ use templar_model::hf;
 use templar_model::presets::{self, Preset};
 use templar_protocol::run::CodecKind;
 use templar_record::report::Report;
+use templar_sim::local::network::NetworkError;
 use templar_sim::local::network::{Network, Outcome};
-use templar_sim::local::network::{NetworkError, Text};
 use templar_sim::plan::{Behaviour, Plan};
 
+use crate::commands::corpus::CorpusArgs;
 use crate::commands::engine::TorchArgs;
 use crate::commands::model_folder;
 use crate::end::End;
@@ -99,9 +100,8 @@ pub(crate) struct NetworkArgs {
     /// Size of the model: nano, micro, 150m, 1b, 7b, 8b or 72b.
     #[arg(long, env = "TEMPLAR_PRESET", default_value = "nano")]
     preset: String,
-    /// Files or folders of UTF-8 text or JSON Lines to train on, in place of the built-in corpus.
-    #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    corpus: CorpusArgs,
     /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINES", value_name = "ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
@@ -144,14 +144,16 @@ impl Folder {
 impl NetworkArgs {
     /// The network that was asked for, in `folder`.
     pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
-        let plan = self.rehearsal.plan(preset(&self.preset)?)?;
+        let mut preset = preset(&self.preset)?;
+        let text = self.corpus.text(&mut preset)?;
+        let plan = self.rehearsal.plan(preset)?;
         // Nodes on this machine share its cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = u32::try_from((cores / (plan.miners + plan.validators)).max(1)).ok();
         Ok(Network {
             plan,
             codec: self.rehearsal.codec,
-            text: if self.data.is_empty() { Text::BuiltIn } else { Text::Paths(self.data.clone()) },
+            text,
             folder: folder.path().to_path_buf(),
             engines: self.torch.engines(&self.engine, threads)?,
         })

@@ -17,7 +17,7 @@ use crate::commands::network::{codec, preset};
 use crate::end::End;
 use crate::files::read_run;
 use crate::output::{is_json, say};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
@@ -107,8 +107,7 @@ impl Init {
         let dataset =
             Dataset::open(&self.dataset).wrap_err_with(|| format!("dataset in {}", self.dataset.display()))?;
         let manifest = dataset.manifest();
-        preset.model.seq_len = manifest.seq_len;
-        preset.model.vocab_size = preset.model.vocab_size.max(manifest.vocab_size.next_multiple_of(16));
+        preset.fit(manifest.seq_len, manifest.vocab_size);
         let chain = ChainSpec { genesis: self.genesis, netuid: self.netuid, start_block: self.start_block };
         let data = DataSpec { manifest: manifest.hash(), seed: self.seed };
         let mut spec = run_defaults(&self.name, &preset, chain, data, self.seed, mainnet_windows());
@@ -198,8 +197,12 @@ impl Verify {
 /// No signal is handled here, so Ctrl-C and SIGTERM end the process at once; nothing has been written yet.
 fn theta0_root(spec: &RunSpec) -> Hash32 {
     let layout = spec.layout();
-    let mut progress = Progress::new("making the initial parameters", layout.len() as u64);
-    let watch = |done| progress.watch::<Infallible>(done);
+    let (mut progress, all) = (Progress::new("making the initial parameters", Unit::Parameters), layout.len() as u64);
+    let watch = |done| {
+        progress.show(done, all);
+        ControlFlow::<Infallible>::Continue(())
+    };
     let ControlFlow::Continue(root) = layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch);
+    progress.finish();
     root
 }

@@ -16,6 +16,16 @@ use serde_json::Value;
 
 use common::{alone, assert_certified, demo, free_address, report, scrape, signal, templar, text, windows, within};
 
+/// A tokenizer of a few letters and one end of text under a name of its own; its last id is 299.
+const LETTERS: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+    "pre_tokenizer": null, "post_processor": null, "decoder": null,
+    "added_tokens": [{"id": 299, "content": "<|stop|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true}],
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+        "vocab": {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "g": 6, "n": 7, "o": 8, "x": 9, " ": 10, "\n": 11,
+            "an": 12, "<|stop|>": 299}, "merges": ["a n"]}}"#;
+
 fn roots(report: &Value) -> Vec<&str> {
     windows(report).iter().map(|window| window["state_root"].as_str().unwrap()).collect()
 }
@@ -41,6 +51,43 @@ fn one_seed_gives_the_same_roots_and_every_miner_trains() {
     }
     let continued = templar(&["generate", "--tokens", "20", "--json"]).arg(&out).output().unwrap();
     assert!(continued.status.success(), "{}", text(&continued));
+}
+
+#[test]
+fn prepared_datasets_and_tokenizers_are_trained_on() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("tokenizer.json"), LETTERS).unwrap();
+    let line = "a fox and a dog and a cab and a bed\n";
+    fs::write(path("text.txt"), line.repeat(4000)).unwrap();
+    let tokenizer = ["--tokenizer", &path("tokenizer.json"), "--end-of-text", "<|stop|>"];
+    let arguments = ["--windows", "1", "--miners", "1", "--validators", "1", "--data"];
+
+    let text = [&arguments[..], &[&path("text.txt")], &tokenizer].concat();
+    let from_text = demo(folder.path(), "text.json", &text);
+    assert_certified(&from_text);
+    // 300 tokens, in a multiple of 16.
+    let shape = |report: &Value| {
+        let model = &report["config"]["model"];
+        (model["vocab_size"].as_u64().unwrap(), model["seq_len"].as_u64().unwrap())
+    };
+    assert_eq!(shape(&from_text), (304, 128));
+
+    let prepare = [&["data", "prepare", &path("text.txt"), "--out", &path("data"), "--seq-len", "48"], &tokenizer[..]];
+    let output = templar(&prepare.concat()).output().unwrap();
+    assert!(output.status.success(), "{}", self::text(&output));
+    let prepared = [&arguments[..], &[&path("data")]].concat();
+    let report = demo(folder.path(), "prepared.json", &prepared);
+    assert_certified(&report);
+    assert_eq!(shape(&report), (304, 48));
+
+    let both = [&["demo"], &prepared[..], &tokenizer].concat();
+    let output = templar(&both).output().unwrap();
+    assert!(self::text(&output).contains("leave --tokenizer out"), "{}", self::text(&output));
+    let two = [&["demo"], &prepared[..], &[&path("text.txt")]].concat();
+    let output = templar(&two).output().unwrap();
+    assert!(self::text(&output).contains("give no other --data"), "{}", self::text(&output));
 }
 
 #[test]

@@ -2,7 +2,31 @@
 
 use templar_protocol::hash::Stream;
 
-use super::rules::Pick;
+/// What a choice means, as far as later choices depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pick {
+    Opener,
+    Determiner {
+        plural: bool,
+    },
+    Quality {
+        kind: usize,
+    },
+    Noun {
+        index: usize,
+    },
+    Who,
+    Verb {
+        kind: usize,
+    },
+    Relation,
+    ActorAgain,
+    ThingAgain,
+    /// The only word there is, or one on which nothing depends.
+    Plain,
+    /// The end of the sentence.
+    Stop,
+}
 
 /// The choices in one state. Their words differ from each other: the word says which choice it was.
 #[derive(Debug, Clone)]

@@ -14,35 +14,9 @@
 
 use super::{
     lexicon::{self, KINDS, Words},
-    menu::Menu,
+    menu::{Menu, Pick},
 };
 use templar_protocol::hash::Stream;
-
-/// What a choice means, as far as later choices depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pick {
-    Opener,
-    Determiner {
-        plural: bool,
-    },
-    Quality {
-        kind: usize,
-    },
-    Noun {
-        index: usize,
-    },
-    Who,
-    Verb {
-        kind: usize,
-    },
-    Relation,
-    ActorAgain,
-    ThingAgain,
-    /// The only word there is, or one on which nothing depends.
-    Plain,
-    /// The end of the sentence.
-    Stop,
-}
 
 /// A noun that may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use templar_data::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES};
-use templar_data::tokenizer::{MAX_TOKENIZER_BYTES, TOKENIZER_FILE};
+use templar_data::folder::VERIFIED_FILE;
+use templar_data::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE};
+use templar_data::tokenizer::{TOKENIZER_BYTES_MAX, TOKENIZER_FILE};
 use templar_data::{Dataset, Manifest, TokenizerId, file_has_hash, shard_files, store_object};
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
@@ -12,9 +13,6 @@ use templar_protocol::run::RunSpec;
 use templar_store::{Store, StoreError, keys};
 
 use crate::frame::error::NodeError;
-
-/// Holds the hash of the manifest whose files in this folder have all been checked.
-const VERIFIED_FILE: &str = "verified";
 
 /// Why a dataset could not be fetched or published.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +50,7 @@ pub fn check(spec: &RunSpec, manifest: &Manifest) -> Result<(), NodeError> {
 fn objects(manifest: &Manifest) -> Vec<(String, Hash32, u64)> {
     let mut objects = shard_files(manifest);
     if let TokenizerId::Json { hash } = &manifest.tokenizer {
-        objects.push((TOKENIZER_FILE.to_owned(), *hash, MAX_TOKENIZER_BYTES));
+        objects.push((TOKENIZER_FILE.to_owned(), *hash, TOKENIZER_BYTES_MAX));
     }
     objects
 }
@@ -80,7 +78,7 @@ pub async fn fetch(
     }
     let bytes = match std::fs::read(folder.join(MANIFEST_FILE)) {
         Ok(bytes) if Hash32::of(&bytes) == *manifest => Bytes::from(bytes),
-        _ => store.get(bucket, &keys::data(manifest), MAX_MANIFEST_BYTES as u64).await?,
+        _ => store.get(bucket, &keys::data(manifest), MANIFEST_BYTES_MAX as u64).await?,
     };
     let found = Hash32::of(&bytes);
     if found != *manifest {

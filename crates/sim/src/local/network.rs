@@ -63,7 +63,9 @@ pub enum Text {
     /// The built-in corpus, whose entropy is known.
     BuiltIn,
     /// Files and folders.
-    Paths(Vec<PathBuf>),
+    Paths { sources: Vec<PathBuf>, tokenizer: Option<PathBuf>, end_of_text: Option<String> },
+    /// The folder of a dataset that is prepared already. Its samples are as long as the model's sequences.
+    Prepared(PathBuf),
 }
 
 /// Why a local network did not start or run.

@@ -221,8 +221,14 @@ fn prepare_text_of(
             prepare_text(grammar.documents(plan.seed, CORPUS_BYTES), folder, &options, progress)?;
             Some(grammar.entropy_bits_per_byte())
         }
-        Text::Paths(paths) => {
-            prepare(paths, folder, &options, progress)?;
+        Text::Paths { sources, tokenizer, end_of_text } => {
+            let (tokenizer, end_of_text) = (tokenizer.clone(), end_of_text.clone());
+            prepare(sources, folder, &PrepareOptions { tokenizer, end_of_text, ..options }, progress)?;
+            None
+        }
+        Text::Prepared(prepared) => {
+            // The network's folder is whole without the user's, and whatever becomes of that.
+            Dataset::open(prepared)?.link_to(folder).map_err(NetworkError::io(folder))?;
             None
         }
     };
