@@ -90,12 +90,17 @@ fn built() -> Command {
 }
 
 /// The verbs, with the names that lead to them, in the order of the help.
-fn verbs(command: &Command) -> Vec<(String, &Command)> {
+fn verbs(command: &Command, with_hidden: bool) -> Vec<(String, &Command)> {
     let mut found = Vec::new();
-    let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help" && !inner.is_hide_set());
+    let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+    let inner = inner.filter(|inner| with_hidden || !inner.is_hide_set());
     for inner in inner {
         if inner.has_subcommands() {
-            found.extend(verbs(inner).into_iter().map(|(name, verb)| (format!("{} {name}", inner.get_name()), verb)));
+            found.extend(
+                verbs(inner, with_hidden)
+                    .into_iter()
+                    .map(|(name, verb)| (format!("{} {name}", inner.get_name()), verb)),
+            );
         } else {
             found.push((inner.get_name().to_owned(), inner));
         }
@@ -112,7 +117,7 @@ fn entries(verb: &str, command: &Command, with_hidden: bool) -> Vec<Entry> {
 /// Options of all verbs; those that every verb takes come once, and their verb is empty.
 fn all(command: &Command, with_hidden: bool) -> Vec<Entry> {
     let mut found = entries("", command, with_hidden);
-    for (name, verb) in verbs(command) {
+    for (name, verb) in verbs(command, with_hidden) {
         found.extend(entries(&name, verb, with_hidden).into_iter().filter(|entry| !entry.arg.is_global_set()));
     }
     found
@@ -131,7 +136,7 @@ fn cli_page() -> String {
     let command = built();
     let mut text = format!("{GENERATED}# Verbs and options\n\nOptions of every verb:\n\n");
     text += &table(&entries("", &command, false));
-    for (name, verb) in verbs(&command) {
+    for (name, verb) in verbs(&command, false) {
         write!(text, "\n## templar {name}\n\n{}\n", cell(verb.get_about())).unwrap();
         let mut own = entries(&name, verb, false);
         own.retain(|entry| !entry.arg.is_global_set());
