@@ -1,5 +1,7 @@
 //! A text becomes a folder, the folder is read back, and whatever is damaged is named.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
