@@ -1,5 +1,7 @@
 //! A text becomes a folder, the folder is read back, and whatever is damaged is named.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
@@ -342,7 +344,7 @@ fn an_interrupted_replacement_never_opens_as_a_mix() {
     let json = folder.path().join("my.json");
     fs::write(&json, TINY_TOKENIZER).unwrap();
     let documents = || (0..200).map(|at| "ab".repeat(at % 7 + 1) + &"b".repeat(at % 5) + "\n");
-    let old_options = PrepareOptions { tokenizer: Some(json.clone()), seq_len: 8, ..small() };
+    let old_options = PrepareOptions { tokenizer: Some(json), seq_len: 8, ..small() };
     let json2 = folder.path().join("my2.json");
     fs::write(&json2, TINY_TOKENIZER.replace("null", " null")).unwrap();
     let new_options = PrepareOptions { tokenizer: Some(json2), ..PrepareOptions { seq_len: 16, ..replacing() } };

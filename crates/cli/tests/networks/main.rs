@@ -59,12 +59,13 @@ fn prepared_datasets_and_tokenizers_are_trained_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("tokenizer.json"), LETTERS).unwrap();
+    let (source, data, json) = (path("text.txt"), path("data"), path("tokenizer.json"));
     let line = "a fox and a dog and a cab and a bed\n";
-    fs::write(path("text.txt"), line.repeat(4000)).unwrap();
-    let tokenizer = ["--tokenizer", &path("tokenizer.json"), "--end-of-text", "<|stop|>"];
+    fs::write(&source, line.repeat(4000)).unwrap();
+    let tokenizer = ["--tokenizer", &json, "--end-of-text", "<|stop|>"];
     let arguments = ["--windows", "1", "--miners", "1", "--validators", "1", "--data"];
 
-    let text = [&arguments[..], &[&path("text.txt")], &tokenizer].concat();
+    let text = [&arguments[..], &[&source], &tokenizer].concat();
     let from_text = demo(folder.path(), "text.json", &text);
     assert_certified(&from_text);
     // 300 tokens, in a multiple of 16.
@@ -74,10 +75,10 @@ fn prepared_datasets_and_tokenizers_are_trained_on() {
     };
     assert_eq!(shape(&from_text), (304, 128));
 
-    let prepare = [&["data", "prepare", &path("text.txt"), "--out", &path("data"), "--seq-len", "48"], &tokenizer[..]];
+    let prepare = [&["data", "prepare", &source, "--out", &data, "--seq-len", "48"], &tokenizer[..]];
     let output = templar(&prepare.concat()).output().unwrap();
     assert!(output.status.success(), "{}", self::text(&output));
-    let prepared = [&arguments[..], &[&path("data")]].concat();
+    let prepared = [&arguments[..], &[&data]].concat();
     let report = demo(folder.path(), "prepared.json", &prepared);
     assert_certified(&report);
     assert_eq!(shape(&report), (304, 48));
@@ -85,7 +86,7 @@ fn prepared_datasets_and_tokenizers_are_trained_on() {
     let both = [&["demo"], &prepared[..], &tokenizer].concat();
     let output = templar(&both).output().unwrap();
     assert!(self::text(&output).contains("leave --tokenizer out"), "{}", self::text(&output));
-    let two = [&["demo"], &prepared[..], &[&path("text.txt")]].concat();
+    let two = [&["demo"], &prepared[..], &[&source]].concat();
     let output = templar(&two).output().unwrap();
     assert!(self::text(&output).contains("give no other --data"), "{}", self::text(&output));
 }

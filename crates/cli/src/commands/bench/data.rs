@@ -12,8 +12,8 @@ use crate::output::{is_json, say};
 #[derive(Debug, Args)]
 pub(crate) struct Data {
     /// A UTF-8 text to measure with; without one, the built-in corpus.
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
+    #[arg(long = "data", value_name = "FILE")]
+    text: Option<PathBuf>,
     /// Megabytes of text for byte tokens.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     bytes_mb: u32,
@@ -27,7 +27,7 @@ pub(crate) struct Data {
 
 impl Data {
     pub(crate) fn run(self) -> Result<End> {
-        let text = self.data.as_deref().map(|path| {
+        let text = self.text.as_deref().map(|path| {
             std::fs::read_to_string(path).wrap_err_with(|| format!("{} cannot be read as text", path.display()))
         });
         let report = measure(&Options {
