@@ -4,6 +4,7 @@
 //! nothing else.
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
 use templar_protocol::{
     hash::Hash32,
     keys::{Hotkey, Keypair, Signature},
@@ -12,18 +13,26 @@ use templar_protocol::{
 use crate::error::ChainError;
 
 /// Fields of one commitment (Bittensor: `BoundedVec<Data, 3>`).
-pub const MAX_FIELDS: usize = 3;
+pub const FIELDS_MAX: usize = 3;
 /// Bytes of one field (Bittensor: `Data::Raw128`).
-pub const MAX_FIELD_BYTES: usize = 128;
+pub const FIELD_BYTES_MAX: usize = 128;
 /// What the shortest commitment costs of the quota.
-pub const MIN_COMMITMENT_COST_BYTES: u64 = 100;
+pub const COMMITMENT_COST_BYTES_MIN: u64 = 100;
 /// The most neurons that a subnet can have, hence the most weights of one call.
-pub const MAX_UIDS: u16 = 256;
+pub const UIDS_MAX: u16 = 256;
 /// No valid signed call is longer; checked before anything is decoded. 256 weights of 4 bytes and some 200 more.
-pub const MAX_SIGNED_CALL_BYTES: usize = 2048;
+pub const SIGNED_CALL_BYTES_MAX: usize = 2048;
 
 /// How often a call is signed again because another task or process of the same hotkey used its nonce first.
-const MAX_NONCE_TRIES: u32 = 8;
+const NONCE_TRIES_MAX: u32 = 8;
+
+/// The bytes are not a signed call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("the call of {bytes} bytes is not a signed call in canonical encoding ({reason}); check the versions")]
+pub struct MalformedCall {
+    pub bytes: u64,
+    pub reason: String,
+}
 
 /// A call as a hotkey signs it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -66,10 +75,10 @@ impl SignedCall {
     }
 
     /// Decodes a stranger's bytes; never reserves more memory than their length justifies.
-    pub fn decode(bytes: &[u8]) -> Result<Self, ChainError> {
-        let malformed = |reason: String| ChainError::MalformedCall { bytes: bytes.len() as u64, reason };
-        if bytes.len() > MAX_SIGNED_CALL_BYTES {
-            return Err(malformed(format!("more than {MAX_SIGNED_CALL_BYTES} bytes")));
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedCall> {
+        let malformed = |reason: String| MalformedCall { bytes: bytes.len() as u64, reason };
+        if bytes.len() > SIGNED_CALL_BYTES_MAX {
+            return Err(malformed(format!("more than {SIGNED_CALL_BYTES_MAX} bytes")));
         }
         borsh::from_slice(bytes).map_err(|error| malformed(error.to_string()))
     }
@@ -89,7 +98,7 @@ where
     let mut tries = 1;
     loop {
         match submit(next().await?).await {
-            Err(ChainError::StaleNonce { .. }) if tries < MAX_NONCE_TRIES => tries += 1,
+            Err(ChainError::StaleNonce { .. }) if tries < NONCE_TRIES_MAX => tries += 1,
             done => return done,
         }
     }
@@ -98,12 +107,12 @@ where
 /// What a commitment costs of the quota; refuses any shape that the chain does not take.
 pub fn commitment_cost_bytes(fields: &[Vec<u8>]) -> Result<u64, ChainError> {
     let longest_bytes = fields.iter().map(Vec::len).max().unwrap_or(0);
-    if fields.is_empty() || fields.len() > MAX_FIELDS || longest_bytes > MAX_FIELD_BYTES {
+    if fields.is_empty() || fields.len() > FIELDS_MAX || longest_bytes > FIELD_BYTES_MAX {
         let (fields, longest_bytes) = (fields.len() as u64, longest_bytes as u64);
         return Err(ChainError::CommitmentShape { fields, longest_bytes });
     }
     let bytes: usize = fields.iter().map(Vec::len).sum();
-    Ok((bytes as u64).max(MIN_COMMITMENT_COST_BYTES))
+    Ok((bytes as u64).max(COMMITMENT_COST_BYTES_MIN))
 }
 
 #[cfg(test)]
@@ -113,7 +122,7 @@ mod tests {
     use super::*;
 
     fn longest_valid_call() -> SignedCall {
-        let weights = (0..MAX_UIDS).map(|uid| (uid, u16::MAX)).collect();
+        let weights = (0..UIDS_MAX).map(|uid| (uid, u16::MAX)).collect();
         let call = Call::SetWeights { weights, version_key: u64::MAX };
         SignedCall::sign(&Keypair::from_seed([1; 32]), Hash32::of(b"genesis"), 3, u64::MAX, call)
     }
@@ -123,13 +132,14 @@ mod tests {
         let signed = longest_valid_call();
         assert_eq!(SignedCall::decode(&signed.encode()), Ok(signed.clone()));
         let genesis = Hash32::of(b"genesis");
-        assert_eq!(signed.verify(genesis), Ok(()));
-        let refused = Err(ChainError::BadSignature { hotkey: signed.hotkey });
-        assert_eq!(signed.verify(Hash32::of(b"other")), refused);
-        assert_eq!(SignedCall { nonce: 7, ..signed.clone() }.verify(genesis), refused);
-        assert_eq!(SignedCall { netuid: 4, ..signed.clone() }.verify(genesis), refused);
+        assert!(signed.verify(genesis).is_ok());
+        let hotkey = signed.hotkey;
+        let refused = |call: &SignedCall, genesis| matches!(call.verify(genesis), Err(ChainError::BadSignature { hotkey: named }) if named == hotkey);
+        assert!(refused(&signed, Hash32::of(b"other")));
+        assert!(refused(&SignedCall { nonce: 7, ..signed.clone() }, genesis));
+        assert!(refused(&SignedCall { netuid: 4, ..signed.clone() }, genesis));
         let call = Call::Commit { fields: vec![vec![0]] };
-        assert_eq!(SignedCall { call, ..signed }.verify(genesis), refused);
+        assert!(refused(&SignedCall { call, ..signed }, genesis));
     }
 
     proptest! {
@@ -140,7 +150,7 @@ mod tests {
             if let Ok(call) = SignedCall::decode(&bytes) {
                 prop_assert_eq!(call.encode(), bytes.clone());
             }
-            bytes.resize(MAX_SIGNED_CALL_BYTES + 1, 0);
+            bytes.resize(SIGNED_CALL_BYTES_MAX + 1, 0);
             prop_assert!(SignedCall::decode(&bytes).is_err());
         }
     }

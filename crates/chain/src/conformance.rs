@@ -11,9 +11,9 @@ use templar_protocol::{
 };
 
 use crate::{
+    chain::{Chain, Head, Hyperparams},
     dev::{DevChain, DevConfig, Timestamps},
     error::ChainError,
-    seam::{Chain, Head, Hyperparams},
 };
 
 /// The hand on the chain behind the adapter.
@@ -201,7 +201,6 @@ impl Suite<'_> {
         assert!(matches!(refused, Err(ChainError::NotRegistered { .. })), "{refused:?}");
         let refused = self.set_weights(&stranger, vec![(Uid(0), 1)]).await;
         assert!(matches!(refused, Err(ChainError::NotRegistered { .. })), "{refused:?}");
-        must(self.chain.pace(&stranger.hotkey(), 1).await);
     }
 
     async fn commit(&self, key: &Keypair, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {

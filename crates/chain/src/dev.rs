@@ -14,6 +14,7 @@
 
 mod config;
 mod epoch;
+mod error;
 mod storage;
 mod subnet;
 
@@ -35,20 +36,21 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 pub use self::config::{DevConfig, Timestamps};
+pub use self::error::DevError;
 use self::{
     storage::Storage,
-    subnet::{MAX_STAKE_RAO, Registration, Subnet, block_hash},
+    subnet::{Registration, STAKE_RAO_MAX, Subnet, block_hash},
 };
 use crate::{
     call::{Call, SignedCall, with_next_nonce},
+    chain::{Chain, Head, Hyperparams},
     error::ChainError,
-    seam::{Chain, Head, Hyperparams},
 };
 
 /// How many late hotkeys are remembered, the newest.
-const MAX_LATE: usize = 1024;
+const LATE_MAX: usize = 1024;
 /// How many hotkeys that are not registered may keep the chain's pace.
-const MAX_UNREGISTERED_PACERS: usize = 256;
+const UNREGISTERED_PACERS_MAX: usize = 256;
 
 /// A neuron for tables: what it is, and what it was paid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,8 +143,8 @@ impl DevChain {
     /// gets the stake. In a full subnet it replaces the neuron with the lowest incentive that has no permit and is
     /// beyond its immunity.
     pub fn register(&self, hotkey: Hotkey, stake_rao: u64) -> Result<Uid, ChainError> {
-        if stake_rao > MAX_STAKE_RAO {
-            return Err(ChainError::StakeTooHigh { stake_rao, max_rao: MAX_STAKE_RAO });
+        if stake_rao > STAKE_RAO_MAX {
+            return Err(DevError::StakeTooHigh { stake_rao, max_rao: STAKE_RAO_MAX }.into());
         }
         let mut ledger = self.ledger();
         let block = self.newest().number + 1;
@@ -216,7 +218,7 @@ impl DevChain {
 
     /// The lowest nonce that the next call of this hotkey may carry.
     pub fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, ChainError> {
-        self.ledger().next_nonce(hotkey)
+        Ok(self.ledger().next_nonce(hotkey)?)
     }
 
     /// Takes a signed call into the pool if the next block could include it. A newer call of the same kind and hotkey
@@ -280,18 +282,19 @@ impl DevChain {
         ledger.late_total += hotkeys.len() as u64;
         let late = &mut ledger.late;
         late.extend(hotkeys.into_iter().map(|hotkey| (number, hotkey)));
-        let excess = late.len().saturating_sub(MAX_LATE);
+        let excess = late.len().saturating_sub(LATE_MAX);
         late.drain(..excess);
     }
 
-    pub(crate) fn set_pace(&self, hotkey: Hotkey, through_block: u64) -> Result<(), ChainError> {
+    /// This hotkey has nothing to do before block `through_block` ends ([`crate::Pacer`]).
+    pub fn pace(&self, hotkey: Hotkey, through_block: u64) -> Result<(), ChainError> {
         let mut ledger = self.ledger();
         let registered = ledger.subnet.uid_of(&hotkey).is_some();
         let participants = ledger.pace.len();
         if !registered && !ledger.pace.contains_key(&hotkey) {
             let strangers = ledger.pace.keys().filter(|known| ledger.subnet.uid_of(known).is_none()).count();
-            if strangers >= MAX_UNREGISTERED_PACERS {
-                return Err(ChainError::TooManyParticipants { participants: participants as u64 });
+            if strangers >= UNREGISTERED_PACERS_MAX {
+                return Err(DevError::TooManyParticipants { participants: participants as u64 }.into());
             }
         }
         ledger.pace.insert(hotkey, through_block);
@@ -325,7 +328,7 @@ impl DevChain {
 }
 
 impl Ledger {
-    fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, ChainError> {
+    fn next_nonce(&self, hotkey: &Hotkey) -> Result<u64, DevError> {
         let included = self.storage.nonce(hotkey)?;
         let kinds = [CallKind::Commit, CallKind::SetWeights];
         let pooled = kinds.iter().filter_map(|kind| self.pool.get(&(*hotkey, *kind))).map(|call| call.nonce).max();
@@ -405,9 +408,5 @@ impl Chain for DevChain {
     ) -> Result<(), ChainError> {
         let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
         self.submit_signed(key, netuid, &Call::SetWeights { weights, version_key }).await
-    }
-
-    async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
-        self.set_pace(*hotkey, through_block)
     }
 }

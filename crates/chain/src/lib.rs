@@ -6,12 +6,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`seam`] | the [`Chain`] trait and its values |
-//! | [`error`] | [`ChainError`], and its codes on the wire |
+//! | [`chain`] | the seam: the [`Chain`] trait and its values |
+//! | [`layer`] | [`ChainLayer`]: a chain over another chain that changes one thing |
+//! | [`error`] | [`ChainError`]: the rules that every chain has, and one variant for what only an adapter knows |
 //! | [`call`] | what a hotkey can ask of the dev chain, and how it is signed |
 //! | [`dev`] | [`DevChain`]: the embedded development chain, persisted in SQLite |
 //! | [`yuma`] | the epoch: from validators' weights to incentive and dividends, as a pure function |
 //! | [`pacing`] | who decides when a block is made: an interval, or the participants themselves |
+//! | [`pacer`] | [`Pacer`]: tells a paced development chain that a node has nothing to do |
 //! | [`rpc`] | [`RpcServer`] and [`RpcChain`]: one dev chain shared by many processes |
 //! | [`conformance`] | what every adapter of [`Chain`] must do, as one suite |
 //!
@@ -36,16 +38,20 @@
 //! ```
 
 pub mod call;
+pub mod chain;
 pub mod conformance;
 pub mod dev;
 pub mod error;
+pub mod layer;
+pub mod pacer;
 pub mod pacing;
 pub mod rpc;
-pub mod seam;
 pub mod yuma;
 
-pub use dev::{DevChain, DevConfig, NeuronInfo, Timestamps};
-pub use error::ChainError;
+pub use chain::{Chain, Head, Hyperparams};
+pub use dev::{DevChain, DevConfig, DevError, NeuronInfo, Timestamps};
+pub use error::{ChainError, Retry};
+pub use layer::ChainLayer;
+pub use pacer::Pacer;
 pub use pacing::{BlockTime, run_blocks};
-pub use rpc::{RpcChain, RpcServer};
-pub use seam::{Chain, Head, Hyperparams};
+pub use rpc::{Absent, RpcChain, RpcError, RpcServer};

@@ -8,14 +8,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{dev::DevChain, error::ChainError, seam::Head};
+use crate::{chain::Head, dev::DevChain, error::ChainError};
 
 /// The dev chain's clock.
 #[derive(Clone, Debug)]
 pub enum BlockTime {
     /// A block every so often, as on a real chain.
     Fixed(Duration),
-    /// Block n + 1 as soon as every participant has said ([`crate::Chain::pace`]) that it has nothing to do before
+    /// Block n + 1 as soon as every participant has said ([`crate::Pacer`]) that it has nothing to do before
     /// that block ends; at the latest `cap` after block n, so that nobody can stop the chain. Without participants,
     /// every `cap`.
     Paced { participants: Vec<Hotkey>, cap: Duration },

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use templar_chain::{Chain, ChainError, RpcChain};
+use templar_chain::{Chain, ChainError, Pacer, RpcChain};
 use templar_node::frame::context::Compute;
 use templar_node::frame::dataset::{self, DatasetError};
 use templar_node::pretrain::setup::Setup;
@@ -74,9 +74,10 @@ impl Connection {
         Ok(arguments)
     }
 
-    /// Connects, and fetches the dataset if the folder lacks it.
+    /// Connects, and fetches the dataset if the folder lacks it. A chain that is down is waited for; whoever does not
+    /// want to wait any longer drops the future.
     pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
-        let chain = RpcChain::connect(&self.chain).await;
+        let chain = RpcChain::wait_for(&self.chain, |absent| tracing::warn!("{absent}")).await;
         let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;
         // Only in a local network are the others' buckets on loopback, too.
         let allow_http_loopback = is_loopback(&self.bucket.locator.endpoint);
@@ -90,6 +91,7 @@ impl Connection {
             role: self.role,
             spec: self.spec,
             keypair: self.keypair,
+            pacer: Some(Pacer::Rpc(chain.clone())),
             chain: Arc::new(chain) as Arc<dyn Chain>,
             store,
             dataset: Arc::new(dataset),

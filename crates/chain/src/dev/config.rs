@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::DevError;
 use crate::{
-    call::{MAX_FIELD_BYTES, MAX_FIELDS, MAX_UIDS, MIN_COMMITMENT_COST_BYTES},
-    error::ChainError,
-    seam::Hyperparams,
+    call::{COMMITMENT_COST_BYTES_MIN, FIELD_BYTES_MAX, FIELDS_MAX, UIDS_MAX},
+    chain::Hyperparams,
 };
 
 /// The settings of a dev chain with its one subnet. Where Bittensor has a value, the default is that value.
@@ -22,7 +22,7 @@ pub struct DevConfig {
     pub commitment_quota_bytes: u64,
     /// Permits go to this many highest stakes.
     pub max_validators: u16,
-    /// At most [`MAX_UIDS`].
+    /// At most [`UIDS_MAX`].
     pub max_uids: u16,
     /// Blocks in which a new neuron cannot be replaced.
     pub immunity_blocks: u64,
@@ -55,7 +55,7 @@ impl Default for DevConfig {
             weights_rate_limit_blocks: 100,
             commitment_quota_bytes: 3100,
             max_validators: 64,
-            max_uids: MAX_UIDS,
+            max_uids: UIDS_MAX,
             immunity_blocks: 5000,
             activity_cutoff_blocks: 5000,
             weights_version_key: 0,
@@ -68,12 +68,12 @@ impl Default for DevConfig {
 }
 
 impl DevConfig {
-    pub(crate) fn check(&self) -> Result<(), ChainError> {
+    pub(crate) fn check(&self) -> Result<(), DevError> {
         let limits = [
             ("tempo_blocks", self.tempo_blocks, 1, 1_000_000),
             ("weights_rate_limit_blocks", self.weights_rate_limit_blocks, 0, 1_000_000),
-            ("commitment_quota_bytes", self.commitment_quota_bytes, MIN_COMMITMENT_COST_BYTES, 1 << 30),
-            ("max_uids", u64::from(self.max_uids), 1, u64::from(MAX_UIDS)),
+            ("commitment_quota_bytes", self.commitment_quota_bytes, COMMITMENT_COST_BYTES_MIN, 1 << 30),
+            ("max_uids", u64::from(self.max_uids), 1, u64::from(UIDS_MAX)),
             ("max_validators", u64::from(self.max_validators), 1, u64::from(self.max_uids)),
             ("immunity_blocks", self.immunity_blocks, 0, 1 << 40),
             ("activity_cutoff_blocks", self.activity_cutoff_blocks, 1, 1 << 40),
@@ -83,7 +83,7 @@ impl DevConfig {
         for (setting, found, lowest, highest) in limits {
             if !(lowest..=highest).contains(&found) {
                 let (found, allowed) = (found.to_string(), format!("{lowest} to {highest}"));
-                return Err(ChainError::InvalidConfig { setting: setting.to_owned(), found, allowed });
+                return Err(DevError::InvalidConfig { setting: setting.to_owned(), found, allowed });
             }
         }
         Ok(())
@@ -94,9 +94,9 @@ impl DevConfig {
             tempo_blocks: self.tempo_blocks,
             weights_rate_limit_blocks: self.weights_rate_limit_blocks,
             commitment_quota_bytes: self.commitment_quota_bytes,
-            commitment_min_cost_bytes: MIN_COMMITMENT_COST_BYTES,
-            commitment_max_fields: MAX_FIELDS as u32,
-            commitment_max_field_bytes: MAX_FIELD_BYTES as u32,
+            commitment_min_cost_bytes: COMMITMENT_COST_BYTES_MIN,
+            commitment_max_fields: FIELDS_MAX as u32,
+            commitment_max_field_bytes: FIELD_BYTES_MAX as u32,
             max_validators: self.max_validators,
             max_uids: self.max_uids,
             immunity_blocks: self.immunity_blocks,

@@ -11,9 +11,9 @@ use templar_protocol::{keys::Hotkey, roster::Neuron};
 
 use super::{
     config::DevConfig,
+    error::DevError,
     subnet::{NeuronState, Subnet},
 };
-use crate::error::ChainError;
 
 /// Changes with every change of the tables or of what their blobs hold.
 const FORMAT: i32 = 1;
@@ -42,7 +42,7 @@ pub(super) struct Stored {
 
 impl Storage {
     /// Opens or creates the database; `None` keeps it in memory.
-    pub(super) fn open(path: Option<&Path>, config: &DevConfig) -> Result<(Self, Stored), ChainError> {
+    pub(super) fn open(path: Option<&Path>, config: &DevConfig) -> Result<(Self, Stored), DevError> {
         let name = path.map_or_else(|| "memory".to_owned(), |path| path.display().to_string());
         let connect = || -> rusqlite::Result<Connection> {
             let db = match path {
@@ -75,7 +75,7 @@ impl Storage {
         Ok(tables == 0)
     }
 
-    fn create(&mut self, config: &DevConfig) -> Result<(), ChainError> {
+    fn create(&mut self, config: &DevConfig) -> Result<(), DevError> {
         let subnet = borsh::to_vec(&Subnet::default()).expect("memory accepts every byte");
         let mut create = || -> rusqlite::Result<()> {
             let transaction = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
@@ -90,19 +90,19 @@ impl Storage {
         create().map_err(|error| failed("was created", &error))
     }
 
-    fn check_format(&self, name: &str) -> Result<(), ChainError> {
+    fn check_format(&self, name: &str) -> Result<(), DevError> {
         let format: i32 = self
             .db
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(|error| opening(name, &error))?;
         if format != FORMAT {
             let reason = format!("format {format} instead of {FORMAT}");
-            return Err(ChainError::NotADevChain { path: name.to_owned(), reason });
+            return Err(DevError::NotADevChain { path: name.to_owned(), reason });
         }
         Ok(())
     }
 
-    fn check_config(&self, name: &str, config: &DevConfig) -> Result<(), ChainError> {
+    fn check_config(&self, name: &str, config: &DevConfig) -> Result<(), DevError> {
         let stored: String = self
             .db
             .query_row("SELECT config FROM chain", [], |row| row.get(0))
@@ -117,10 +117,10 @@ impl Storage {
             .filter(|(key, value)| stored.get(key) != Some(value))
             .map(|(key, value)| format!("{key} = {} there, {value} given", stored.get(key).unwrap_or(&"?".into())))
             .collect();
-        Err(ChainError::OtherConfig { path: name.to_owned(), differing: differing.join("; ") })
+        Err(DevError::OtherConfig { path: name.to_owned(), differing: differing.join("; ") })
     }
 
-    fn load(&self, name: &str) -> Result<Stored, ChainError> {
+    fn load(&self, name: &str) -> Result<Stored, DevError> {
         let opening = |error: rusqlite::Error| opening(name, &error);
         let (number, timestamp_ms): (i64, i64) = self
             .db
@@ -150,7 +150,7 @@ impl Storage {
         before: &Subnet,
         after: &Subnet,
         nonces: &[(Hotkey, u64)],
-    ) -> Result<(), ChainError> {
+    ) -> Result<(), DevError> {
         let write = |transaction: &Transaction<'_>| -> rusqlite::Result<()> {
             transaction
                 .prepare_cached("INSERT INTO blocks VALUES (?1, ?2)")?
@@ -178,7 +178,7 @@ impl Storage {
 
     /// The last nonce of a hotkey that a block included. Kept when a hotkey loses its place, so that its old calls
     /// stay invalid if it comes back.
-    pub(super) fn nonce(&self, hotkey: &Hotkey) -> Result<Option<u64>, ChainError> {
+    pub(super) fn nonce(&self, hotkey: &Hotkey) -> Result<Option<u64>, DevError> {
         let query = || -> rusqlite::Result<Option<i64>> {
             let mut query = self.db.prepare_cached("SELECT nonce FROM nonces WHERE hotkey = ?1")?;
             query.query_row([hotkey.as_bytes()], |row| row.get(0)).optional()
@@ -188,7 +188,7 @@ impl Storage {
     }
 
     /// What uids below `uids` were as of the end of `block`, which must be finalised.
-    pub(super) fn neurons_at(&self, block: u64, uids: usize) -> Result<Vec<Neuron>, ChainError> {
+    pub(super) fn neurons_at(&self, block: u64, uids: usize) -> Result<Vec<Neuron>, DevError> {
         let doing = "read a snapshot";
         let query = || -> rusqlite::Result<Vec<Vec<u8>>> {
             let mut query = self.db.prepare_cached(
@@ -201,7 +201,7 @@ impl Storage {
         rows.iter()
             .map(|row| Neuron::try_from_slice(row))
             .collect::<Result<_, _>>()
-            .map_err(|error| ChainError::Storage { doing: doing.to_owned(), reason: error.to_string() })
+            .map_err(|error| DevError::Storage { doing: doing.to_owned(), reason: error.to_string() })
     }
 }
 
@@ -233,17 +233,17 @@ fn config_json(config: &DevConfig) -> serde_json::Value {
     serde_json::to_value(config).expect("a config has nothing that JSON lacks")
 }
 
-fn opening(path: &str, error: &rusqlite::Error) -> ChainError {
+fn opening(path: &str, error: &rusqlite::Error) -> DevError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => damaged(path, error),
-        _ => ChainError::Storage { doing: format!("opened {path}"), reason: error.to_string() },
+        _ => DevError::Storage { doing: format!("opened {path}"), reason: error.to_string() },
     }
 }
 
-fn damaged(path: &str, reason: &impl ToString) -> ChainError {
-    ChainError::NotADevChain { path: path.to_owned(), reason: reason.to_string() }
+fn damaged(path: &str, reason: &impl ToString) -> DevError {
+    DevError::NotADevChain { path: path.to_owned(), reason: reason.to_string() }
 }
 
-fn failed(doing: &str, error: &rusqlite::Error) -> ChainError {
-    ChainError::Storage { doing: doing.to_owned(), reason: error.to_string() }
+fn failed(doing: &str, error: &rusqlite::Error) -> DevError {
+    DevError::Storage { doing: doing.to_owned(), reason: error.to_string() }
 }

@@ -8,14 +8,14 @@ use templar_protocol::{
     roster::{EntryId, Neuron, Uid},
 };
 
-use super::config::DevConfig;
+use super::{config::DevConfig, error::DevError};
 use crate::{
     call::{Call, commitment_cost_bytes},
     error::ChainError,
 };
 
 /// All the TAO there will ever be, in rao: no stake is larger.
-pub(crate) const MAX_STAKE_RAO: u64 = 21_000_000 * 1_000_000_000;
+pub(crate) const STAKE_RAO_MAX: u64 = 21_000_000 * 1_000_000_000;
 
 /// Everything that the chain knows of one neuron.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
@@ -111,7 +111,7 @@ impl Subnet {
         waiting: &[Registration],
         block: u64,
         config: &DevConfig,
-    ) -> Result<Uid, ChainError> {
+    ) -> Result<Uid, DevError> {
         if let Some(known) = waiting.iter().find(|registration| registration.hotkey == *hotkey) {
             return Ok(known.uid);
         }
@@ -131,7 +131,7 @@ impl Subnet {
             })
             .min_by_key(|(uid, neuron)| (neuron.incentive, neuron.registered_at_block, *uid))
             .map(|(uid, _)| Uid(uid))
-            .ok_or(ChainError::SubnetFull { uids: u64::from(config.max_uids) })
+            .ok_or(DevError::SubnetFull { uids: u64::from(config.max_uids) })
     }
 
     /// Carries out a registration in `block`. Whoever gets a reused uid inherits nothing, and nobody's opinion of the

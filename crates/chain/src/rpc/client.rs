@@ -25,11 +25,14 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
+use super::{
+    error::RpcError,
+    wire::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, method, refusal},
+};
 use crate::{
     call::{Call, SignedCall, with_next_nonce},
+    chain::{Chain, Head, Hyperparams},
     error::ChainError,
-    seam::{Chain, Head, Hyperparams},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,9 +40,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A call is retried over lost connections for so long.
 const RETRY_FOR: Duration = Duration::from_secs(20);
 /// No request takes longer, whatever it waits for: its last attempt, or others who are connecting.
-const LONGEST_REQUEST: Duration = Duration::from_secs(40);
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(40);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Pauses while a chain is waited for that was down at start.
+const WAIT_FIRST: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// A client of a dev chain's [`super::RpcServer`]. Clones share one connection.
 ///
@@ -51,6 +57,22 @@ pub struct RpcChain {
     shared: Arc<Shared>,
 }
 
+/// The chain did not answer; it will be asked again. [`RpcChain::wait_for`] tells of it.
+#[derive(Debug)]
+pub struct Absent<'a> {
+    pub url: &'a str,
+    pub reason: &'a ChainError,
+    /// How long until the next attempt.
+    pub pause: Duration,
+}
+
+impl std::fmt::Display for Absent<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { url, reason, pause } = self;
+        write!(f, "the chain at {url} does not answer ({reason}); trying again in {} s", pause.as_secs())
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     url: String,
@@ -59,12 +81,27 @@ struct Shared {
 }
 
 impl RpcChain {
+    /// Connects, and waits for as long as it takes until the chain at `url` answers, with growing pauses between the
+    /// attempts. `tell` hears of every attempt that failed. Dropping the future stops the wait and leaves nothing
+    /// behind. Ends with an error only where waiting is useless: the URL is wrong, or something else answers there.
+    pub async fn wait_for(url: &str, mut tell: impl FnMut(&Absent<'_>)) -> Result<Self, ChainError> {
+        check_url(url)?;
+        let mut pause = WAIT_FIRST;
+        loop {
+            match open(url).await {
+                Ok((client, genesis)) => return Ok(Self::new(url, client, genesis)),
+                Err(reason) if is_lost(&reason) => tell(&Absent { url, reason: &reason, pause }),
+                Err(error) => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(WAIT_MAX);
+        }
+    }
+
     /// Connects, and waits a bounded time for a server that is not there yet.
     pub async fn connect(url: &str) -> Result<Self, ChainError> {
-        if !["ws://", "wss://"].iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(ChainError::InvalidUrl { url: url.to_owned() });
-        }
-        let (mut retry, mut told) = (Retry::new(), false);
+        check_url(url)?;
+        let (mut retry, mut told) = (Attempts::new(), false);
         let (client, genesis) = loop {
             match open(url).await {
                 Ok(connection) => break connection,
@@ -76,7 +113,11 @@ impl RpcChain {
                 }
             }
         };
-        Ok(Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) })
+        Ok(Self::new(url, client, genesis))
+    }
+
+    fn new(url: &str, client: WsClient, genesis: Hash32) -> Self {
+        Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) }
     }
 
     async fn request<T: DeserializeOwned>(&self, name: &'static str, params: ArrayParams) -> Result<T, ChainError> {
@@ -101,7 +142,7 @@ impl RpcChain {
     {
         let url = &self.shared.url;
         let asking = async {
-            let mut retry = Retry::new();
+            let mut retry = Attempts::new();
             loop {
                 let error = match self.client().await {
                     Ok(client) => match ask(client).await {
@@ -113,8 +154,10 @@ impl RpcChain {
                 retry.pause(error).await?;
             }
         };
-        let (url, method, waited_s) = (url.clone(), name.to_owned(), LONGEST_REQUEST.as_secs());
-        timeout(LONGEST_REQUEST, asking).await.unwrap_or(Err(ChainError::Timeout { url, method, waited_s }))
+        let (url, method, waited_s) = (url.clone(), name.to_owned(), REQUEST_TIME_MAX.as_secs());
+        timeout(REQUEST_TIME_MAX, asking)
+            .await
+            .unwrap_or_else(|_| Err(RpcError::Timeout { url, method, waited_s }.into()))
     }
 
     /// The connection, or a new one if it is lost. The lock is held while connecting, so that many callers make one.
@@ -124,11 +167,16 @@ impl RpcChain {
             let url = &self.shared.url;
             let (fresh, found) = open(url).await?;
             if found != self.shared.genesis {
-                return Err(ChainError::OtherChain { url: url.clone(), expected: self.shared.genesis, found });
+                return Err(RpcError::OtherChain { url: url.clone(), expected: self.shared.genesis, found }.into());
             }
             *client = Arc::new(fresh);
         }
         Ok(client.clone())
+    }
+
+    /// This hotkey has nothing to do before block `through_block` ends ([`crate::Pacer`]).
+    pub async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
+        self.request(method::PACE, rpc_params![hotkey, through_block]).await
     }
 
     async fn submit(&self, key: &Keypair, netuid: u16, call: &Call) -> Result<(), ChainError> {
@@ -157,7 +205,7 @@ impl Chain for RpcChain {
         let mut subscription = self.subscribe().await?;
         let Some(Ok(first)) = timeout(REQUEST_TIMEOUT, subscription.next()).await.ok().flatten() else {
             let (url, reason) = (self.shared.url.clone(), "the subscription gave no head".to_owned());
-            return Err(ChainError::Connection { url, reason });
+            return Err(RpcError::Connection { url, reason }.into());
         };
         let (newest, heads) = watch::channel(first);
         // Drains the subscription at once whatever the reader does: an unread one would be closed as lagging.
@@ -184,12 +232,12 @@ impl Chain for RpcChain {
         let text: String = self.request(method::SNAPSHOT, rpc_params![netuid, block]).await?;
         let garbled = |reason: String| {
             let (url, method) = (self.shared.url.clone(), method::SNAPSHOT.to_owned());
-            ChainError::Protocol { url, method, reason }
+            RpcError::Protocol { url, method, reason }
         };
         let bytes = hex::decode(text).map_err(|error| garbled(error.to_string()))?;
         let snapshot = Snapshot::try_from_slice(&bytes).map_err(|error| garbled(error.to_string()))?;
         if snapshot.block != block {
-            return Err(garbled(format!("block {} instead of {block}", snapshot.block)));
+            return Err(garbled(format!("block {} instead of {block}", snapshot.block)).into());
         }
         Ok(snapshot)
     }
@@ -211,17 +259,18 @@ impl Chain for RpcChain {
         weights: Vec<(Uid, u16)>,
         version_key: u64,
     ) -> Result<(), ChainError> {
-        let neurons = u64::from(crate::call::MAX_UIDS);
+        let neurons = u64::from(crate::call::UIDS_MAX);
         if weights.len() as u64 > neurons {
             return Err(ChainError::TooManyWeights { weights: weights.len() as u64, neurons });
         }
         let weights = weights.into_iter().map(|(uid, weight)| (uid.0, weight)).collect();
         self.submit(key, netuid, &Call::SetWeights { weights, version_key }).await
     }
+}
 
-    async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
-        self.request(method::PACE, rpc_params![hotkey, through_block]).await
-    }
+fn check_url(url: &str) -> Result<(), RpcError> {
+    let valid = ["ws://", "wss://"].iter().any(|scheme| url.starts_with(scheme));
+    if valid { Ok(()) } else { Err(RpcError::InvalidUrl { url: url.to_owned() }) }
 }
 
 /// A connection, and which chain is at its other end.
@@ -229,12 +278,12 @@ async fn open(url: &str) -> Result<(WsClient, Hash32), ChainError> {
     let client = WsClientBuilder::new()
         .connection_timeout(CONNECT_TIMEOUT)
         .request_timeout(REQUEST_TIMEOUT)
-        .max_request_size(MAX_REQUEST_BYTES)
-        .max_response_size(MAX_RESPONSE_BYTES)
+        .max_request_size(REQUEST_BYTES_MAX)
+        .max_response_size(RESPONSE_BYTES_MAX)
         .enable_ws_ping(PingConfig::new().ping_interval(Duration::from_secs(10)))
         .build(url)
         .await
-        .map_err(|error| ChainError::Connection { url: url.to_owned(), reason: error.to_string() })?;
+        .map_err(|error| RpcError::Connection { url: url.to_owned(), reason: error.to_string() })?;
     let genesis = client.request(method::GENESIS, rpc_params![]).await;
     let genesis = genesis.map_err(|error| failure(url, method::GENESIS, error))?;
     Ok((client, genesis))
@@ -244,36 +293,40 @@ async fn open(url: &str) -> Result<(WsClient, Hash32), ChainError> {
 fn failure(url: &str, method: &str, error: ClientError) -> ChainError {
     let (url, method) = (url.to_owned(), method.to_owned());
     match error {
-        ClientError::Call(error) => ChainError::from_wire(&error).unwrap_or_else(|| {
+        ClientError::Call(error) => refusal(&error).unwrap_or_else(|| {
             let reason = format!("{} (code {})", error.message(), error.code());
-            ChainError::Protocol { url, method, reason }
+            RpcError::Protocol { url, method, reason }.into()
         }),
-        ClientError::ParseError(error) => ChainError::Protocol { url, method, reason: error.to_string() },
-        ClientError::RequestTimeout => ChainError::Timeout { url, method, waited_s: REQUEST_TIMEOUT.as_secs() },
-        error => ChainError::Connection { url, reason: error.to_string() },
+        ClientError::ParseError(error) => RpcError::Protocol { url, method, reason: error.to_string() }.into(),
+        ClientError::RequestTimeout => RpcError::Timeout { url, method, waited_s: REQUEST_TIMEOUT.as_secs() }.into(),
+        error => RpcError::Connection { url, reason: error.to_string() }.into(),
     }
 }
 
+/// Whether the way to the chain failed, and not the chain.
+fn is_lost(error: &ChainError) -> bool {
+    matches!(error.adapter_error(), Some(RpcError::Connection { .. } | RpcError::Timeout { .. }))
+}
+
 /// A bounded series of attempts with growing pauses.
-struct Retry {
+struct Attempts {
     until: Instant,
     backoff: Duration,
 }
 
-impl Retry {
+impl Attempts {
     fn new() -> Self {
         Self { until: Instant::now() + RETRY_FOR, backoff: FIRST_BACKOFF }
     }
 
     /// Waits before the next attempt; gives the error back if another attempt is useless or too late.
     async fn pause(&mut self, error: ChainError) -> Result<(), ChainError> {
-        let lost = matches!(error, ChainError::Connection { .. } | ChainError::Timeout { .. });
-        if !lost || Instant::now() + self.backoff > self.until {
+        if !is_lost(&error) || Instant::now() + self.backoff > self.until {
             return Err(error);
         }
         tracing::debug!(%error, "asking the chain again");
         sleep(self.backoff).await;
-        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         Ok(())
     }
 }

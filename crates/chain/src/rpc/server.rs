@@ -13,12 +13,20 @@ use jsonrpsee::{
 use serde_json::value::to_raw_value;
 use templar_protocol::keys::Hotkey;
 
-use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, method};
-use crate::{call::SignedCall, dev::DevChain, error::ChainError, seam::Chain};
+use super::{
+    error::RpcError,
+    wire::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, method},
+};
+use crate::{
+    call::{MalformedCall, SignedCall},
+    chain::Chain,
+    dev::DevChain,
+    error::ChainError,
+};
 
 /// Two for each neuron of a full subnet, and some for people.
-const MAX_CONNECTIONS: u32 = 544;
-const MAX_SUBSCRIPTIONS_PER_CONNECTION: u32 = 8;
+const CONNECTIONS_MAX: u32 = 544;
+const SUBSCRIPTIONS_PER_CONNECTION_MAX: u32 = 8;
 /// Messages that may wait for a slow reader before the chain stops answering it.
 const MESSAGES_BUFFERED: u32 = 64;
 /// A subscriber that takes nothing for so long is dropped.
@@ -38,13 +46,13 @@ pub struct RpcServer {
 impl RpcServer {
     /// Listens at `address`; port 0 takes a free one.
     pub async fn start(chain: DevChain, address: SocketAddr) -> Result<Self, ChainError> {
-        let bind = |reason: String| ChainError::Bind { address: address.to_string(), reason };
+        let bind = |reason: String| RpcError::Bind { address: address.to_string(), reason };
         let ping = PingConfig::new().ping_interval(Duration::from_secs(10)).inactive_limit(Duration::from_secs(40));
         let config = ServerConfig::builder()
-            .max_request_body_size(MAX_REQUEST_BYTES)
-            .max_response_body_size(MAX_RESPONSE_BYTES)
-            .max_connections(MAX_CONNECTIONS)
-            .max_subscriptions_per_connection(MAX_SUBSCRIPTIONS_PER_CONNECTION)
+            .max_request_body_size(REQUEST_BYTES_MAX)
+            .max_response_body_size(RESPONSE_BYTES_MAX)
+            .max_connections(CONNECTIONS_MAX)
+            .max_subscriptions_per_connection(SUBSCRIPTIONS_PER_CONNECTION_MAX)
             .set_message_buffer_capacity(MESSAGES_BUFFERED)
             .set_batch_request_config(BatchRequestConfig::Disabled)
             .enable_ws_ping(ping)
@@ -79,9 +87,9 @@ fn methods(chain: DevChain) -> Result<RpcModule<DevChain>, RegisterMethodError> 
         let text: String = params.one()?;
         let bytes = hex::decode(&text).map_err(|error| {
             let (bytes, reason) = (text.len() as u64 / 2, error.to_string());
-            ErrorObjectOwned::from(ChainError::MalformedCall { bytes, reason })
+            ChainError::from(MalformedCall { bytes, reason })
         })?;
-        Ok(chain.submit(SignedCall::decode(&bytes)?)?)
+        Ok(chain.submit(SignedCall::decode(&bytes).map_err(ChainError::from)?)?)
     })?;
     module.register_subscription(
         method::SUBSCRIBE_HEADS,
@@ -120,7 +128,7 @@ fn dev_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodErr
     })?;
     module.register_method(method::PACE, |params: Params<'_>, chain, _| -> Answer<()> {
         let (hotkey, through_block): (Hotkey, u64) = params.parse()?;
-        Ok(chain.set_pace(hotkey, through_block)?)
+        Ok(chain.pace(hotkey, through_block)?)
     })?;
     Ok(())
 }

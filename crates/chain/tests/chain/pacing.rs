@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use templar_chain::{BlockTime, Chain, DevChain, run_blocks};
+use templar_chain::{BlockTime, Chain, DevChain, Pacer, run_blocks};
 use templar_protocol::keys::Hotkey;
 use tokio::{
     sync::watch,
@@ -39,10 +39,10 @@ async fn blocks_come_when_everybody_is_done_and_time_stands_still() {
     let Running { chain, stop, task } = run(paced(&["a", "b"]));
     let mut heads = chain.heads().await.unwrap();
     let start = Instant::now();
-    chain.pace(&hotkey("a"), 50).await.unwrap();
-    chain.pace(&hotkey("b"), 20).await.unwrap();
+    chain.pace(hotkey("a"), 50).unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("b"), 20).await.unwrap();
     while heads.next().await.unwrap().number < 20 {}
-    chain.pace(&hotkey("b"), 40).await.unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("b"), 40).await.unwrap();
     while heads.next().await.unwrap().number < 40 {}
     assert_eq!(start.elapsed(), Duration::ZERO);
     // Nobody has said anything about block 41: it waits.
@@ -60,16 +60,16 @@ async fn who_never_reports_delays_each_block_by_the_cap_and_is_named() {
     let mut heads = chain.heads().await.unwrap();
     assert_eq!(heads.next().await.unwrap().number, 1);
     let start = Instant::now();
-    chain.pace(&hotkey("a"), 4).await.unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("a"), 4).await.unwrap();
     for block in 2..=4 {
         assert_eq!(heads.next().await.unwrap().number, block);
         assert_eq!(start.elapsed(), CAP * (block as u32 - 1));
     }
     assert_eq!(chain.late(), [2, 3, 4].map(|block| (block, hotkey("b"))));
     // A node that restarts may take back what it said.
-    chain.pace(&hotkey("b"), 9).await.unwrap();
-    chain.pace(&hotkey("a"), 9).await.unwrap();
-    chain.pace(&hotkey("b"), 4).await.unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("b"), 9).await.unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("a"), 9).await.unwrap();
+    Pacer::Dev(chain.clone()).pace(&hotkey("b"), 4).await.unwrap();
     heads.next().await.unwrap();
     assert_eq!(start.elapsed(), CAP * 4);
     assert_eq!(chain.late().last(), Some(&(5, hotkey("b"))));

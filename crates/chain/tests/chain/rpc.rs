@@ -6,7 +6,7 @@ use jsonrpsee::{
     rpc_params,
     ws_client::WsClientBuilder,
 };
-use templar_chain::{Chain, ChainError, DevChain, DevConfig, RpcChain, RpcServer, conformance};
+use templar_chain::{Chain, DevChain, DevConfig, Pacer, RpcChain, RpcError, RpcServer, conformance};
 use tokio::time::timeout;
 
 use super::{NETUID, chain_with, config, key};
@@ -59,8 +59,8 @@ async fn hostile_requests_are_refused_and_change_nothing() {
     assert!(raw.request::<(), _>("author_submit", rpc_params![huge]).await.is_err());
     let client = RpcChain::connect(&server.url()).await.unwrap();
     assert_eq!(client.head().await.unwrap(), chain.newest());
-    client.pace(&key("a").hotkey(), 1).await.expect("a registered hotkey always has room");
-    assert_eq!(chain.next_nonce(&key("a").hotkey()), Ok(0));
+    Pacer::Rpc(client).pace(&key("a").hotkey(), 1).await.expect("a registered hotkey always has room");
+    assert_eq!(chain.next_nonce(&key("a").hotkey()).unwrap(), 0);
 }
 
 #[tokio::test]
@@ -94,28 +94,64 @@ async fn a_client_outlives_its_server() {
     // Another chain at the same address is not taken for ours.
     let other = DevChain::open(None, DevConfig { seed: 1000, ..config() }).unwrap();
     let _server = RpcServer::start(other, address).await.unwrap();
-    let refused = client.head().await;
-    assert!(matches!(refused, Err(ChainError::OtherChain { .. })), "{refused:?}");
+    let refused = client.head().await.unwrap_err();
+    assert!(matches!(refused.adapter_error(), Some(RpcError::OtherChain { .. })), "{refused:?}");
+    assert!(!refused.is_transient());
 }
 
 #[tokio::test]
 async fn bad_addresses_are_named() {
     for url in ["http://127.0.0.1:1", "127.0.0.1:99", ""] {
         let refused = RpcChain::connect(url).await.unwrap_err();
-        assert_eq!(refused, ChainError::InvalidUrl { url: url.to_owned() });
+        assert_eq!(refused.adapter_error(), Some(&RpcError::InvalidUrl { url: url.to_owned() }));
+        let refused = RpcChain::wait_for(url, |_| panic!("nothing to wait for")).await.unwrap_err();
+        assert_eq!(refused.adapter_error(), Some(&RpcError::InvalidUrl { url: url.to_owned() }));
     }
     let chain = DevChain::open(None, config()).unwrap();
     let server = serve(&chain).await;
     let taken = RpcServer::start(chain, address(&server)).await.unwrap_err();
-    assert!(matches!(taken, ChainError::Bind { .. }));
+    assert!(matches!(taken.adapter_error(), Some(RpcError::Bind { .. })));
 }
 
 #[tokio::test(start_paused = true)]
 async fn connecting_to_nobody_ends() {
-    // A port that was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = free_address();
     let started = tokio::time::Instant::now();
     let refused = RpcChain::connect(&format!("ws://{free}")).await.unwrap_err();
     assert!(refused.is_transient(), "{refused}");
     assert!(started.elapsed() <= Duration::from_secs(30));
+}
+
+/// A port that was free a moment ago.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_chain_that_is_down_is_waited_for_and_told_of() {
+    let address = free_address();
+    let url = format!("ws://{address}");
+    let chain = chain_with(config(), &[("a", 0)]);
+    let (told, mut telling) = tokio::sync::mpsc::unbounded_channel();
+    let waiting = tokio::spawn({
+        let url = url.clone();
+        async move { RpcChain::wait_for(&url, |absent| told.send(absent.to_string()).unwrap()).await }
+    });
+    let first = telling.recv().await.unwrap();
+    assert!(first.starts_with(&format!("the chain at {url} does not answer (")), "{first}");
+    assert!(first.ends_with("; trying again in 1 s"), "{first}");
+    let server = RpcServer::start(chain.clone(), address).await.unwrap();
+    let client = timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(client.head().await.unwrap(), chain.newest());
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_grows_to_half_a_minute_and_ends_when_it_is_dropped() {
+    let url = format!("ws://{}", free_address());
+    let mut pauses = Vec::new();
+    let waiting = RpcChain::wait_for(&url, |absent| pauses.push(absent.pause.as_secs()));
+    assert!(timeout(Duration::from_mins(5), waiting).await.is_err());
+    assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 30, 30]);
+    assert!(pauses.len() < 20, "{pauses:?}");
 }

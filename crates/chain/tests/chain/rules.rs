@@ -1,13 +1,23 @@
 use std::path::Path;
 
 use templar_chain::{
-    Chain, ChainError, DevChain, DevConfig,
+    Chain, ChainError, DevChain, DevConfig, DevError,
     call::{Call, SignedCall},
     conformance,
 };
 use templar_protocol::roster::Uid;
 
 use super::{NETUID, chain_with, config, key};
+
+/// Whether the chain refused with just this error.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, ChainError>, wanted: &ChainError) {
+    assert_eq!(format!("{:?}", result.unwrap_err()), format!("{wanted:?}"));
+}
+
+fn dev(error: &ChainError) -> &DevError {
+    error.adapter_error().unwrap_or_else(|| panic!("the dev chain itself does not refuse: {error}"))
+}
 
 fn commit(byte: u8) -> Call {
     Call::Commit { fields: vec![vec![byte]] }
@@ -51,12 +61,13 @@ fn a_call_is_valid_once_here_and_for_its_signer_only() {
     let chain = chain_with(config(), &[("a", 0), ("b", 0)]);
     let genesis = chain.genesis_hash();
     let signed = SignedCall::sign(&key("a"), genesis, NETUID, 5, commit(1));
-    let stale = |next| Err(ChainError::StaleNonce { hotkey: key("a").hotkey(), nonce: 5, next });
+    let stale = |next| ChainError::StaleNonce { hotkey: key("a").hotkey(), nonce: 5, next };
+    let unsigned = |name| ChainError::BadSignature { hotkey: key(name).hotkey() };
 
     let stolen = SignedCall { hotkey: key("b").hotkey(), ..signed.clone() };
-    assert_eq!(chain.submit(stolen), Err(ChainError::BadSignature { hotkey: key("b").hotkey() }));
+    refused(chain.submit(stolen), &unsigned("b"));
     let altered = SignedCall { call: commit(2), ..signed };
-    assert_eq!(chain.submit(altered), Err(ChainError::BadSignature { hotkey: key("a").hotkey() }));
+    refused(chain.submit(altered), &unsigned("a"));
     let elsewhere = SignedCall::sign(
         &key("a"),
         DevChain::open(None, DevConfig { seed: 8, ..config() }).unwrap().genesis_hash(),
@@ -64,15 +75,15 @@ fn a_call_is_valid_once_here_and_for_its_signer_only() {
         5,
         commit(1),
     );
-    assert_eq!(chain.submit(elsewhere), Err(ChainError::BadSignature { hotkey: key("a").hotkey() }));
+    refused(chain.submit(elsewhere), &unsigned("a"));
 
     chain.submit(signed.clone()).unwrap();
     chain.submit(signed.clone()).expect("repeating what is in the pool changes nothing");
     let same_nonce = SignedCall::sign(&key("a"), genesis, NETUID, 5, commit(3));
-    assert_eq!(chain.submit(same_nonce), stale(6));
+    refused(chain.submit(same_nonce), &stale(6));
     chain.produce_block().unwrap();
-    assert_eq!(chain.submit(signed), stale(6));
-    assert_eq!(chain.next_nonce(&key("a").hotkey()), Ok(6));
+    refused(chain.submit(signed), &stale(6));
+    assert_eq!(chain.next_nonce(&key("a").hotkey()).unwrap(), 6);
 }
 
 #[tokio::test]
@@ -86,8 +97,8 @@ async fn a_reused_uid_inherits_nothing_and_old_calls_stay_dead() {
         ..config()
     };
     let chain = chain_with(config, &[("validator", 9), ("best", 0), ("worst", 0), ("middle", 0)]);
-    let full = Err(ChainError::SubnetFull { uids: 4 });
-    assert_eq!(chain.register(key("newcomer").hotkey(), 0), full, "everybody is immune");
+    let full = chain.register(key("newcomer").hotkey(), 0).expect_err("everybody is immune");
+    assert_eq!(dev(&full), &DevError::SubnetFull { uids: 4 });
 
     let old_call = SignedCall::sign(&key("worst"), chain.genesis_hash(), NETUID, 0, commit(1));
     chain.submit(old_call.clone()).unwrap();
@@ -98,7 +109,7 @@ async fn a_reused_uid_inherits_nothing_and_old_calls_stay_dead() {
     }
     let newcomer = chain.register(key("newcomer").hotkey(), 0).unwrap();
     assert_eq!(newcomer, Uid(2), "the lowest incentive of those without a permit");
-    assert_eq!(chain.register(key("newcomer").hotkey(), 7), Ok(newcomer), "again is the same, with the new stake");
+    assert_eq!(chain.register(key("newcomer").hotkey(), 7).unwrap(), newcomer, "again is the same, with the new stake");
     // What the replaced one still has in the pool dies with its place.
     chain.submit_commitment(&key("worst"), NETUID, vec![vec![2]]).await.unwrap();
     let block = chain.produce_block().unwrap().number;
@@ -135,9 +146,9 @@ async fn the_quota_counts_what_blocks_include() {
     chain.produce_block().unwrap();
     chain.submit_commitment(&key("a"), NETUID, vec![vec![77; 100]]).await.unwrap();
     chain.produce_block().unwrap();
-    let refused = chain.submit_commitment(&key("a"), NETUID, vec![vec![1]]).await;
+    let third = chain.submit_commitment(&key("a"), NETUID, vec![vec![1]]).await;
     let (cost_bytes, used_bytes, quota_bytes, resets_at_block) = (100, 200, 200, 1000);
-    assert_eq!(refused, Err(ChainError::QuotaExceeded { cost_bytes, used_bytes, quota_bytes, resets_at_block }));
+    refused(third, &ChainError::QuotaExceeded { cost_bytes, used_bytes, quota_bytes, resets_at_block });
 }
 
 #[tokio::test]
@@ -159,20 +170,20 @@ async fn a_reopened_chain_goes_on_and_another_is_refused() {
     let last = chain.produce_block().unwrap();
     let (known, nonce) = (chain.emissions(), chain.next_nonce(&key("b").hotkey()).unwrap());
     assert!(known.iter().all(|neuron| neuron.emission_rao > 0));
-    let second = open(config());
-    assert!(matches!(second, Err(ChainError::Storage { .. })), "one process makes a chain's blocks: {second:?}");
+    let second = open(config()).expect_err("one process makes a chain's blocks");
+    assert!(matches!(dev(&second), DevError::Storage { .. }), "{second}");
     drop((chain, second));
 
-    let refused = open(DevConfig { tempo_blocks: 99, ..config() });
+    let refused = open(DevConfig { tempo_blocks: 99, ..config() }).unwrap_err();
     assert!(
-        matches!(&refused, Err(ChainError::OtherConfig { differing, .. }) if differing == "tempo_blocks = 20 there, 99 given"),
+        matches!(dev(&refused), DevError::OtherConfig { differing, .. } if differing == "tempo_blocks = 20 there, 99 given"),
         "{refused:?}"
     );
     drop(refused);
     let chain = open(config()).unwrap();
     assert_eq!(chain.newest(), last);
     assert_eq!(chain.emissions(), known);
-    assert_eq!(chain.next_nonce(&key("b").hotkey()), Ok(nonce));
+    assert_eq!(chain.next_nonce(&key("b").hotkey()).unwrap(), nonce);
     let commitments = [2, last.number].map(|block| futures::executor::block_on(chain.snapshot(NETUID, block)).unwrap());
     let fields = commitments.map(|snapshot| snapshot.neurons[1].commitment.clone().unwrap().fields);
     assert_eq!(fields, [vec![vec![1], vec![2]], vec![vec![3]]]);
@@ -187,10 +198,11 @@ fn what_is_no_chain_is_refused() {
     std::fs::write(&garbage, vec![7; 5000]).unwrap();
     let missing = folder.path().join("no folder/chain");
     let open = |path: &Path| DevChain::open(Some(path), config()).unwrap_err();
-    assert!(matches!(open(&garbage), ChainError::NotADevChain { .. }));
-    assert!(matches!(open(&missing), ChainError::Storage { .. }));
+    assert!(matches!(dev(&open(&garbage)), DevError::NotADevChain { .. }));
+    assert!(matches!(dev(&open(&missing)), DevError::Storage { .. }));
     let refused = DevChain::open(None, DevConfig { max_uids: 300, ..config() }).unwrap_err();
-    assert!(matches!(refused, ChainError::InvalidConfig { setting, .. } if setting == "max_uids"));
+    assert!(matches!(dev(&refused), DevError::InvalidConfig { setting, .. } if setting == "max_uids"));
     let chain = DevChain::open(None, config()).unwrap();
-    assert!(matches!(chain.register(key("a").hotkey(), u64::MAX), Err(ChainError::StakeTooHigh { .. })));
+    let refused = chain.register(key("a").hotkey(), u64::MAX).unwrap_err();
+    assert!(matches!(dev(&refused), DevError::StakeTooHigh { .. }));
 }

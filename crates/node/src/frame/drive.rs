@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use templar_chain::Pacer;
 use templar_record::trouble::Trouble;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -68,8 +69,14 @@ impl Steps {
     }
 }
 
-/// Drives `duty` for ever. Only errors that no retry can mend end it.
-pub async fn drive<D: Duty>(mut duty: D, ctx: &Arc<Context>, signals: &Signals) -> Result<(), NodeError> {
+/// Drives `duty` for ever. Only errors that no retry can mend end it. `pacer` hears how far a development chain may go
+/// on as far as this node is concerned.
+pub async fn drive<D: Duty>(
+    mut duty: D,
+    ctx: &Arc<Context>,
+    signals: &Signals,
+    pacer: Option<&Pacer>,
+) -> Result<(), NodeError> {
     let (newest, mut heads) = watch::channel(0);
     // Ends with this future.
     let mut watching = JoinSet::new();
@@ -99,8 +106,11 @@ pub async fn drive<D: Duty>(mut duty: D, ctx: &Arc<Context>, signals: &Signals) 
             }
         }
         let through = duty.paced_through();
-        // Lets a paced development chain go on as far as this node is concerned.
-        if !retry && paced != Some(through) && ctx.chain.pace(&ctx.keypair.hotkey(), through).await.is_ok() {
+        if let Some(pacer) = pacer
+            && !retry
+            && paced != Some(through)
+            && pacer.pace(&ctx.keypair.hotkey(), through).await.is_ok()
+        {
             paced = Some(through);
         }
     }

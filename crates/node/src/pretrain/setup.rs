@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use templar_chain::Chain;
+use templar_chain::{Chain, Pacer};
 use templar_data::Dataset;
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
@@ -30,6 +30,8 @@ pub struct Setup {
     pub spec: RunSpec,
     pub keypair: Keypair,
     pub chain: Arc<dyn Chain>,
+    /// Where the chain is a development chain that waits for this node.
+    pub pacer: Option<Pacer>,
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
     pub trainer: Box<dyn Trainer>,
@@ -65,11 +67,11 @@ impl Setup {
         match self.role {
             Role::Miner => {
                 let miner = Miner::open(ctx.clone(), signals.clone(), local, self.trainer).await?;
-                drive(miner, &ctx, &signals).await
+                drive(miner, &ctx, &signals, self.pacer.as_ref()).await
             }
             Role::Validator => {
                 let validator = Validator::open(ctx.clone(), signals.clone(), local, self.trainer, self.options);
-                drive(validator.await?, &ctx, &signals).await
+                drive(validator.await?, &ctx, &signals, self.pacer.as_ref()).await
             }
         }
     }

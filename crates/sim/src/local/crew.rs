@@ -137,7 +137,7 @@ fn final_theta(services: &Services, windows: u64) -> Option<Vec<f32>> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use templar_chain::{BlockTime, ChainError};
+    use templar_chain::{BlockTime, DevError};
     use templar_protocol::run::CodecKind;
 
     use super::*;
@@ -160,8 +160,8 @@ mod tests {
         let time = |_: &[_]| BlockTime::Fixed(Duration::from_hours(1));
         let services = Services::start(&network, Ipv4Addr::LOCALHOST.into(), &[], time, &mut stop, &mut |_| {}).await;
         let mut services = services.unwrap().unwrap();
-        let full = || ChainError::Storage { doing: "made a block".to_owned(), reason: "the disk is full".to_owned() };
-        services.blocks.spawn(async move { Err(full()) });
+        let full = || DevError::Storage { doing: "made a block".to_owned(), reason: "the disk is full".to_owned() };
+        services.blocks.spawn(async move { Err(full().into()) });
         let mut crew = Crew::new(true);
         crew.start(|_, mut stop| async move {
             stopped(&mut stop).await;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use templar_chain::{BlockTime, Chain, DevChain, DevConfig, Timestamps, run_blocks};
+use templar_chain::{BlockTime, Chain, DevChain, DevConfig, Pacer, Timestamps, run_blocks};
 use templar_data::{Dataset, Grammar, PrepareOptions, prepare_text};
 use templar_model::presets::Preset;
 use templar_node::frame::context::Compute;
@@ -250,6 +250,7 @@ impl World {
             spec: self.spec.clone(),
             keypair: member.keypair.clone(),
             chain: (seams.chain)(name, Arc::new(self.chain.clone())),
+            pacer: Some(Pacer::Dev(self.chain.clone())),
             store,
             dataset: (seams.dataset)(name, self.dataset.clone()),
             trainer,

@@ -5,7 +5,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use templar_protocol::{
     hash::Hash32,
-    keys::{Hotkey, Keypair},
+    keys::Keypair,
     roster::{Snapshot, Uid},
 };
 
@@ -50,6 +50,9 @@ pub struct Hyperparams {
 }
 
 /// A chain as nodes see it. Everything read is finalised.
+///
+/// Every operation may be cancelled by dropping its future. A read leaves nothing behind. A submission that was dropped
+/// may still reach the pool; whether it did is read from a later snapshot, as after any other.
 #[async_trait]
 pub trait Chain: Send + Sync {
     /// The hash of block 0: which chain this is.
@@ -85,10 +88,4 @@ pub trait Chain: Send + Sync {
         weights: Vec<(Uid, u16)>,
         version_key: u64,
     ) -> Result<(), ChainError>;
-
-    /// For paced development chains: this hotkey has nothing to do before block `through_block` ends. The newest
-    /// word counts, so a restarted node may take it back. Real chains ignore it.
-    async fn pace(&self, _hotkey: &Hotkey, _through_block: u64) -> Result<(), ChainError> {
-        Ok(())
-    }
 }
