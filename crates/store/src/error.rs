@@ -12,6 +12,12 @@ pub enum StoreError {
     TooLarge { key: String, bytes: u64, max_bytes: u64 },
     #[error("bucket {bucket:?} denies access to {key:?}: check the credential and the bucket's rights")]
     Denied { bucket: String, key: String },
+    /// `ahead_s` is this machine's clock minus the server's, by the server's own word.
+    #[error(
+        "the server of bucket {bucket:?} refuses requests whose time is wrong: this machine's clock is {} s {} the server's; \
+         set it (NTP does), and the node goes on by itself", ahead_s.abs(), if *ahead_s < 0 { "behind" } else { "ahead of" }
+    )]
+    ClockSkew { bucket: String, ahead_s: i64 },
     #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]
     Timeout { bucket: String, key: String, after: Duration },
     #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]

@@ -3,6 +3,7 @@
 mod clients;
 mod endpoint;
 mod http;
+mod options;
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use object_store::aws::AmazonS3;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+pub use options::S3Options;
 use templar_protocol::bucket::BucketLocator;
 
 use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, keys};
@@ -28,35 +30,6 @@ const PARTS_MAX: usize = 10_000;
 const PARTS_IN_FLIGHT: usize = 4;
 /// How long a failed upload may take to be withdrawn.
 const ABORT: Duration = Duration::from_secs(5);
-
-/// How an [`S3Store`] deals with the network.
-#[derive(Clone, Debug)]
-pub struct S3Options {
-    /// Whether buckets on this machine's loopback, over `http` too, are contacted: in local networks only.
-    pub allow_http_loopback: bool,
-    /// Endpoints, as written in locators, that are contacted wherever they lead (a server in the operator's own
-    /// network, say). The own bucket's endpoint is always one. All others must be `https` at a public address.
-    pub vouched_endpoints: Vec<String>,
-    /// The longest that one operation may take, retries included.
-    pub request_timeout: Duration,
-    /// How often a request is repeated after a failure that may pass.
-    pub retries: usize,
-    /// For how many buckets clients are kept; the least recently used one goes first.
-    pub clients_max: usize,
-}
-
-impl Default for S3Options {
-    /// For a public network.
-    fn default() -> Self {
-        Self {
-            allow_http_loopback: false,
-            vouched_endpoints: Vec::new(),
-            request_timeout: Duration::from_mins(5),
-            retries: 4,
-            clients_max: 512,
-        }
-    }
-}
 
 /// All storage over S3: writes with the own write credential, reads with those that owners publish.
 #[derive(Debug)]
@@ -222,6 +195,9 @@ fn timed_out() -> object_store::Error {
 
 fn name(error: object_store::Error, bucket: String, key: String, after: Duration) -> StoreError {
     use object_store::Error;
+    if let Some(skew) = causes(&error).find_map(<dyn StdError>::downcast_ref::<http::ClockSkew>) {
+        return StoreError::ClockSkew { bucket, ahead_s: skew.ahead_s };
+    }
     match error {
         Error::NotFound { .. } => StoreError::NotFound { key },
         error if causes(&error).any(<dyn StdError>::is::<http::Denied>) => StoreError::Denied { bucket, key },

@@ -9,6 +9,7 @@
 mod access;
 mod files;
 mod objects;
+mod spec;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,20 +20,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use files::Files;
+pub use files::OBJECT_BYTES_MAX;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
+pub use spec::{BucketSpec, ServerError};
 use templar_protocol::bucket::BucketLocator;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::{Credential, OwnBucket};
+use crate::bucket::OwnBucket;
 
-/// Largest object that the server takes.
-pub const OBJECT_BYTES_MAX: u64 = 8 << 30;
 const REGION: &str = "local";
 /// Locked while a server runs. No bucket can have this name.
 const LOCK: &str = ".lock";
@@ -42,38 +43,6 @@ const CONNECTIONS_MAX: usize = 512;
 const IDLE: Duration = Duration::from_mins(1);
 /// What is still running this long after a shutdown began is cut off.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// A bucket that the server keeps.
-#[derive(Clone, Debug)]
-pub struct BucketSpec {
-    pub name: String,
-    /// May do everything with this bucket, and nothing with others.
-    pub write: Credential,
-    /// May only get objects of this bucket. It is published.
-    pub read: Credential,
-}
-
-/// Why the server did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    #[error("{address} is not on loopback: the S3 server speaks plain HTTP; bind 127.0.0.1, or expose it explicitly")]
-    NotLoopback { address: SocketAddr },
-    #[error("{address} stands for all addresses of this machine: name the one under which the others reach it")]
-    NoAddress { address: SocketAddr },
-    #[error("{name:?} is no valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', with a letter or digit at both ends")]
-    BadBucketName { name: String },
-    #[error("bucket {name:?} is given twice: name every bucket once")]
-    DuplicateBucket { name: String },
-    #[error("access key {access_key_id:?} opens more than one bucket or right: give every right its own key")]
-    DuplicateAccessKey { access_key_id: String },
-    #[error("another server keeps its objects in {}: stop it, or choose another folder", root.display())]
-    InUse { root: PathBuf },
-    #[error("cannot use the folder {} for objects: check that it can be written", root.display())]
-    Root { root: PathBuf, source: std::io::Error },
-    #[error("cannot listen on {address}: choose another port, or 0 for a free one")]
-    Listen { address: SocketAddr, source: std::io::Error },
-}
 
 /// A running S3 server. Dropping it stops it too, without waiting.
 #[derive(Debug)]

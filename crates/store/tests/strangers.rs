@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use templar_protocol::bucket::BucketLocator;
 use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError};
@@ -121,4 +121,27 @@ async fn a_silent_server_runs_into_the_time_limit() {
         assert!(matches!(result, Err(StoreError::Timeout { .. })), "{result:?}");
     }
     assert!(start.elapsed() < Duration::from_secs(4), "three operations took {:?}", start.elapsed());
+}
+
+/// A fake: it answers as S3 does to a request whose time is wrong.
+#[tokio::test]
+async fn a_wrong_clock_is_told_as_one_and_not_as_a_wrong_credential() {
+    let body = "<?xml version=\"1.0\"?><Error><Code>RequestTimeTooSkewed</Code><Message>too far</Message></Error>";
+    let answer = |date: SystemTime, body: &str| {
+        let date = httpdate::fmt_http_date(date);
+        format!("HTTP/1.1 403 Forbidden\r\ndate: {date}\r\ncontent-length: {}\r\n{HEADERS}\r\n{body}", body.len())
+    };
+    let hour = Duration::from_hours(1);
+    for (date, expected) in [(SystemTime::now() - hour, 3600), (SystemTime::now() + hour, -3600)] {
+        let (endpoint, ..) = hostile(answer(date, body), None).await;
+        let error = store(true).get(&locator(&endpoint), "x", 1000).await.unwrap_err();
+        let StoreError::ClockSkew { ahead_s, .. } = &error else { panic!("{error:?}") };
+        assert!((ahead_s - expected).abs() < 60, "{ahead_s}");
+        let side = if expected > 0 { "ahead of" } else { "behind" };
+        assert!(error.to_string().contains(side) && error.to_string().contains("NTP"), "{error}");
+    }
+    let (endpoint, ..) =
+        hostile(answer(SystemTime::now() - hour, "<Error><Code>AccessDenied</Code></Error>"), None).await;
+    let error = store(true).get(&locator(&endpoint), "x", 1000).await.unwrap_err();
+    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
 }

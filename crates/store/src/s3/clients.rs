@@ -7,10 +7,10 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{BackoffConfig, RetryConfig};
 use templar_protocol::bucket::BucketLocator;
 
-use super::S3Options;
-use super::endpoint::{self, Trust};
-use super::http::Connector;
-use crate::StoreError;
+use crate::error::StoreError;
+use crate::s3::endpoint::{self, Trust};
+use crate::s3::http::Connector;
+use crate::s3::options::S3Options;
 
 /// Clients by locator, made when first needed. Connections are pooled below them, one pool for each [`Trust`].
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! no private addresses.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -12,8 +12,9 @@ use object_store::client::{
 };
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{DATE, HeaderMap};
 
-use super::endpoint::{Trust, is_public};
+use crate::s3::endpoint::{Trust, is_public};
 
 /// A server that sends nothing for this long is given up.
 const STALL: Duration = Duration::from_secs(30);
@@ -63,6 +64,26 @@ impl HttpConnector for Connector {
 #[error("the server denies access")]
 pub(super) struct Denied;
 
+/// The server refuses a request because of its time.
+#[derive(Debug, thiserror::Error)]
+#[error("this machine's clock and the server's are {ahead_s} s apart")]
+pub(super) struct ClockSkew {
+    /// This machine's clock minus the server's.
+    pub(super) ahead_s: i64,
+}
+
+impl ClockSkew {
+    /// S3's code for it; the server's time stands in the `Date` of its answer.
+    fn of(answer: &str, headers: &HeaderMap, now: SystemTime) -> Option<Self> {
+        if !answer.contains("<Code>RequestTimeTooSkewed</Code>") {
+            return None;
+        }
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        Some(Self { ahead_s: date.map_or(0, |date| seconds(now).saturating_sub(seconds(date))) })
+    }
+}
+
 /// Cuts the bodies of error answers, which `object_store` reads whole.
 #[derive(Debug)]
 struct BoundedErrors(reqwest::Client);
@@ -87,6 +108,9 @@ impl HttpService for BoundedErrors {
             String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         if matches!(parts.status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
             tracing::debug!(status = %parts.status, text, "storage denies access");
+            if let Some(skew) = ClockSkew::of(&text, &parts.headers, SystemTime::now()) {
+                return Err(HttpError::new(HttpErrorKind::Unknown, skew));
+            }
             return Err(HttpError::new(HttpErrorKind::Unknown, Denied));
         }
         Ok(HttpResponse::from_parts(parts, text.into()))

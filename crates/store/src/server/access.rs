@@ -8,7 +8,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 
-use super::{BucketSpec, ServerError};
+use crate::server::spec::{BucketSpec, ServerError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {

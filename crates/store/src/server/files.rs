@@ -16,6 +16,9 @@ use futures::{Stream, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
+/// Largest object that the server takes.
+pub const OBJECT_BYTES_MAX: u64 = 8 << 30;
+
 /// A sender that sends nothing for this long is given up.
 const STALL: Duration = Duration::from_mins(1);
 

@@ -16,8 +16,7 @@ use s3s::dto::{
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use super::OBJECT_BYTES_MAX;
-use super::files::{Files, ReceiveError, Stat};
+use crate::server::files::{Files, OBJECT_BYTES_MAX, ReceiveError, Stat};
 use uploads::Uploads;
 
 mod uploads;

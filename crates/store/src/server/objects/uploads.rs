@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use s3s::dto::CompletedPart;
 use s3s::{S3Result, s3_error};
 
-use super::super::OBJECT_BYTES_MAX;
-use super::super::files::{Files, Incoming, Stat};
+use crate::server::files::{Files, Incoming, OBJECT_BYTES_MAX, Stat};
 
 /// Uploads that one bucket may have open at once.
 const OPEN_MAX: usize = 32;
