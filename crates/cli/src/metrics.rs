@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 use templar_record::engine::EngineStats;
 use templar_record::event::{Event, NodeEvent, Verdict};
+use templar_record::outcome::Outcome;
 
 /// The option of every verb that runs nodes.
 #[derive(Debug, Args)]
@@ -64,8 +65,9 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
         }
         Event::Opened { .. } => add("templar_contributions_total", 1),
         Event::Missed { .. } => add("templar_missed_windows_total", 1),
+        // What the chain had in time, not what was handed to it.
+        Event::Ended { outcome: Outcome::Voted | Outcome::Outvoted, .. } => add("templar_votes_total", 1),
         Event::Voted { accept, comm_s, .. } => {
-            add("templar_votes_total", 1);
             set("templar_accepted_contributions", accept.len() as f64);
             set("templar_communication_seconds", *comm_s);
         }

@@ -214,6 +214,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
                 totals.iter().map(|total| format!("{} of {:?}", total.count, total.cause)).collect();
             format!("faults of others so far: {}", counts.join(", "))
         }
+        Event::StorageBack { after_s } => format!("its own access to storage works again, after {after_s:.0} s"),
         Event::Trouble { trouble } => format!("trouble: {trouble}"),
         other => format!("{other:?}"),
     };

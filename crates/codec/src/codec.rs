@@ -78,6 +78,11 @@ impl Codec {
         &self.plan.layout
     }
 
+    /// Whether it chooses which values are sent, so that the positions of a contribution are as good as a fingerprint.
+    pub fn selects_positions(&self) -> bool {
+        self.plan.kind != CodecKind::DenseF32
+    }
+
     /// Length of the largest payload that is valid for this run, in bytes: nothing larger is ever downloaded.
     pub fn max_payload_bytes(&self) -> u64 {
         *self.plan.payload_bytes.end() as u64

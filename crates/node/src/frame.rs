@@ -7,10 +7,12 @@
 //! | the node's own disk | [`local`] |
 //! | its record on the chain: bucket, header hash, vote | [`publisher`] |
 //! | its copy of the run's dataset | [`dataset`] |
+//! | whether its own access to storage works | [`access`] |
 //! | what long computations must know while they run | [`signals`] |
 //! | the stream of events that it emits | [`events`] |
 //! | why it cannot go on, or cannot go on right now | [`error`] |
 
+pub mod access;
 pub mod context;
 pub mod dataset;
 pub mod drive;

@@ -134,6 +134,10 @@ pub enum Event {
         state_root: Hash32,
         from: Source,
     },
+    /// The node's own access to storage works again, after [`Trouble::OwnStorage`].
+    StorageBack {
+        after_s: f64,
+    },
     /// Something did not work; the node goes on.
     Trouble {
         trouble: Trouble,

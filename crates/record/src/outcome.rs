@@ -21,7 +21,8 @@ pub enum Outcome {
     /// The window is null: nobody's contribution counts.
     #[error("null: the validators reached no certificate")]
     Null,
-    /// The miner is not in the window's roster: its bucket is not on the chain, or it was registered after the snapshot.
+    /// The node is not in the window's roster: its bucket is not on the chain, it was registered after the snapshot, or it
+    /// is a validator without stake or permit.
     #[error("not in the roster: the chain had no bucket of this node at the window's snapshot")]
     NotListed,
     /// The miner handed in nothing that could count.
@@ -33,7 +34,7 @@ pub enum Outcome {
     /// The validator's vote was for another root than the certified one.
     #[error("outvoted: its vote was for another state than the certified one")]
     Outvoted,
-    /// The vote was not on the chain by the vote deadline, so it does not count.
+    /// The vote was not on the chain by the vote deadline, or not as it was cast, so it does not count.
     #[error("its vote came too late to count")]
     VoteLate,
     /// The validator did not vote.

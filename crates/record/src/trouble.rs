@@ -25,6 +25,18 @@ pub enum Trouble {
     /// The inner optimiser starts with fresh moments.
     #[error("the optimiser's state is not usable, its moments start afresh: {cause}")]
     OptimiserLost { cause: String },
+    /// No bucket answers this node: it is to blame, and nobody else. [`Event::StorageBack`](crate::event::Event::StorageBack)
+    /// gives the all-clear.
+    #[error(
+        "this node's own access to storage fails: {cause}; it blames nobody, votes on nothing and waits: check its line, \
+         its clock and its credentials"
+    )]
+    OwnStorage { cause: String },
+    /// A validator's own bucket did not take what it would have voted for, so it does not vote on the window.
+    #[error(
+        "the own bucket does not take the contributions to window {window}: {cause}; there is no vote without them"
+    )]
+    CannotServe { window: u64, cause: String },
     /// Old objects stay in the own bucket for now. They cost storage, nothing else.
     #[error("sweeping the own bucket: {cause}")]
     Sweep { cause: String },

@@ -3,16 +3,19 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use templar_chain::Chain;
 use templar_codec::Codec;
 use templar_data::Dataset;
+use templar_protocol::bucket::BucketLocator;
 use templar_protocol::clock::Schedule;
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::{RunId, RunSpec};
-use templar_store::Store;
+use templar_store::{Store, StoreError, keys};
 
+use crate::frame::access::{Access, Finding};
 use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
@@ -55,6 +58,8 @@ pub struct Context {
     pub codec: Codec,
     pub events: Events,
     pub compute: Compute,
+    /// Whether the store is at fault, or this node.
+    pub access: Access,
 }
 
 impl fmt::Debug for Context {
@@ -84,7 +89,8 @@ impl Context {
         dataset::check(&spec, dataset.manifest())?;
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
-        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute })
+        let access = Access::new(store.clone(), events.clone(), keys::windows(run));
+        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute, access })
     }
 
     pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {
@@ -98,6 +104,19 @@ impl Context {
         let own = snapshot.neurons.iter().find(|neuron| neuron.entry.hotkey == self.keypair.hotkey());
         own.map(|neuron| neuron.entry)
             .ok_or(NodeError::NotRegistered { hotkey: self.keypair.hotkey(), netuid: self.spec.chain.netuid })
+    }
+
+    /// Reads an object of anybody's bucket. What becomes of it is noted in [`Context::access`].
+    pub async fn get(&self, from: &BucketLocator, key: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+        let result = self.store.get(from, key, bytes_max).await;
+        self.access.note(from, key, &result);
+        result
+    }
+
+    /// Whether this node is to blame for what went unanswered since there were `silences` unanswered operations. Waits for
+    /// a probe if there were more.
+    pub async fn is_cut_off(&self, head: u64, silences: u64) -> bool {
+        self.access.unanswered() > silences && matches!(self.access.find_out(head).await, Finding::Broken { .. })
     }
 
     pub async fn emit(&self, event: Event) {

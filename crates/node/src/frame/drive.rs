@@ -82,6 +82,7 @@ pub async fn drive<D: Duty>(
     let mut watching = JoinSet::new();
     watching.spawn(watch_heads(ctx.clone(), signals.clone(), newest));
     let mut job: Option<Job<D>> = None;
+    let mut access = ctx.access.news();
     let (mut paced, mut retry) = (None, false);
     loop {
         let result = tokio::select! {
@@ -93,6 +94,8 @@ pub async fn drive<D: Duty>(
                 duty.on_head(head).await.map(|(next, steps)| (next, steps.failed))
             }
             () = duty.arrival() => duty.on_arrival().await.map(|steps| (None, retry || steps.failed)),
+            // What waited for the own access to storage goes on in this block, not in the next.
+            () = access.next() => duty.on_head(signals.head()).await.map(|(next, steps)| (next, steps.failed)),
             () = tokio::time::sleep(RETRY), if retry => {
                 duty.on_head(signals.head()).await.map(|(next, steps)| (next, steps.failed))
             }

@@ -47,6 +47,8 @@ pub enum NodeError {
     Diverged { window: u64 },
     #[error("the state from which window {window} starts is not at hand")]
     NoBase { window: u64 },
+    #[error("this node's own access to storage is in doubt: it waits until a bucket answers")]
+    OwnStorage,
     #[error("the node is stopping")]
     Stopped,
     #[error("no certified checkpoint is served for any window before {window}; the node tries again at the next block")]
@@ -77,7 +79,7 @@ impl NodeError {
     pub fn part(&self) -> Part {
         match self {
             Self::WrongChain { .. } | Self::NotRegistered { .. } | Self::Chain(_) => Part::Chain,
-            Self::Bucket(_) | Self::Store(_) => Part::Storage,
+            Self::Bucket(_) | Self::Store(_) | Self::OwnStorage => Part::Storage,
             Self::Train(_) | Self::WrongTheta0 { .. } => Part::Training,
             Self::WrongDataset { .. } | Self::DatasetDoesNotFitModel { .. } | Self::Data(_) => Part::Data,
             Self::InUse { .. } | Self::Local { .. } => Part::LocalDisk,

@@ -17,6 +17,7 @@ use templar_protocol::state::{RunState, STATE_BYTES_MAX};
 use templar_store::{StoreError, keys};
 
 use crate::frame::context::Context;
+use crate::frame::error::NodeError;
 use crate::frame::local::{from_bytes, to_bytes};
 use crate::pretrain::fetch::SMALL_PATIENCE;
 use crate::pretrain::state::State;
@@ -111,34 +112,38 @@ async fn retire(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreE
 
 /// Validators that served a false or an endless checkpoint, and the window from which on they are asked again: a lie
 /// costs its victim one download in a period of checkpoints.
-pub type Shunned = BTreeMap<EntryId, u64>;
+pub type Backoff = BTreeMap<EntryId, u64>;
 
 /// The checkpoint with a certified digest and the state before it, from the first validator that serves it whole and
-/// true. Each node asks in an order of its own, so that no validator is everybody's first; those that are `shunned` in
-/// `window`, the newest, are left out.
+/// true. Fails if this node's own access to storage does. Each node asks in an order of its own, so that no validator is everybody's first; those that are backed off
+/// from in `window`, the newest, are left out.
 pub async fn fetch(
     ctx: &Context,
     roster: &Roster,
     digest: &Hash32,
     window: u64,
-    shunned: &mut Shunned,
-) -> Option<(State, Option<RunState>)> {
-    shunned.retain(|_, until| *until > window);
+    backoff: &mut Backoff,
+    head: u64,
+) -> Result<Option<(State, Option<RunState>)>, NodeError> {
+    backoff.retain(|_, until| *until > window);
     for validator in in_order(ctx, roster, digest) {
-        if shunned.contains_key(&validator.entry) {
+        if backoff.contains_key(&validator.entry) {
             continue;
         }
+        let silences = ctx.access.unanswered();
         match fetch_from(ctx, &validator.bucket, digest).await {
-            Ok(found) => return Some(found),
+            Ok(found) => return Ok(Some(found)),
+            // No validator is to blame for what this node cannot reach, and none of the others can be reached.
+            Err(_) if ctx.is_cut_off(head, silences).await => return Err(NodeError::OwnStorage),
             // Most validators have published nothing under this digest: that is no news.
             Err(None) => {}
             Err(Some(fault)) => {
-                shunned.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);
+                backoff.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);
                 ctx.emit(Event::CheckpointRefused { uid: validator.entry.uid, digest: *digest, fault }).await;
             }
         }
     }
-    None
+    Ok(None)
 }
 
 fn in_order<'a>(ctx: &Context, roster: &'a Roster, digest: &Hash32) -> Vec<&'a Validator> {
@@ -159,7 +164,10 @@ async fn fetch_from(
     let theta_bytes = 4 * ctx.codec.layout().len() as u64;
     let patience = THETA_PATIENCE + Duration::from_secs(theta_bytes / THETA_BYTES_PER_S);
     let theta = tokio::time::timeout(patience, theta(ctx, bucket, digest)).await;
-    let theta = theta.unwrap_or(Err(CheckpointFault::TooSlow))?;
+    let theta = theta.unwrap_or_else(|_| {
+        ctx.access.note_silence();
+        Err(CheckpointFault::TooSlow)
+    })?;
     let codec = ctx.codec.clone();
     let hash = move || (codec.layout().state_root(&theta), theta);
     let (root, theta) = ctx.compute.run(hash).await;
@@ -182,7 +190,7 @@ async fn theta(ctx: &Context, bucket: &BucketLocator, digest: &Hash32) -> Result
         let expected_bytes = 4 * PART_VALUES.min(length - part * PART_VALUES) as u64;
         let key = keys::checkpoint_theta(ctx.run, digest, part as u32);
         let bytes = loop {
-            match ctx.store.get(bucket, &key, expected_bytes).await {
+            match ctx.get(bucket, &key, expected_bytes).await {
                 Ok(bytes) => break bytes,
                 Err(StoreError::TooLarge { .. }) => return Err(CheckpointFault::ThetaLength),
                 Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
@@ -203,12 +211,15 @@ async fn run_state(
     key: &str,
     digest: &Hash32,
 ) -> Result<RunState, Option<CheckpointFault>> {
-    let answer = tokio::time::timeout(SMALL_PATIENCE, ctx.store.get(bucket, key, STATE_BYTES_MAX)).await;
+    let answer = tokio::time::timeout(SMALL_PATIENCE, ctx.get(bucket, key, STATE_BYTES_MAX)).await;
     let bytes = match answer {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(StoreError::TooLarge { .. })) => return Err(Some(CheckpointFault::StateMalformed)),
         Ok(Err(_)) => return Err(None),
-        Err(_) => return Err(Some(CheckpointFault::TooSlow)),
+        Err(_) => {
+            ctx.access.note_silence();
+            return Err(Some(CheckpointFault::TooSlow));
+        }
     };
     let run = RunState::from_bytes(&bytes, ctx.run).map_err(|_| CheckpointFault::StateMalformed)?;
     if run.digest() == *digest { Ok(run) } else { Err(Some(CheckpointFault::StateMismatch)) }

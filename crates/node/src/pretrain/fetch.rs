@@ -15,6 +15,7 @@ use templar_protocol::roster::{Miner, Uid, Validator};
 use templar_protocol::seal::{OpenError, SealKey};
 use templar_store::{StoreError, keys};
 
+use crate::frame::access::is_answer;
 use crate::frame::context::Context;
 use crate::pretrain::window::Window;
 use templar_record::event::Event;
@@ -28,9 +29,54 @@ pub struct Opened {
     pub contribution: Contribution,
 }
 
+/// What stands in the way of a contribution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is known what is wrong.
+    Fault(FaultKind),
+    /// There was no answer, or none so far. If this node is not to blame, it is the fault.
+    Silence { fault: FaultKind, cause: String },
+}
+
+impl Obstacle {
+    /// An oversized object is the miner's lie; one that cannot be had is storage's fault or not there yet.
+    fn new(error: &StoreError, oversized: FaultKind, unavailable: FaultKind) -> Self {
+        match error {
+            StoreError::TooLarge { .. } => Self::Fault(oversized),
+            error if is_answer(error) => Self::Fault(unavailable),
+            error => Self::Silence { fault: unavailable, cause: error.to_string() },
+        }
+    }
+
+    /// While an answer is waited for.
+    pub fn awaiting(fault: FaultKind) -> Self {
+        Self::Silence { fault, cause: "no answer so far".to_owned() }
+    }
+
+    pub fn fault(&self) -> FaultKind {
+        match self {
+            Self::Fault(fault) | Self::Silence { fault, .. } => *fault,
+        }
+    }
+
+    /// Why there is no answer, if there is none.
+    pub fn silence(&self) -> Option<&str> {
+        match self {
+            Self::Fault(_) => None,
+            Self::Silence { cause, .. } => Some(cause),
+        }
+    }
+}
+
+impl From<FaultKind> for Obstacle {
+    fn from(fault: FaultKind) -> Self {
+        Self::Fault(fault)
+    }
+}
+
 /// Where the objects of one contribution lie.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Location {
     /// Whose bucket it is.
     pub owner: Uid,
     pub window: u64,
@@ -40,7 +86,7 @@ pub struct Place {
     pub key: String,
 }
 
-impl Place {
+impl Location {
     /// In the miner's own bucket.
     pub fn of_miner(ctx: &Context, miner: &Miner, window: u64) -> Self {
         Self {
@@ -66,36 +112,38 @@ impl Place {
     }
 }
 
-/// The committed header, in order.
+/// The committed header, checked.
 pub async fn header(
     ctx: &Context,
-    place: &Place,
+    location: &Location,
     committed: &Hash32,
     context: Option<&HeaderContext>,
-) -> Result<SignedHeader, FaultKind> {
-    let bytes = ctx.store.get(&place.bucket, &place.header, HEADER_BYTES_MAX).await;
-    let bytes = bytes.map_err(|error| fault(&error, FaultKind::HeaderMalformed, FaultKind::HeaderUnavailable))?;
+) -> Result<SignedHeader, Obstacle> {
+    let bytes = ctx.get(&location.bucket, &location.header, HEADER_BYTES_MAX).await;
+    let bytes =
+        bytes.map_err(|error| Obstacle::new(&error, FaultKind::HeaderMalformed, FaultKind::HeaderUnavailable))?;
     let signed = SignedHeader::from_bytes(&bytes, committed)?;
     context.map_or(Ok(()), |context| context.check(&signed.header))?;
     Ok(signed)
 }
 
 /// The ciphertext that `header` names. Its size is checked before anything is downloaded.
-pub async fn ciphertext(ctx: &Context, place: &Place, header: &SignedHeader) -> Result<Bytes, FaultKind> {
+pub async fn ciphertext(ctx: &Context, location: &Location, header: &SignedHeader) -> Result<Bytes, Obstacle> {
     let expected_bytes = header.header.ciphertext_bytes;
-    let bytes = ctx.store.get(&place.bucket, &place.payload, expected_bytes).await;
-    let bytes = bytes.map_err(|error| fault(&error, FaultKind::PayloadMismatch, FaultKind::PayloadUnavailable))?;
+    let bytes = ctx.get(&location.bucket, &location.payload, expected_bytes).await;
+    let bytes =
+        bytes.map_err(|error| Obstacle::new(&error, FaultKind::PayloadMismatch, FaultKind::PayloadUnavailable))?;
     if bytes.len() as u64 != expected_bytes || Hash32::of(&bytes) != header.header.ciphertext_hash {
-        return Err(FaultKind::PayloadMismatch);
+        return Err(FaultKind::PayloadMismatch.into());
     }
     Ok(bytes)
 }
 
 /// The published key.
-pub async fn key(ctx: &Context, place: &Place) -> Result<SealKey, FaultKind> {
-    let bytes = ctx.store.get(&place.bucket, &place.key, 32).await;
-    let bytes = bytes.map_err(|error| fault(&error, FaultKind::KeyMismatch, FaultKind::NotOpened))?;
-    SealKey::from_bytes(&bytes).map_err(|_| FaultKind::KeyMismatch)
+pub async fn key(ctx: &Context, location: &Location) -> Result<SealKey, Obstacle> {
+    let bytes = ctx.get(&location.bucket, &location.key, 32).await;
+    let bytes = bytes.map_err(|error| Obstacle::new(&error, FaultKind::KeyMismatch, FaultKind::NotOpened))?;
+    SealKey::from_bytes(&bytes).map_err(|_| FaultKind::KeyMismatch.into())
 }
 
 /// Opens and decodes: the step from bytes to a contribution. Runs where `ctx.compute` says.
@@ -123,17 +171,17 @@ pub async fn open(
 
 /// Contributions fetched at a time.
 pub const PARALLEL_FETCHES: usize = 8;
-/// Most time that one place may take to serve a small object that is certified.
+/// Most time that one bucket may take to serve a small object that is certified.
 pub const SMALL_PATIENCE: Duration = Duration::from_secs(10);
 /// The same for a ciphertext.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// How long the places asked so far are left alone before the next one is asked, too.
+/// How long the buckets asked so far are left alone before the next one is asked, too.
 const STAGGER: Duration = Duration::from_secs(2);
 
-/// All of a contribution that is certified, from whichever of `places` serves it first. The first is asked first, the
+/// All of a contribution that is certified, from whichever of `locations` serves it first. The first is asked first, the
 /// next one as soon as that fails or is slow, so a bucket that drips holds nobody up.
-pub async fn certified(ctx: &Context, places: &[Place], committed: &Hash32) -> Option<Arc<Opened>> {
-    let mut waiting = places.iter();
+pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32) -> Option<Arc<Opened>> {
+    let mut waiting = locations.iter();
     let mut asked = FuturesUnordered::new();
     loop {
         if asked.is_empty() {
@@ -143,39 +191,41 @@ pub async fn certified(ctx: &Context, places: &[Place], committed: &Hash32) -> O
             biased;
             Some(answer) = asked.next() => if answer.is_some() { return answer },
             () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
-                asked.extend(waiting.next().map(|place| certified_from(ctx, place, committed)));
+                asked.extend(waiting.next().map(|location| certified_from(ctx, location, committed)));
             }
         }
     }
 }
 
-/// A certified contribution from one place. What is small comes first: it shows whether the rest is worth the while.
-async fn certified_from(ctx: &Context, place: &Place, committed: &Hash32) -> Option<Arc<Opened>> {
+/// A certified contribution from one location. What is small comes first: it shows whether the rest is worth the while.
+async fn certified_from(ctx: &Context, location: &Location, committed: &Hash32) -> Option<Arc<Opened>> {
     let attempt = async {
-        let header = in_time(SMALL_PATIENCE, header(ctx, place, committed, None)).await?;
+        let header = in_time(ctx, SMALL_PATIENCE, header(ctx, location, committed, None)).await?;
         if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(ctx) {
-            return Err(FaultKind::PayloadTooLarge);
+            return Err(FaultKind::PayloadTooLarge.into());
         }
-        let key = in_time(SMALL_PATIENCE, key(ctx, place)).await?;
-        let ciphertext = in_time(PATIENCE, ciphertext(ctx, place, &header)).await?;
-        open(ctx, header, ciphertext, key).await
+        let key = in_time(ctx, SMALL_PATIENCE, key(ctx, location)).await?;
+        let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?;
+        Ok(open(ctx, header, ciphertext, key).await?)
     };
-    match attempt.await {
+    match attempt.await.map_err(|obstacle: Obstacle| obstacle.fault()) {
         Ok(opened) => Some(opened),
-        // Most places have not all, or not yet: that is no news.
+        // Most locations have not all, or not yet: that is no news.
         Err(fault) if fault.is_absence() => None,
         Err(fault) => {
-            ctx.emit(Event::Misserved { window: place.window, uid: place.owner, fault }).await;
+            ctx.emit(Event::Misserved { window: location.window, uid: location.owner, fault }).await;
             None
         }
     }
 }
 
-async fn in_time<T>(patience: Duration, answer: impl Future<Output = Result<T, FaultKind>>) -> Result<T, FaultKind> {
-    tokio::time::timeout(patience, answer).await.unwrap_or(Err(FaultKind::PayloadUnavailable))
-}
-
-/// An oversized object is the miner's lie; one that cannot be had is storage's fault or not there yet.
-fn fault(error: &StoreError, oversized: FaultKind, unavailable: FaultKind) -> FaultKind {
-    if matches!(error, StoreError::TooLarge { .. }) { oversized } else { unavailable }
+async fn in_time<T>(
+    ctx: &Context,
+    patience: Duration,
+    answer: impl Future<Output = Result<T, Obstacle>>,
+) -> Result<T, Obstacle> {
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+        ctx.access.note_silence();
+        Err(Obstacle::awaiting(FaultKind::PayloadUnavailable))
+    })
 }

@@ -14,8 +14,8 @@ use templar_protocol::word::{Ballots, WordError};
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
-use crate::pretrain::checkpoint::{self, Shunned};
-use crate::pretrain::fetch::{self, Opened, PARALLEL_FETCHES, Place};
+use crate::pretrain::checkpoint::{self, Backoff};
+use crate::pretrain::fetch::{self, Location, Opened, PARALLEL_FETCHES};
 use crate::pretrain::state::State;
 use crate::pretrain::window::{Window, committed_header, participants};
 use templar_protocol::fault::BucketFault;
@@ -32,6 +32,8 @@ const SEARCH_PERIODS: u64 = 8;
 pub struct Settled {
     pub window: Window,
     pub certificate: Certificate,
+    /// What the validators of the roster said, as of the vote deadline.
+    pub ballots: Ballots,
     /// θ that the window's contributions were trained from, if this node still has it.
     pub base_theta: Option<Arc<Vec<f32>>>,
 }
@@ -45,8 +47,8 @@ pub struct Replica {
     older: Option<RunState>,
     /// What was fetched of a window that could not be settled yet, by the hash of its header.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
-    /// Who served false checkpoints.
-    shunned: Shunned,
+    /// Who served false checkpoints, and until when it is left alone.
+    backoff: Backoff,
     /// The window whose malformed votes and buckets were told last: a window that cannot be settled is tried again and again.
     told: Option<u64>,
 }
@@ -78,7 +80,7 @@ impl Replica {
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
         let recent = VecDeque::from([state]);
-        Self { recent, older, fetched: BTreeMap::new(), shunned: Shunned::new(), told: None }
+        Self { recent, older, fetched: BTreeMap::new(), backoff: Backoff::new(), told: None }
     }
 
     pub fn newest(&self) -> &State {
@@ -127,12 +129,12 @@ impl Replica {
             ctx.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
             return Err(NodeError::Diverged { window: number });
         }
-        let contributions = self.collect(ctx, &window, &certificate, opened).await?;
+        let contributions = self.collect(ctx, head, &window, &certificate, opened).await?;
         let stepped = self.step(ctx, &window, &certificate, &contributions).await;
         self.push(stepped);
         self.fetched.clear();
         emit_settled(ctx, &certificate, &contributions, self.newest()).await;
-        Ok(Some(Settled { window, certificate, base_theta: base.map(|state| state.theta) }))
+        Ok(Some(Settled { window, certificate, ballots, base_theta: base.map(|state| state.theta) }))
     }
 
     async fn step(
@@ -171,6 +173,10 @@ impl Replica {
     /// else from a validator's checkpoint, else θ₀ if the run is young. Replaying from there to the head is
     /// [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, ctx: &Context, local: &mut Local, head: u64) -> Result<(), NodeError> {
+        if ctx.access.broken().is_some() {
+            // No other state would be any nearer to what the network has.
+            return Err(NodeError::OwnStorage);
+        }
         let stored = local.states(ctx.run)?;
         let newest_window = newest_voted_window(ctx, head);
         let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
@@ -187,7 +193,7 @@ impl Replica {
                 return Ok(());
             }
             if let Some((state, previous)) =
-                checkpoint::fetch(ctx, &roster, &root, newest_window, &mut self.shunned).await
+                checkpoint::fetch(ctx, &roster, &root, newest_window, &mut self.backoff, head).await?
             {
                 self.adopt(ctx, state, previous, Source::Checkpoint).await;
                 return Ok(());
@@ -206,6 +212,7 @@ impl Replica {
     async fn collect(
         &mut self,
         ctx: &Context,
+        head: u64,
         window: &Window,
         certificate: &Certificate,
         opened: &[Arc<Opened>],
@@ -221,15 +228,24 @@ impl Replica {
         let committed: Vec<(EntryId, Hash32)> = committed.collect::<Result<_, _>>()?;
         let own = opened.iter().map(|opened| (opened.header.header.hash(), opened.clone()));
         self.fetched.extend(own.filter(|(header, _)| committed.iter().any(|(_, wanted)| wanted == header)));
-        let missing = committed.iter().filter(|(_, header)| !self.fetched.contains_key(header));
+        let missing: Vec<_> = committed.iter().filter(|(_, header)| !self.fetched.contains_key(header)).collect();
+        if !missing.is_empty() && ctx.access.broken().is_some() {
+            return Err(NodeError::OwnStorage);
+        }
+        let silences = ctx.access.unanswered();
         let fetch = |(entry, header): &(EntryId, Hash32)| {
-            let (places, header) = (places(ctx, window, entry, header), *header);
-            async move { (header, fetch::certified(ctx, &places, &header).await) }
+            let (locations, header) = (locations(ctx, window, entry, header), *header);
+            async move { (header, fetch::certified(ctx, &locations, &header).await) }
         };
-        let fetches: Vec<_> = missing.map(fetch).collect();
+        let fetches: Vec<_> = missing.into_iter().map(fetch).collect();
         let mut fetches = futures::stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES);
         while let Some((header, found)) = fetches.next().await {
             self.fetched.extend(found.map(|opened| (header, opened)));
+        }
+        let is_whole = committed.iter().all(|(_, header)| self.fetched.contains_key(header));
+        // Gone is what is said to be gone. What nobody answered about may be there, and this node be cut off.
+        if !is_whole && ctx.is_cut_off(head, silences).await {
+            return Err(NodeError::OwnStorage);
         }
         let found =
             committed.iter().map(|(entry, header)| self.fetched.get(header).cloned().ok_or_else(|| gone(entry)));
@@ -257,11 +273,11 @@ fn before(ctx: &Context, run: &RunState, stored: &[RunState]) -> Option<RunState
 }
 
 /// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
-fn places(ctx: &Context, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Place> {
-    let miner = window.roster.miner(entry).map(|miner| Place::of_miner(ctx, miner, window.number));
-    let holder = |roster: &Roster| -> Vec<Place> {
+fn locations(ctx: &Context, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
+    let miner = window.roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window.number));
+    let holder = |roster: &Roster| -> Vec<Location> {
         let validators = roster.validators.iter();
-        validators.map(|holder| Place::of_holder(ctx, holder, window.number, committed)).collect()
+        validators.map(|holder| Location::of_holder(ctx, holder, window.number, committed)).collect()
     };
     miner.into_iter().chain(holder(&window.roster)).collect()
 }

@@ -86,16 +86,27 @@ impl Seat {
             Ok(None) => return Ok(Progress::Nothing),
             Ok(Some(settled)) => return Ok(Progress::Settled(Box::new(settled))),
             Err(error) if error.needs_resynchronisation() => error,
+            // It goes on in the same block if the access comes back: see [`crate::frame::access`].
+            Err(NodeError::OwnStorage) => return Ok(Progress::Nothing),
             Err(error) => return Err(error),
         };
+        if self.ctx.access.broken().is_some() {
+            return Ok(Progress::Nothing);
+        }
         self.ctx.trouble(Trouble::Resynchronising { cause: error.to_string() }).await;
         self.stuck_at = Some(head);
         if self.resynchronised_at == Some(head) {
             return Ok(Progress::Nothing);
         }
         self.resynchronised_at = Some(head);
-        self.replica.resynchronise(&self.ctx, &mut self.local, head).await?;
-        self.stuck_at = None;
+        match self.replica.resynchronise(&self.ctx, &mut self.local, head).await {
+            Ok(()) => self.stuck_at = None,
+            Err(NodeError::OwnStorage) => {
+                (self.stuck_at, self.resynchronised_at) = (None, None);
+                return Ok(Progress::Nothing);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(Progress::Adopted)
     }
 

@@ -21,25 +21,63 @@ pub async fn windows(ctx: &Context, keep_from: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Deletes contributions to windows before `keep_from` that this node has served, and adds to `held` those of later
-/// ones that it does not know of: to vote for a payload was to promise to serve it.
-pub async fn held(ctx: &Context, keep_from: u64, held: &mut VecDeque<(u64, Hash32)>) -> Result<(), StoreError> {
+/// What a validator's sweep came to.
+#[derive(Debug)]
+pub struct Swept {
+    /// Contributions that it serves and did not know of: to vote for a payload was to promise to serve it.
+    pub found: Vec<(u64, Hash32)>,
+    /// Contributions that need not be served any more, and are not.
+    pub gone: Vec<(u64, Hash32)>,
+    /// Digests of the whole checkpoints in the bucket, oldest first.
+    pub published: Vec<Hash32>,
+    /// Why it is incomplete, if it is.
+    pub result: Result<(), StoreError>,
+}
+
+/// Brings a validator's bucket in line with what it knows to be there: contributions to windows from `keep_from` on, and
+/// the checkpoints `published`.
+pub async fn validator(
+    ctx: &Context,
+    keep_from: u64,
+    known: VecDeque<(u64, Hash32)>,
+    mut published: Vec<Hash32>,
+) -> Swept {
+    let (mut found, mut gone) = (Vec::new(), Vec::new());
+    let mut result = held(ctx, keep_from, &known, &mut found, &mut gone).await;
+    if result.is_ok() {
+        result = checkpoints(ctx, &mut published).await;
+    }
+    Swept { found, gone, published, result }
+}
+
+/// Deletes contributions to windows before `keep_from` that this node has served, and finds those of later ones that
+/// are not among the `known`.
+async fn held(
+    ctx: &Context,
+    keep_from: u64,
+    known: &VecDeque<(u64, Hash32)>,
+    found: &mut Vec<(u64, Hash32)>,
+    gone: &mut Vec<(u64, Hash32)>,
+) -> Result<(), StoreError> {
     for key in list(ctx, &keys::held(ctx.run)).await? {
         let (Some(window), Some(header)) = (segment::<u64>(&key, 3), segment::<Hash32>(&key, 4)) else { continue };
         if window < keep_from {
             ctx.store.delete(&key).await?;
-        } else if key.ends_with("/header") && !held.contains(&(window, header)) {
+            // In the order of keys the header comes first, and the payload last.
+            if key.ends_with("/payload") {
+                gone.push((window, header));
+            }
+        } else if key.ends_with("/header") && !known.contains(&(window, header)) {
             // Put last, so the whole contribution is there.
-            held.push_back((window, header));
+            found.push((window, header));
         }
     }
-    held.make_contiguous().sort_by_key(|(window, _)| *window);
     Ok(())
 }
 
 /// Deletes pieces of checkpoints that were never completed, and adds to `published` whole ones that this node does not
 /// know of, as the oldest.
-pub async fn checkpoints(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
+async fn checkpoints(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
     let mut found: BTreeMap<Hash32, Vec<String>> = BTreeMap::new();
     for key in list(ctx, &keys::checkpoints(ctx.run)).await? {
         if let Some(digest) = segment(&key, 3) {

@@ -1,0 +1,243 @@
+//! Whether this node's own access to storage works: what tells its own fault from everybody else's.
+//!
+//! A node whose clock is wrong, or whose line is cut, sees what a node sees in a network of dead buckets. So whoever is
+//! about to act on the silence of a bucket asks here first, and an answer settles it: one from the own bucket, or from
+//! another one that has served this node before. Buckets that stay silent, however many there are, cannot make a node
+//! doubt itself as long as its own bucket answers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use templar_protocol::bucket::BucketLocator;
+use templar_record::event::Event;
+use templar_record::trouble::Trouble;
+use templar_store::{Store, StoreError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::frame::events::Events;
+
+/// Most time that a bucket may take to answer a probe.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before broken access is probed again: doubled each time, from the first to the second.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Buckets of others that are asked beside the own one.
+const WITNESSES_MAX: usize = 4;
+
+/// What is known of the own access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    Works,
+    /// A probe is under way. It wakes the node when it ends.
+    Unknown,
+    /// No bucket answers this node. It is woken when one does.
+    Broken {
+        cause: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// As far as is known, and by a probe that was asked for at this block.
+    Works {
+        examined_at: Option<u64>,
+    },
+    Probing,
+    Broken {
+        cause: String,
+    },
+}
+
+/// The own access to storage, and the probe of it: one at a time.
+pub struct Access {
+    shared: Arc<Shared>,
+    /// Ends with this.
+    probe: Mutex<JoinSet<()>>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    events: Events,
+    /// A folder of the own bucket to list.
+    folder: String,
+    state: watch::Sender<State>,
+    /// Objects of others that this node has read, each of another bucket, newest last.
+    witnesses: Mutex<VecDeque<(BucketLocator, String)>>,
+    /// Operations that no bucket answered.
+    unanswered: AtomicU64,
+    /// How often the access has come back.
+    heals: AtomicU64,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("state", &*self.shared.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    pub fn new(store: Arc<dyn Store>, events: Events, folder: String) -> Self {
+        let shared = Shared {
+            store,
+            events,
+            folder,
+            state: watch::Sender::new(State::Works { examined_at: None }),
+            witnesses: Mutex::default(),
+            unanswered: AtomicU64::new(0),
+            heals: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared), probe: Mutex::default() }
+    }
+
+    /// What is known at block `head`, where something could not be had. Starts a probe, once a block, if nothing is.
+    pub fn examine(&self, head: u64) -> Finding {
+        let state = self.shared.state.borrow().clone();
+        match state {
+            State::Broken { cause } => Finding::Broken { cause },
+            State::Probing => Finding::Unknown,
+            State::Works { examined_at: Some(at) } if at >= head => Finding::Works,
+            State::Works { .. } => {
+                // Wakes nobody: there is nothing to see yet.
+                self.shared.state.send_if_modified(|state| {
+                    *state = State::Probing;
+                    false
+                });
+                let mut probe = lock(&self.probe);
+                *probe = JoinSet::new();
+                probe.spawn(probe_until_it_works(self.shared.clone(), head));
+                Finding::Unknown
+            }
+        }
+    }
+
+    /// The same, after waiting for the probe: at most for some seconds.
+    pub async fn find_out(&self, head: u64) -> Finding {
+        let mut news = self.news();
+        loop {
+            match self.examine(head) {
+                Finding::Unknown => news.next().await,
+                finding => return finding,
+            }
+        }
+    }
+
+    /// Why this node waits for its own access, if it does: an operation would tell nothing of others.
+    pub fn broken(&self) -> Option<String> {
+        match &*self.shared.state.borrow() {
+            State::Broken { cause } => Some(cause.clone()),
+            _ => None,
+        }
+    }
+
+    /// Operations that no bucket answered, up to now.
+    pub fn unanswered(&self) -> u64 {
+        self.shared.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// How often the access has come back.
+    pub fn heals(&self) -> u64 {
+        self.shared.heals.load(Ordering::Relaxed)
+    }
+
+    /// Learns from what became of a read.
+    pub fn note<T>(&self, from: &BucketLocator, key: &str, result: &Result<T, StoreError>) {
+        match result {
+            Ok(_) if from != self.shared.store.own() => {
+                let mut witnesses = lock(&self.shared.witnesses);
+                witnesses.retain(|(bucket, _)| bucket != from);
+                witnesses.push_back((from.clone(), key.to_owned()));
+                if witnesses.len() > WITNESSES_MAX {
+                    witnesses.pop_front();
+                }
+            }
+            Err(error) if !is_answer(error) => self.note_silence(),
+            _ => {}
+        }
+    }
+
+    /// Learns that an operation was given up before there was an answer.
+    pub fn note_silence(&self) {
+        self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells when there is something new to know.
+    pub fn news(&self) -> News {
+        News(self.shared.state.subscribe())
+    }
+}
+
+/// What changes in what is known of the own access.
+#[derive(Debug)]
+pub struct News(watch::Receiver<State>);
+
+impl News {
+    /// Ends when there is something new; waits for ever if nobody is left to say so. Dropping it loses nothing.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Whether a bucket's own service has answered. A refusal is none: a wrong clock and a wrong credential of one's own are
+/// refused as well.
+pub fn is_answer(error: &StoreError) -> bool {
+    matches!(error, StoreError::NotFound { .. } | StoreError::TooLarge { .. })
+}
+
+async fn probe_until_it_works(shared: Arc<Shared>, head: u64) {
+    let Err(cause) = shared.reach().await else {
+        shared.state.send_replace(State::Works { examined_at: Some(head) });
+        return;
+    };
+    let since = Instant::now();
+    shared.events.emit(Event::Trouble { trouble: Trouble::OwnStorage { cause: cause.clone() } }).await;
+    shared.state.send_replace(State::Broken { cause });
+    let mut pause = PAUSE_MIN;
+    loop {
+        tokio::time::sleep(pause).await;
+        if shared.reach().await.is_ok() {
+            break;
+        }
+        pause = (2 * pause).min(PAUSE_MAX);
+    }
+    shared.events.emit(Event::StorageBack { after_s: since.elapsed().as_secs_f64() }).await;
+    shared.heals.fetch_add(1, Ordering::Relaxed);
+    // What others are worth has to be seen anew.
+    shared.state.send_replace(State::Works { examined_at: None });
+}
+
+impl Shared {
+    /// Asks the own bucket, and if that does not answer, whether anybody does. Gives what is wrong with the own one.
+    async fn reach(&self) -> Result<(), String> {
+        let cause = match in_time(self.store.list(&self.folder, 1)).await {
+            Some(Ok(_)) => return Ok(()),
+            // Its own service refuses it: a wrong clock or credential, whatever others say.
+            Some(Err(error)) if !error.is_transient() => return Err(error.to_string()),
+            Some(Err(error)) => error.to_string(),
+            None => format!("its own bucket does not answer within {} s", PROBE_PATIENCE.as_secs()),
+        };
+        let witnesses = lock(&self.witnesses).clone();
+        // One byte at most: what is larger is not downloaded, and that it is there is all that matters.
+        let answers = witnesses.iter().map(|(bucket, key)| in_time(self.store.get(bucket, key, 1)));
+        let answered = join_all(answers).await.into_iter().flatten();
+        let mut answered = answered.map(|answer| answer.map_or_else(|error| is_answer(&error), |_| true));
+        if answered.any(|answered| answered) { Ok(()) } else { Err(cause) }
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(PROBE_PATIENCE, answer).await.ok()
+}
+
+/// Nothing is half done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

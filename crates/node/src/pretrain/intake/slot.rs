@@ -1,0 +1,257 @@
+//! One miner's contribution on its way in: a state machine.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use templar_protocol::fault::FaultKind;
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::{HeaderContext, SignedHeader};
+use templar_protocol::roster::{EntryId, Snapshot};
+use templar_protocol::word::{HeaderWord, WordError};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::pretrain::fetch::{Location, Obstacle, Opened};
+use crate::pretrain::intake::fetching::Fetched;
+
+/// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
+const MISREADS_MAX: u32 = 2;
+
+/// One miner's contribution on its way in.
+#[derive(Debug)]
+pub struct Slot {
+    pub entry: EntryId,
+    pub location: Location,
+    stage: Stage,
+}
+
+/// How far it is: to the right only, except that a header may be committed anew up to the put deadline.
+#[derive(Debug)]
+enum Stage {
+    /// The chain has no header of it so far.
+    Uncommitted {
+        context: Arc<HeaderContext>,
+    },
+    Coming(Box<Coming>),
+    /// Final.
+    Decided {
+        verdict: Result<Arc<Opened>, FaultKind>,
+        committed_at_block: u64,
+    },
+}
+
+/// A contribution whose header the chain names.
+#[derive(Debug)]
+pub struct Coming {
+    pub context: Arc<HeaderContext>,
+    pub committed: Hash32,
+    committed_at_block: u64,
+    pub parts: Parts,
+    activity: Activity,
+    /// So often, after the put deadline, what was read was not what the chain names.
+    misreads: u32,
+    /// What stands in the way at the moment: what a fetch that is under way waits for, else how the last one ended.
+    pub obstacle: watch::Sender<Obstacle>,
+}
+
+/// What of it is here.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    pub header: Option<SignedHeader>,
+    pub ciphertext: Option<Bytes>,
+}
+
+#[derive(Debug)]
+enum Activity {
+    /// Last looked for at this block.
+    Idle {
+        looked_at: Option<u64>,
+    },
+    Fetching {
+        task: AbortHandle,
+        looked_at: u64,
+    },
+    /// Nothing more can be learned before the put deadline.
+    Resting,
+}
+
+impl Slot {
+    /// `context` is none if this validator cannot know what the header has to say.
+    pub fn new(entry: EntryId, location: Location, context: Option<HeaderContext>) -> Self {
+        let stage = match context {
+            Some(context) => Stage::Uncommitted { context: Arc::new(context) },
+            None => Stage::Decided { verdict: Err(FaultKind::NotJudged), committed_at_block: 0 },
+        };
+        Self { entry, location, stage }
+    }
+
+    /// Reads what the chain says of it; `is_final` as of the put deadline.
+    pub fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
+        let context = match &self.stage {
+            Stage::Decided { .. } => return,
+            Stage::Uncommitted { context } => context.clone(),
+            Stage::Coming(coming) => coming.context.clone(),
+        };
+        let commitment = snapshot.commitment_of(&self.entry);
+        let word = commitment.ok_or(WordError::Absent).and_then(|c| HeaderWord::read(c, window as u32));
+        let at_block = commitment.map_or(0, |commitment| commitment.block);
+        match (word, &mut self.stage) {
+            (Ok(word), Stage::Coming(coming)) if coming.committed == word.header_hash => {
+                coming.committed_at_block = at_block;
+            }
+            (Ok(word), _) => {
+                self.abort();
+                self.stage = Stage::Coming(Box::new(Coming::new(context, word.header_hash, at_block)));
+            }
+            (Err(_), _) if !is_final => {
+                self.abort();
+                self.stage = Stage::Uncommitted { context };
+            }
+            (Err(WordError::Absent | WordError::Window { .. }), _) => self.decide(Err(FaultKind::NotCommitted)),
+            (Err(_), _) => self.decide(Err(FaultKind::WordMalformed)),
+        }
+    }
+
+    /// What to fetch of it at `head`: before the put deadline what is committed, after it (`is_final`) the key too.
+    pub fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
+        let Stage::Coming(coming) = &self.stage else { return None };
+        let is_due = match coming.activity {
+            Activity::Fetching { .. } => false,
+            Activity::Resting => is_final,
+            Activity::Idle { looked_at } => looked_at != Some(head) && (is_final || coming.parts.ciphertext.is_none()),
+        };
+        is_due.then_some(coming)
+    }
+
+    /// A fetch of it is under way.
+    pub fn started(&mut self, task: AbortHandle, head: u64) {
+        if let Stage::Coming(coming) = &mut self.stage {
+            coming.activity = Activity::Fetching { task, looked_at: head };
+        }
+    }
+
+    /// Takes in what a fetch brought, unless another header stands on the chain by now.
+    pub fn take(&mut self, fetched: Fetched) {
+        let Stage::Coming(coming) = &mut self.stage else { return };
+        let Activity::Fetching { looked_at, .. } = coming.activity else { return };
+        if coming.committed != fetched.committed {
+            return;
+        }
+        coming.activity = Activity::Idle { looked_at: Some(looked_at) };
+        coming.parts = fetched.parts;
+        match fetched.result {
+            Ok(Some(opened)) => self.decide(Ok(opened)),
+            // All that there is before the put deadline is here, and nobody has asked for the key.
+            Ok(None) => _ = coming.obstacle.send_replace(FaultKind::NotJudged.into()),
+            Err(obstacle) => {
+                let fault = obstacle.fault();
+                coming.obstacle.send_replace(obstacle);
+                if coming.is_hopeless(fault, fetched.is_final) {
+                    self.decide(Err(fault));
+                }
+            }
+        }
+    }
+
+    /// Ends all waiting: what is not here by now is a fault.
+    pub fn close(&mut self) {
+        if let Err(fault) = self.verdict() {
+            self.decide(Err(fault));
+        }
+    }
+
+    /// Overrules what was decided.
+    pub fn decide(&mut self, verdict: Result<Arc<Opened>, FaultKind>) {
+        self.abort();
+        let committed_at_block = match &self.stage {
+            Stage::Uncommitted { .. } => 0,
+            Stage::Coming(coming) => coming.committed_at_block,
+            Stage::Decided { committed_at_block, .. } => *committed_at_block,
+        };
+        self.stage = Stage::Decided { verdict, committed_at_block };
+    }
+
+    /// Forgets what stood in its way, and asks as if for the first time.
+    pub fn ask_afresh(&mut self) {
+        self.abort();
+        if let Stage::Coming(coming) = &mut self.stage {
+            coming.activity = Activity::Idle { looked_at: None };
+            coming.obstacle = watch::Sender::new(FaultKind::NotJudged.into());
+        }
+    }
+
+    fn abort(&self) {
+        if let Stage::Coming(coming) = &self.stage
+            && let Activity::Fetching { task, .. } = &coming.activity
+        {
+            task.abort();
+        }
+    }
+
+    pub fn is_decided(&self) -> bool {
+        matches!(self.stage, Stage::Decided { .. })
+    }
+
+    /// Why there was no answer about it from its bucket, if there was none to the last question.
+    pub fn silence(&self) -> Option<String> {
+        match &self.stage {
+            Stage::Coming(coming) => coming.obstacle.borrow().silence().map(str::to_owned),
+            _ => None,
+        }
+    }
+
+    /// The block of its commitment, and the contribution, if it passed.
+    pub fn passed(&self) -> Option<(u64, &Arc<Opened>)> {
+        match &self.stage {
+            Stage::Decided { verdict: Ok(opened), committed_at_block } => Some((*committed_at_block, opened)),
+            _ => None,
+        }
+    }
+
+    /// What to say of it now.
+    pub fn verdict(&self) -> Result<&Arc<Opened>, FaultKind> {
+        match &self.stage {
+            Stage::Uncommitted { .. } => Err(FaultKind::NotCommitted),
+            Stage::Coming(coming) => Err(coming.obstacle.borrow().fault()),
+            Stage::Decided { verdict, .. } => verdict.as_ref().map_err(|fault| *fault),
+        }
+    }
+}
+
+impl Coming {
+    fn new(context: Arc<HeaderContext>, committed: Hash32, committed_at_block: u64) -> Self {
+        Self {
+            context,
+            committed,
+            committed_at_block,
+            parts: Parts::default(),
+            activity: Activity::Idle { looked_at: None },
+            misreads: 0,
+            // Until its turn comes nobody has asked for it, which is no fault of its miner's.
+            obstacle: watch::Sender::new(FaultKind::NotJudged.into()),
+        }
+    }
+
+    /// Whether to look again cannot help after `fault`; counts it.
+    fn is_hopeless(&mut self, fault: FaultKind, is_final: bool) -> bool {
+        if fault.is_absence() {
+            return false;
+        }
+        if !is_final {
+            self.activity = Activity::Resting;
+            return false;
+        }
+        // Bytes that are not the committed ones may have been damaged on their way; all other faults are in bytes that
+        // the chain names.
+        let may_be_misread = matches!(
+            fault,
+            FaultKind::HeaderMalformed
+                | FaultKind::HeaderMismatch
+                | FaultKind::BadSignature
+                | FaultKind::PayloadMismatch
+                | FaultKind::KeyMismatch
+        );
+        self.misreads += 1;
+        !may_be_misread || self.misreads >= MISREADS_MAX
+    }
+}

@@ -1,0 +1,89 @@
+//! How each window ended for a validator: told once, when the window is settled or jumped over.
+
+use std::collections::BTreeMap;
+
+use templar_protocol::roster::EntryId;
+use templar_record::event::Event;
+use templar_record::outcome::{Abstention, Outcome};
+
+use crate::frame::context::Context;
+use crate::frame::error::NodeError;
+use crate::frame::local::Local;
+use crate::pretrain::replica::Settled;
+
+/// Windows of which a validator remembers what it did until they are settled. Of older ones only the chain speaks.
+const PARTS_MAX: usize = 64;
+
+/// What a validator did in a window that is not settled yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Voted,
+    Abstained(Abstention),
+}
+
+/// The bookkeeping of ends.
+#[derive(Debug)]
+pub struct Endings {
+    /// The ends of all windows before this one are told, or were before this node's time.
+    next: u64,
+    parts: BTreeMap<u64, Part>,
+}
+
+impl Endings {
+    /// A node whose disk knows nothing begins with the window that is not decided yet at `head`.
+    pub fn load(ctx: &Context, local: &Local, head: u64) -> Result<Self, NodeError> {
+        let undecided = || {
+            let newest = ctx.schedule.window_at(head).unwrap_or(0);
+            let is_undecided = |window: &u64| ctx.schedule.vote_deadline(*window) > head;
+            (newest.saturating_sub(2)..).find(is_undecided).expect("there is always a next window")
+        };
+        let next = local.get("ended")?.unwrap_or_else(undecided);
+        Ok(Self { next, parts: BTreeMap::new() })
+    }
+
+    /// The window whose end is told next, for the disk.
+    pub fn after(&self, settled: u64) -> u64 {
+        self.next.max(settled)
+    }
+
+    pub fn note(&mut self, window: u64, part: Part) {
+        self.parts.insert(window, part);
+        while self.parts.len() > PARTS_MAX {
+            self.parts.pop_first();
+        }
+    }
+
+    /// Tells how a settled window ended for `own`. The vote that counts is the one that the chain had at its deadline.
+    pub async fn tell(&mut self, ctx: &Context, own: &EntryId, settled: &Settled) {
+        let window = settled.certificate.window;
+        let part = self.parts.remove(&window);
+        self.parts.retain(|other, _| *other > window);
+        // A node that went back comes by the same windows again.
+        if window < self.next {
+            return;
+        }
+        let ballot = settled.ballots.iter().find(|(entry, _)| entry == own).map(|(_, ballot)| ballot);
+        let outcome = match (ballot, part) {
+            (None, _) => Outcome::NotListed,
+            (Some(Ok(vote)), _) => match settled.certificate.root() {
+                Some(root) if root != vote.root => Outcome::Outvoted,
+                _ => Outcome::Voted,
+            },
+            (Some(Err(_)), Some(Part::Voted)) => Outcome::VoteLate,
+            (Some(Err(_)), Some(Part::Abstained(why))) => Outcome::Abstained { why },
+            (Some(Err(_)), None) => Outcome::Abstained { why: Abstention::NoTimeLeft },
+        };
+        self.next = window + 1;
+        ctx.emit(Event::Ended { window, outcome }).await;
+    }
+
+    /// Tells the windows that a certified state, taken over after `settled` windows, jumps over.
+    pub async fn jump(&mut self, ctx: &Context, settled: u64) {
+        while self.next < settled {
+            let window = self.next;
+            self.next += 1;
+            ctx.emit(Event::Ended { window, outcome: Outcome::Skipped }).await;
+        }
+        self.parts = self.parts.split_off(&settled);
+    }
+}

@@ -1,0 +1,167 @@
+//! The contributions that a validator serves: to vote for a payload is to promise that.
+//!
+//! Copies go into the own bucket beside everything else, each in a task of its own that tries again until it is given up
+//! with its window's vote deadline. There are never more of them than candidates of the windows being judged, and what
+//! they hold in memory the intake holds anyway.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use templar_protocol::hash::Hash32;
+use templar_protocol::run::RunId;
+use templar_store::{Store, StoreError, keys};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::frame::context::Context;
+use crate::pretrain::fetch::Opened;
+
+/// Copies under way at a time.
+const PARALLEL_PUTS: usize = 4;
+/// Pause before a refused object is put again: doubled each time, from the first to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// Window, and hash of the header.
+pub type Name = (u64, Hash32);
+
+/// What is in the own bucket, and what is on its way there.
+#[derive(Debug)]
+pub struct Held {
+    /// Oldest first.
+    served: VecDeque<Name>,
+    copying: Vec<Copying>,
+    tasks: JoinSet<Name>,
+    turns: Arc<Semaphore>,
+}
+
+/// A copy on its way.
+#[derive(Debug)]
+struct Copying {
+    name: Name,
+    /// The block at which it began.
+    since: u64,
+    /// What stands in its way.
+    obstacle: watch::Receiver<String>,
+    task: AbortHandle,
+}
+
+/// What keeps a contribution from being served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The block at which its copy began; none if it did not.
+    pub since: Option<u64>,
+    pub cause: String,
+}
+
+impl Held {
+    pub fn new(served: Vec<Name>) -> Self {
+        let turns = Arc::new(Semaphore::new(PARALLEL_PUTS));
+        Self { served: served.into(), copying: Vec::new(), tasks: JoinSet::new(), turns }
+    }
+
+    /// Begins to copy a contribution at block `head`, unless it is there or on its way.
+    pub fn copy(&mut self, ctx: &Context, window: u64, opened: &Arc<Opened>, head: u64) {
+        let name = (window, opened.header.header.hash());
+        if self.served.contains(&name) || self.copying.iter().any(|copying| copying.name == name) {
+            return;
+        }
+        let (sender, obstacle) = watch::channel("the own bucket has not answered so far".to_owned());
+        let copy = Copy { store: ctx.store.clone(), run: ctx.run, name, opened: opened.clone(), obstacle: sender };
+        let task = self.tasks.spawn(copy.run(self.turns.clone()));
+        self.copying.push(Copying { name, since: head, obstacle, task });
+    }
+
+    /// Waits for the next copy that is complete. Waits for ever if none is under way.
+    pub async fn arrival(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => {
+                self.copying.retain(|copying| copying.name != name);
+                self.served.push_back(name);
+            }
+            Some(Err(error)) if error.is_cancelled() => {}
+            Some(Err(error)) => tracing::error!(%error, "a copy broke its task"),
+            None => std::future::pending().await,
+        }
+    }
+
+    pub fn is_copying(&self) -> bool {
+        !self.copying.is_empty()
+    }
+
+    /// Why a contribution is not served, if it is not.
+    pub fn lack(&self, window: u64, opened: &Opened) -> Option<Lack> {
+        let name = (window, opened.header.header.hash());
+        if self.served.contains(&name) {
+            return None;
+        }
+        let copying = self.copying.iter().find(|copying| copying.name == name);
+        Some(copying.map_or_else(
+            || Lack { since: None, cause: "its copy did not begin".to_owned() },
+            |copying| Lack { since: Some(copying.since), cause: copying.obstacle.borrow().clone() },
+        ))
+    }
+
+    /// Gives up what is not complete of windows up to `window`.
+    pub fn give_up(&mut self, window: u64) {
+        for late in self.copying.extract_if(.., |copying| copying.name.0 <= window) {
+            late.task.abort();
+        }
+    }
+
+    pub fn served(&self) -> &VecDeque<Name> {
+        &self.served
+    }
+
+    /// Adds what was found in the bucket, and drops what is not there any more.
+    pub fn correct(&mut self, found: Vec<Name>, gone: &[Name]) {
+        self.served.retain(|name| !gone.contains(name));
+        for name in found {
+            if !self.served.contains(&name) {
+                self.served.push_back(name);
+            }
+        }
+        self.served.make_contiguous().sort_by_key(|(window, _)| *window);
+    }
+
+    /// For the disk.
+    pub fn record(&self) -> Vec<Name> {
+        self.served.iter().copied().collect()
+    }
+}
+
+/// One contribution to put into the own bucket.
+struct Copy {
+    store: Arc<dyn Store>,
+    run: RunId,
+    name: Name,
+    opened: Arc<Opened>,
+    obstacle: watch::Sender<String>,
+}
+
+impl Copy {
+    async fn run(self, turns: Arc<Semaphore>) -> Name {
+        let _turn = turns.acquire_owned().await;
+        let (window, header) = self.name;
+        let key = Bytes::copy_from_slice(self.opened.key.as_bytes());
+        self.put(keys::held_payload(self.run, window, &header), self.opened.ciphertext.clone()).await;
+        self.put(keys::held_key(self.run, window, &header), key).await;
+        // Last: whoever finds it finds all of it.
+        self.put(keys::held_header(self.run, window, &header), Bytes::from(self.opened.header.to_bytes())).await;
+        self.name
+    }
+
+    /// Tries until it succeeds.
+    async fn put(&self, key: String, bytes: Bytes) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let put: Result<(), StoreError> = self.store.put(&key, bytes.clone()).await;
+            let Err(error) = put else { return };
+            self.obstacle.send_replace(error.to_string());
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(PAUSE_MAX);
+        }
+    }
+}

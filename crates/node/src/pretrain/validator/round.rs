@@ -1,0 +1,254 @@
+//! The window that a validator judges now: contributions come in, copies go out, and a vote is cast.
+
+use templar_protocol::fault::{Fault, FaultKind};
+use templar_protocol::roster::Uid;
+use templar_protocol::word::Vote;
+use templar_record::event::Event;
+use templar_record::outcome::Abstention;
+use templar_record::trouble::Trouble;
+use tokio::time::{Duration, Instant};
+
+use crate::frame::access::Finding;
+use crate::frame::error::NodeError;
+use crate::pretrain::evaluate::drawn_miners;
+use crate::pretrain::intake::Intake;
+use crate::pretrain::validator::endings::Part;
+use crate::pretrain::validator::{TASKS_MAX, Validator};
+use crate::pretrain::window::Window;
+
+/// How long copies may still take in the last block in which a vote can be cast.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How far a window is with this validator.
+#[derive(Debug)]
+pub enum Round {
+    /// It has not begun, or the state that it starts from is not at hand.
+    Ahead { window: u64, lack: Abstention },
+    /// Contributions come in.
+    Open { intake: Intake, doubt: Doubt },
+    /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
+    /// vote is cast: what is not there yet is waited for, in the last block up to this instant.
+    Promising { intake: Intake, until: Option<Instant> },
+}
+
+/// What an open window has to do with this node's own access to storage.
+#[derive(Debug)]
+pub struct Doubt {
+    /// How often the access had come back when contributions were last asked for as if for the first time, and when.
+    heals: u64,
+    asked_afresh_at: Option<u64>,
+    /// Why there is no vote, if there is none to the end.
+    lack: Abstention,
+}
+
+impl Round {
+    pub fn ahead(window: u64) -> Self {
+        Self::Ahead { window, lack: Abstention::NoTimeLeft }
+    }
+
+    pub fn window(&self) -> u64 {
+        match self {
+            Self::Ahead { window, .. } => *window,
+            Self::Open { intake, .. } | Self::Promising { intake, .. } => intake.window.number,
+        }
+    }
+
+    /// Waits for the next contribution that has come or will not, or until a last wait has ended.
+    pub async fn arrival(&mut self) {
+        match self {
+            Self::Open { intake, .. } => intake.arrival().await,
+            Self::Promising { until: Some(until), .. } if *until > Instant::now() => {
+                tokio::time::sleep_until(*until).await;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+impl Validator {
+    /// Everything that is due by `head` for the window being judged.
+    pub(super) async fn judge(&mut self, head: u64) -> Result<(), NodeError> {
+        while head >= self.ctx.schedule.vote_deadline(self.round.window()) {
+            self.lapse().await;
+        }
+        self.begin(head).await?;
+        self.gather(head).await?;
+        self.promise(head).await
+    }
+
+    /// When waiting for contributions ends, to leave time for the vote to get onto the chain.
+    fn last_call(&self, window: u64) -> u64 {
+        let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
+        vote - ((vote - put) / 3).max(1)
+    }
+
+    /// The vote deadline has come without a vote.
+    async fn lapse(&mut self) {
+        let next = Round::ahead(self.round.window() + 1);
+        match std::mem::replace(&mut self.round, next) {
+            Round::Ahead { window, lack } => self.endings.note(window, Part::Abstained(lack)),
+            Round::Open { intake, doubt } => {
+                self.held.give_up(intake.window.number);
+                self.endings.note(intake.window.number, Part::Abstained(doubt.lack));
+            }
+            Round::Promising { intake, .. } => self.cannot_serve(intake).await,
+        }
+    }
+
+    /// There is no vote without the copies, and no copies.
+    async fn cannot_serve(&mut self, intake: Intake) {
+        let window = intake.window.number;
+        let lack = intake.accepted().find_map(|opened| self.held.lack(window, opened));
+        let cause = lack.map_or_else(|| "the vote came too late".to_owned(), |lack| lack.cause);
+        self.held.give_up(window);
+        self.endings.note(window, Part::Abstained(Abstention::CannotServe { cause: cause.clone() }));
+        self.ctx.trouble(Trouble::CannotServe { window, cause }).await;
+        self.keep_judged(intake);
+    }
+
+    fn keep_judged(&mut self, intake: Intake) {
+        self.judged.push_back(intake);
+        while self.judged.len() > TASKS_MAX {
+            self.judged.pop_front();
+        }
+    }
+
+    /// Opens the intake once the window has begun.
+    async fn begin(&mut self, head: u64) -> Result<(), NodeError> {
+        let Round::Ahead { window, lack } = &mut self.round else { return Ok(()) };
+        let window = *window;
+        if head < self.ctx.schedule.first_block(window) {
+            return Ok(());
+        }
+        let Some(base) = self.seat.replica.base(&self.ctx, window).cloned() else {
+            *lack = match self.ctx.access.broken() {
+                Some(cause) => Abstention::OwnStorage { cause },
+                // Once it is healed, the window is too old.
+                None if matches!(lack, Abstention::OwnStorage { .. }) => return Ok(()),
+                None => Abstention::NoBase,
+            };
+            return Ok(());
+        };
+        let loaded = Window::load(&self.ctx, window, &base.run).await?;
+        let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
+        let heals = self.ctx.access.heals();
+        self.round =
+            Round::Open { intake, doubt: Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft } };
+        Ok(())
+    }
+
+    /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
+    async fn gather(&mut self, head: u64) -> Result<(), NodeError> {
+        let last_call = self.last_call(self.round.window());
+        let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
+        let (ctx, window) = (&self.ctx, intake.window.number);
+        if doubt.heals != ctx.access.heals() {
+            (doubt.heals, doubt.asked_afresh_at) = (ctx.access.heals(), Some(head));
+            intake.ask_afresh();
+        }
+        intake.read(ctx, head).await?;
+        let put_hash = intake.put_hash();
+        if let Some(put_hash) = put_hash
+            && let Some(base) = self.seat.replica.base(ctx, window)
+        {
+            let (drawn, _) = drawn_miners(ctx, &self.seat.entry, &intake.window, &put_hash);
+            intake.add(ctx, drawn, &base.theta.clone()).await;
+        }
+        if let Some(cause) = ctx.access.broken() {
+            doubt.lack = Abstention::OwnStorage { cause };
+        } else {
+            intake.fetch(ctx, head);
+        }
+        for opened in intake.accepted() {
+            self.held.copy(ctx, window, opened, head);
+        }
+        let is_called = head >= last_call && doubt.asked_afresh_at != Some(head);
+        if put_hash.is_none() || !(intake.is_resolved() || is_called) {
+            return Ok(());
+        }
+        // Whose silence it is has to be known before anybody is blamed for it.
+        if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
+            return Ok(());
+        }
+        intake.close(ctx).await;
+        let Round::Open { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
+            return Ok(());
+        };
+        self.round = Round::Promising { intake, until: None };
+        Ok(())
+    }
+
+    /// Casts the vote once all that it accepts is in the own bucket.
+    async fn promise(&mut self, head: u64) -> Result<(), NodeError> {
+        let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
+        let window = intake.window.number;
+        let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
+        if !lacks.is_empty() {
+            let schedule = &self.ctx.schedule;
+            if head + 1 < schedule.vote_deadline(window) {
+                return Ok(());
+            }
+            if *until.get_or_insert_with(|| Instant::now() + GRACE) > Instant::now() {
+                return Ok(());
+            }
+            let put = schedule.put_deadline(window);
+            // Whoever opens late must not keep the whole vote from being cast: what came in the second half of the time
+            // is left out. What was here before that, and is not in the bucket, is the bucket's fault.
+            let late = put + (self.last_call(window) - put) / 2;
+            if lacks.iter().any(|lack| lack.since.is_some_and(|since| since < late)) {
+                let next = Round::ahead(window + 1);
+                if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, next) {
+                    self.cannot_serve(intake).await;
+                }
+                return Ok(());
+            }
+        }
+        self.cast_vote(head).await
+    }
+
+    async fn cast_vote(&mut self, head: u64) -> Result<(), NodeError> {
+        let Round::Promising { intake, .. } = &self.round else { return Ok(()) };
+        let window = intake.window.number;
+        let root = intake.window.base_digest;
+        let (candidates, comm_s) = (intake.window.candidates.len(), intake.open_s());
+        let (mut accept, mut exclude, mut faults, mut uids) = (vec![], vec![], vec![], vec![]);
+        for (nth, (entry, verdict)) in intake.verdicts().enumerate() {
+            let verdict = match verdict {
+                // Not the miner's fault, and not served by this node.
+                Ok(opened) if nth < candidates && self.held.lack(window, opened).is_some() => Err(FaultKind::NotJudged),
+                verdict => verdict,
+            };
+            if let Err(kind) = verdict {
+                faults.push(Fault { entry: *entry, kind, attributed_to: kind.attributed_to() });
+            }
+            if nth < candidates {
+                accept.push(verdict.is_ok());
+                exclude.push(verdict.is_err_and(FaultKind::excludes));
+                uids.extend(verdict.is_ok().then_some(entry.uid));
+            }
+        }
+        self.seat.local.set("held", &self.held.record())?;
+        // On disk before it is on chain: a restarted validator says what it said.
+        let vote = Vote { window: window as u32, root, accept, exclude };
+        self.seat.local.set("vote", &(vote.window, vote.root, &vote.accept, &vote.exclude))?;
+        self.vote = Some(vote);
+        self.endings.note(window, Part::Voted);
+        self.held.give_up(window);
+        if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window + 1)) {
+            self.keep_judged(intake);
+        }
+        let accept: Vec<Uid> = uids;
+        self.ctx.emit(Event::Voted { window, accept, faults, comm_s }).await;
+        self.confirm_vote(head).await
+    }
+
+    /// Makes sure that the vote gets onto the chain while it can count.
+    pub(super) async fn confirm_vote(&mut self, head: u64) -> Result<(), NodeError> {
+        let Some(vote) = &self.vote else { return Ok(()) };
+        if head >= self.ctx.schedule.vote_deadline(u64::from(vote.window)) {
+            self.vote = None;
+            return Ok(());
+        }
+        self.seat.publisher.ensure_vote(&self.ctx, &self.seat.entry, vote, head).await
+    }
+}

@@ -1,0 +1,111 @@
+//! The upkeep of a validator's own bucket, beside everything else: a sweep at the start, then a checkpoint now and then.
+//! One at a time, and each is given up at a block.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use templar_protocol::hash::Hash32;
+use templar_record::trouble::Trouble;
+use tokio::task::{JoinError, JoinSet};
+
+use crate::frame::context::Context;
+use crate::pretrain::checkpoint::{Renewal, Renewed};
+use crate::pretrain::sweep::{self, Swept};
+use crate::pretrain::validator::held::Held;
+
+/// Digests of the checkpoints in the bucket, and the work on it.
+#[derive(Debug)]
+pub struct Upkeep {
+    /// Oldest first.
+    pub checkpoints: Vec<Hash32>,
+    work: Work,
+    tasks: JoinSet<Done>,
+    ended: Option<Result<Done, JoinError>>,
+}
+
+/// What is under way, and the block at which it is given up.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Nothing,
+    Sweep { until: u64 },
+    Checkpoint { settled: u64, until: u64 },
+}
+
+#[derive(Debug)]
+enum Done {
+    Swept(Swept),
+    Renewed(Renewed),
+}
+
+impl Upkeep {
+    pub fn new(checkpoints: Vec<Hash32>) -> Self {
+        Self { checkpoints, work: Work::Nothing, tasks: JoinSet::new(), ended: None }
+    }
+
+    /// Begins to bring what is in the own bucket in line with what this node knows to be there.
+    pub fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
+        let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
+        self.work = Work::Sweep { until };
+        self.tasks.spawn(async move { Done::Swept(sweep::validator(&ctx, keep_from, held, published).await) });
+    }
+
+    /// Begins to publish a checkpoint, unless something is still under way.
+    pub async fn renew(&mut self, ctx: &Arc<Context>, renewal: Renewal, until: u64) {
+        let settled = renewal.state.run.settled;
+        if !matches!(self.work, Work::Nothing) {
+            return ctx.trouble(Trouble::CheckpointLeftOut { settled }).await;
+        }
+        self.work = Work::Checkpoint { settled, until };
+        let ctx = ctx.clone();
+        self.tasks.spawn(async move { Done::Renewed(renewal.run(ctx).await) });
+    }
+
+    /// Waits until what is under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is nothing.
+    pub async fn arrival(&mut self) {
+        match self.tasks.join_next().await {
+            Some(ended) => self.ended = Some(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what has ended. Whether there was anything.
+    pub async fn note(&mut self, ctx: &Context, held: &mut Held) -> bool {
+        let Some(ended) = self.ended.take() else { return false };
+        self.work = Work::Nothing;
+        match ended {
+            Ok(Done::Swept(swept)) => {
+                held.correct(swept.found, &swept.gone);
+                self.checkpoints = swept.published;
+                if let Err(error) = swept.result {
+                    // What is left over costs storage, nothing else.
+                    ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await;
+                }
+            }
+            Ok(Done::Renewed(renewed)) => {
+                self.checkpoints = renewed.published;
+                held.correct(Vec::new(), &renewed.released);
+                if let Err(error) = renewed.result {
+                    // The next one is as good.
+                    let (settled, cause) = (renewed.settled, error.to_string());
+                    ctx.trouble(Trouble::CheckpointFailed { settled, cause }).await;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the upkeep of the own bucket broke its task"),
+        }
+        true
+    }
+
+    /// Gives up what has taken too long at `head`. What it left in the bucket is swept at the next start.
+    pub async fn expire(&mut self, ctx: &Context, head: u64) {
+        let cause = |until: u64| format!("the own bucket did not take it by block {until}");
+        let trouble = match self.work {
+            Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },
+            Work::Checkpoint { settled, until } if head >= until => {
+                Trouble::CheckpointFailed { settled, cause: cause(until) }
+            }
+            _ => return,
+        };
+        (self.work, self.tasks, self.ended) = (Work::Nothing, JoinSet::new(), None);
+        ctx.trouble(trouble).await;
+    }
+}
