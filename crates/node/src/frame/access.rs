@@ -8,11 +8,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{Either, join_all, select};
 use templar_protocol::bucket::BucketLocator;
 use templar_record::event::Event;
 use templar_record::trouble::Trouble;
@@ -215,21 +216,35 @@ async fn probe_until_it_works(shared: Arc<Shared>, head: u64) {
 }
 
 impl Shared {
-    /// Asks the own bucket, and if that does not answer, whether anybody does. Gives what is wrong with the own one.
+    /// Asks the own bucket, and at the same time whether anybody answers. Gives what is wrong with the own one.
     async fn reach(&self) -> Result<(), String> {
-        let cause = match in_time(self.store.list(&self.folder, 1)).await {
+        let own = pin!(in_time(self.store.list(&self.folder, 1)));
+        let others = pin!(self.is_any_witness_there());
+        let (own, others) = match select(own, others).await {
+            Either::Left((own, others)) => (own, Either::Left(others)),
+            Either::Right((found, own)) => (own.await, Either::Right(found)),
+        };
+        let cause = match own {
             Some(Ok(_)) => return Ok(()),
             // Its own service refuses it: a wrong clock or credential, whatever others say.
             Some(Err(error)) if !error.is_transient() => return Err(error.to_string()),
             Some(Err(error)) => error.to_string(),
             None => format!("its own bucket does not answer within {} s", PROBE_PATIENCE.as_secs()),
         };
+        let is_any_there = match others {
+            Either::Left(asked) => asked.await,
+            Either::Right(found) => found,
+        };
+        if is_any_there { Ok(()) } else { Err(cause) }
+    }
+
+    async fn is_any_witness_there(&self) -> bool {
         let witnesses = lock(&self.witnesses).clone();
         // One byte at most: what is larger is not downloaded, and that it is there is all that matters.
         let answers = witnesses.iter().map(|(bucket, key)| in_time(self.store.get(bucket, key, 1)));
         let answered = join_all(answers).await.into_iter().flatten();
         let mut answered = answered.map(|answer| answer.map_or_else(|error| is_answer(&error), |_| true));
-        if answered.any(|answered| answered) { Ok(()) } else { Err(cause) }
+        answered.any(|answered| answered)
     }
 }
 

@@ -32,7 +32,7 @@ fn one_of_two_validators_absent_does_not_stop_the_run() {
 }
 
 /// Moves the newest state on disk to another θ, root and all: what a node with a broken memory would have.
-fn diverge(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
+pub(crate) fn diverge(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
     let mut local = Local::open(folder, spec.id(), hotkey).unwrap();
     let layout = spec.layout();
     let state = local.states(spec.id()).unwrap().remove(0);

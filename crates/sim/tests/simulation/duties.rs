@@ -67,7 +67,7 @@ fn weights_carry_the_version_key_that_the_subnet_demands() {
 }
 
 /// Virtual time since the first operation on the cloud.
-fn clock() -> impl FnMut() -> Duration {
+pub(crate) fn clock() -> impl FnMut() -> Duration {
     let mut started = None;
     move || started.get_or_insert_with(Instant::now).elapsed()
 }

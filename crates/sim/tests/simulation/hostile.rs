@@ -17,7 +17,7 @@ use templar_store::{Fault, OpKind, Store};
 use templar_train::{TrainJob, TrainOutcome};
 
 use crate::wrappers::{altering, forging};
-use crate::{any, assert_one_history, certified, faults_of, run};
+use crate::{End, any, assert_one_history, certified, ends, faults_of, run};
 
 /// Runs a network in which miner-1 forges; it must be found out, and must change nothing for the others.
 fn assert_found_out(store: fn(&str, Arc<dyn Store>) -> Arc<dyn Store>, fault: FaultKind) {
@@ -206,6 +206,9 @@ fn a_vote_that_comes_too_late_does_not_count() {
     let (in_time, late) = (network(false), network(true));
     assert!(!in_time.report.windows[1].accepted.contains(&Uid(1)));
     assert!(any(&late, "validator-1", |event| matches!(event, Event::Voted { window: 1, .. })));
+    // What it decided is not what counted.
+    assert_eq!(ends(&late, "validator-1")[1], (1, End::VoteLate));
+    assert_eq!(ends(&in_time, "validator-1")[1], (1, End::Voted));
     assert!(late.report.windows[1].certified && late.report.windows[1].accepted.contains(&Uid(1)));
     assert_one_history(&late);
 }

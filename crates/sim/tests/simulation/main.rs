@@ -5,8 +5,10 @@
 mod checkpoints;
 mod crashes;
 mod duties;
+mod ends;
 mod forger;
 mod hostile;
+mod outages;
 mod protocol;
 mod storage;
 mod words;
@@ -15,6 +17,7 @@ mod wrappers;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, NodeEvent};
+use templar_record::outcome::Outcome as End;
 use templar_record::report::WindowReport;
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
 
@@ -68,6 +71,15 @@ fn count(outcome: &Outcome, node: &str, test: impl Fn(&Event) -> bool) -> usize 
 
 fn trained(outcome: &Outcome, node: &str, wanted: u64) -> bool {
     any(outcome, node, |event| matches!(event, Event::Trained { window, .. } if *window == wanted))
+}
+
+/// How each window ended for a node, as it told.
+fn ends(outcome: &Outcome, node: &str) -> Vec<(u64, End)> {
+    let end = |event: &Event| match event {
+        Event::Ended { window, outcome } => Some((*window, outcome.clone())),
+        _ => None,
+    };
+    outcome.log.iter().filter(|logged| logged.node == node).filter_map(|logged| end(&logged.event)).collect()
 }
 
 fn voted(outcome: &Outcome, node: &str, wanted: u64) -> bool {

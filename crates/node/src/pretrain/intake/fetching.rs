@@ -19,7 +19,7 @@ use crate::pretrain::intake::slot::{Parts, Slot};
 const TURN: Duration = Duration::from_secs(5);
 
 /// A look after one contribution, from what is known of it.
-pub struct Fetch {
+pub(super) struct Fetch {
     ctx: Arc<Context>,
     nth: usize,
     location: Location,
@@ -32,18 +32,18 @@ pub struct Fetch {
 }
 
 /// What it brought.
-pub struct Fetched {
-    pub nth: usize,
-    pub committed: Hash32,
-    pub parts: Parts,
-    pub is_final: bool,
+pub(super) struct Fetched {
+    pub(super) nth: usize,
+    pub(super) committed: Hash32,
+    pub(super) parts: Parts,
+    pub(super) is_final: bool,
     /// The whole contribution, if it is final; why not, if something is in the way.
-    pub result: Result<Option<Arc<Opened>>, Obstacle>,
+    pub(super) result: Result<Option<Arc<Opened>>, Obstacle>,
 }
 
 impl Fetch {
     /// A look after slot number `nth`, if one is due at `head`.
-    pub fn new(ctx: &Arc<Context>, nth: usize, slot: &Slot, head: u64, is_final: bool) -> Option<Self> {
+    pub(super) fn new(ctx: &Arc<Context>, nth: usize, slot: &Slot, head: u64, is_final: bool) -> Option<Self> {
         let coming = slot.due(head, is_final)?;
         Some(Self {
             ctx: ctx.clone(),
@@ -57,7 +57,7 @@ impl Fetch {
         })
     }
 
-    pub async fn run(mut self, turns: Arc<Semaphore>) -> Fetched {
+    pub(super) async fn run(mut self, turns: Arc<Semaphore>) -> Fetched {
         let turn = turns.acquire_owned().await.ok();
         let result = {
             let mut advance = pin!(self.advance());

@@ -19,9 +19,9 @@ const MISREADS_MAX: u32 = 2;
 
 /// One miner's contribution on its way in.
 #[derive(Debug)]
-pub struct Slot {
-    pub entry: EntryId,
-    pub location: Location,
+pub(super) struct Slot {
+    pub(super) entry: EntryId,
+    pub(super) location: Location,
     stage: Stage,
 }
 
@@ -42,23 +42,23 @@ enum Stage {
 
 /// A contribution whose header the chain names.
 #[derive(Debug)]
-pub struct Coming {
-    pub context: Arc<HeaderContext>,
-    pub committed: Hash32,
+pub(super) struct Coming {
+    pub(super) context: Arc<HeaderContext>,
+    pub(super) committed: Hash32,
     committed_at_block: u64,
-    pub parts: Parts,
+    pub(super) parts: Parts,
     activity: Activity,
     /// So often, after the put deadline, what was read was not what the chain names.
     misreads: u32,
     /// What stands in the way at the moment: what a fetch that is under way waits for, else how the last one ended.
-    pub obstacle: watch::Sender<Obstacle>,
+    pub(super) obstacle: watch::Sender<Obstacle>,
 }
 
 /// What of it is here.
 #[derive(Clone, Debug, Default)]
-pub struct Parts {
-    pub header: Option<SignedHeader>,
-    pub ciphertext: Option<Bytes>,
+pub(super) struct Parts {
+    pub(super) header: Option<SignedHeader>,
+    pub(super) ciphertext: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ enum Activity {
 
 impl Slot {
     /// `context` is none if this validator cannot know what the header has to say.
-    pub fn new(entry: EntryId, location: Location, context: Option<HeaderContext>) -> Self {
+    pub(super) fn new(entry: EntryId, location: Location, context: Option<HeaderContext>) -> Self {
         let stage = match context {
             Some(context) => Stage::Uncommitted { context: Arc::new(context) },
             None => Stage::Decided { verdict: Err(FaultKind::NotJudged), committed_at_block: 0 },
@@ -86,7 +86,7 @@ impl Slot {
     }
 
     /// Reads what the chain says of it; `is_final` as of the put deadline.
-    pub fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
+    pub(super) fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
         let context = match &self.stage {
             Stage::Decided { .. } => return,
             Stage::Uncommitted { context } => context.clone(),
@@ -113,7 +113,7 @@ impl Slot {
     }
 
     /// What to fetch of it at `head`: before the put deadline what is committed, after it (`is_final`) the key too.
-    pub fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
+    pub(super) fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
         let Stage::Coming(coming) = &self.stage else { return None };
         let is_due = match coming.activity {
             Activity::Fetching { .. } => false,
@@ -124,14 +124,14 @@ impl Slot {
     }
 
     /// A fetch of it is under way.
-    pub fn started(&mut self, task: AbortHandle, head: u64) {
+    pub(super) fn started(&mut self, task: AbortHandle, head: u64) {
         if let Stage::Coming(coming) = &mut self.stage {
             coming.activity = Activity::Fetching { task, looked_at: head };
         }
     }
 
     /// Takes in what a fetch brought, unless another header stands on the chain by now.
-    pub fn take(&mut self, fetched: Fetched) {
+    pub(super) fn take(&mut self, fetched: Fetched) {
         let Stage::Coming(coming) = &mut self.stage else { return };
         let Activity::Fetching { looked_at, .. } = coming.activity else { return };
         if coming.committed != fetched.committed {
@@ -154,14 +154,14 @@ impl Slot {
     }
 
     /// Ends all waiting: what is not here by now is a fault.
-    pub fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         if let Err(fault) = self.verdict() {
             self.decide(Err(fault));
         }
     }
 
     /// Overrules what was decided.
-    pub fn decide(&mut self, verdict: Result<Arc<Opened>, FaultKind>) {
+    pub(super) fn decide(&mut self, verdict: Result<Arc<Opened>, FaultKind>) {
         self.abort();
         let committed_at_block = match &self.stage {
             Stage::Uncommitted { .. } => 0,
@@ -172,7 +172,7 @@ impl Slot {
     }
 
     /// Forgets what stood in its way, and asks as if for the first time.
-    pub fn ask_afresh(&mut self) {
+    pub(super) fn ask_afresh(&mut self) {
         self.abort();
         if let Stage::Coming(coming) = &mut self.stage {
             coming.activity = Activity::Idle { looked_at: None };
@@ -188,12 +188,12 @@ impl Slot {
         }
     }
 
-    pub fn is_decided(&self) -> bool {
+    pub(super) fn is_decided(&self) -> bool {
         matches!(self.stage, Stage::Decided { .. })
     }
 
     /// Why there was no answer about it from its bucket, if there was none to the last question.
-    pub fn silence(&self) -> Option<String> {
+    pub(super) fn silence(&self) -> Option<String> {
         match &self.stage {
             Stage::Coming(coming) => coming.obstacle.borrow().silence().map(str::to_owned),
             _ => None,
@@ -201,7 +201,7 @@ impl Slot {
     }
 
     /// The block of its commitment, and the contribution, if it passed.
-    pub fn passed(&self) -> Option<(u64, &Arc<Opened>)> {
+    pub(super) fn passed(&self) -> Option<(u64, &Arc<Opened>)> {
         match &self.stage {
             Stage::Decided { verdict: Ok(opened), committed_at_block } => Some((*committed_at_block, opened)),
             _ => None,
@@ -209,7 +209,7 @@ impl Slot {
     }
 
     /// What to say of it now.
-    pub fn verdict(&self) -> Result<&Arc<Opened>, FaultKind> {
+    pub(super) fn verdict(&self) -> Result<&Arc<Opened>, FaultKind> {
         match &self.stage {
             Stage::Uncommitted { .. } => Err(FaultKind::NotCommitted),
             Stage::Coming(coming) => Err(coming.obstacle.borrow().fault()),

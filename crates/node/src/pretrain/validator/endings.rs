@@ -16,14 +16,14 @@ const PARTS_MAX: usize = 64;
 
 /// What a validator did in a window that is not settled yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     Voted,
     Abstained(Abstention),
 }
 
 /// The bookkeeping of ends.
 #[derive(Debug)]
-pub struct Endings {
+pub(super) struct Endings {
     /// The ends of all windows before this one are told, or were before this node's time.
     next: u64,
     parts: BTreeMap<u64, Part>,
@@ -31,7 +31,7 @@ pub struct Endings {
 
 impl Endings {
     /// A node whose disk knows nothing begins with the window that is not decided yet at `head`.
-    pub fn load(ctx: &Context, local: &Local, head: u64) -> Result<Self, NodeError> {
+    pub(super) fn load(ctx: &Context, local: &Local, head: u64) -> Result<Self, NodeError> {
         let undecided = || {
             let newest = ctx.schedule.window_at(head).unwrap_or(0);
             let is_undecided = |window: &u64| ctx.schedule.vote_deadline(*window) > head;
@@ -42,11 +42,11 @@ impl Endings {
     }
 
     /// The window whose end is told next, for the disk.
-    pub fn after(&self, settled: u64) -> u64 {
+    pub(super) fn after(&self, settled: u64) -> u64 {
         self.next.max(settled)
     }
 
-    pub fn note(&mut self, window: u64, part: Part) {
+    pub(super) fn note(&mut self, window: u64, part: Part) {
         self.parts.insert(window, part);
         while self.parts.len() > PARTS_MAX {
             self.parts.pop_first();
@@ -54,7 +54,7 @@ impl Endings {
     }
 
     /// Tells how a settled window ended for `own`. The vote that counts is the one that the chain had at its deadline.
-    pub async fn tell(&mut self, ctx: &Context, own: &EntryId, settled: &Settled) {
+    pub(super) async fn tell(&mut self, ctx: &Context, own: &EntryId, settled: &Settled) {
         let window = settled.certificate.window;
         let part = self.parts.remove(&window);
         self.parts.retain(|other, _| *other > window);
@@ -78,7 +78,7 @@ impl Endings {
     }
 
     /// Tells the windows that a certified state, taken over after `settled` windows, jumps over.
-    pub async fn jump(&mut self, ctx: &Context, settled: u64) {
+    pub(super) async fn jump(&mut self, ctx: &Context, settled: u64) {
         while self.next < settled {
             let window = self.next;
             self.next += 1;

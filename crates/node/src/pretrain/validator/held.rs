@@ -25,11 +25,11 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// Window, and hash of the header.
-pub type Name = (u64, Hash32);
+pub(super) type Name = (u64, Hash32);
 
 /// What is in the own bucket, and what is on its way there.
 #[derive(Debug)]
-pub struct Held {
+pub(super) struct Held {
     /// Oldest first.
     served: VecDeque<Name>,
     copying: Vec<Copying>,
@@ -50,20 +50,20 @@ struct Copying {
 
 /// What keeps a contribution from being served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lack {
+pub(super) struct Lack {
     /// The block at which its copy began; none if it did not.
-    pub since: Option<u64>,
-    pub cause: String,
+    pub(super) since: Option<u64>,
+    pub(super) cause: String,
 }
 
 impl Held {
-    pub fn new(served: Vec<Name>) -> Self {
+    pub(super) fn new(served: Vec<Name>) -> Self {
         let turns = Arc::new(Semaphore::new(PARALLEL_PUTS));
         Self { served: served.into(), copying: Vec::new(), tasks: JoinSet::new(), turns }
     }
 
     /// Begins to copy a contribution at block `head`, unless it is there or on its way.
-    pub fn copy(&mut self, ctx: &Context, window: u64, opened: &Arc<Opened>, head: u64) {
+    pub(super) fn copy(&mut self, ctx: &Context, window: u64, opened: &Arc<Opened>, head: u64) {
         let name = (window, opened.header.header.hash());
         if self.served.contains(&name) || self.copying.iter().any(|copying| copying.name == name) {
             return;
@@ -75,7 +75,7 @@ impl Held {
     }
 
     /// Waits for the next copy that is complete. Waits for ever if none is under way.
-    pub async fn arrival(&mut self) {
+    pub(super) async fn arrival(&mut self) {
         match self.tasks.join_next().await {
             Some(Ok(name)) => {
                 self.copying.retain(|copying| copying.name != name);
@@ -87,12 +87,12 @@ impl Held {
         }
     }
 
-    pub fn is_copying(&self) -> bool {
+    pub(super) fn is_copying(&self) -> bool {
         !self.copying.is_empty()
     }
 
     /// Why a contribution is not served, if it is not.
-    pub fn lack(&self, window: u64, opened: &Opened) -> Option<Lack> {
+    pub(super) fn lack(&self, window: u64, opened: &Opened) -> Option<Lack> {
         let name = (window, opened.header.header.hash());
         if self.served.contains(&name) {
             return None;
@@ -105,18 +105,18 @@ impl Held {
     }
 
     /// Gives up what is not complete of windows up to `window`.
-    pub fn give_up(&mut self, window: u64) {
+    pub(super) fn give_up(&mut self, window: u64) {
         for late in self.copying.extract_if(.., |copying| copying.name.0 <= window) {
             late.task.abort();
         }
     }
 
-    pub fn served(&self) -> &VecDeque<Name> {
+    pub(super) fn served(&self) -> &VecDeque<Name> {
         &self.served
     }
 
     /// Adds what was found in the bucket, and drops what is not there any more.
-    pub fn correct(&mut self, found: Vec<Name>, gone: &[Name]) {
+    pub(super) fn correct(&mut self, found: Vec<Name>, gone: &[Name]) {
         self.served.retain(|name| !gone.contains(name));
         for name in found {
             if !self.served.contains(&name) {
@@ -127,7 +127,7 @@ impl Held {
     }
 
     /// For the disk.
-    pub fn record(&self) -> Vec<Name> {
+    pub(super) fn record(&self) -> Vec<Name> {
         self.served.iter().copied().collect()
     }
 }

@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How far a window is with this validator.
 #[derive(Debug)]
-pub enum Round {
+pub(super) enum Round {
     /// It has not begun, or the state that it starts from is not at hand.
     Ahead { window: u64, lack: Abstention },
     /// Contributions come in.
@@ -33,7 +33,7 @@ pub enum Round {
 
 /// What an open window has to do with this node's own access to storage.
 #[derive(Debug)]
-pub struct Doubt {
+pub(super) struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
@@ -42,11 +42,11 @@ pub struct Doubt {
 }
 
 impl Round {
-    pub fn ahead(window: u64) -> Self {
+    pub(super) fn ahead(window: u64) -> Self {
         Self::Ahead { window, lack: Abstention::NoTimeLeft }
     }
 
-    pub fn window(&self) -> u64 {
+    pub(super) fn window(&self) -> u64 {
         match self {
             Self::Ahead { window, .. } => *window,
             Self::Open { intake, .. } | Self::Promising { intake, .. } => intake.window.number,
@@ -54,7 +54,7 @@ impl Round {
     }
 
     /// Waits for the next contribution that has come or will not, or until a last wait has ended.
-    pub async fn arrival(&mut self) {
+    pub(super) async fn arrival(&mut self) {
         match self {
             Self::Open { intake, .. } => intake.arrival().await,
             Self::Promising { until: Some(until), .. } if *until > Instant::now() => {

@@ -19,10 +19,10 @@ use crate::pretrain::validator::TASKS_MAX;
 use crate::pretrain::window::Window;
 
 /// An evaluation that is under way.
-pub type Job = BoxFuture<'static, Evaluated>;
+pub(super) type Job = BoxFuture<'static, Evaluated>;
 
 /// The ratings, and the trainer that measures for them.
-pub struct Scoring {
+pub(super) struct Scoring {
     book: ScoreBook,
     trainer: Engine,
     /// Evaluations that wait, oldest first.
@@ -38,12 +38,12 @@ enum Engine {
 }
 
 impl Scoring {
-    pub fn new(book: ScoreBook, trainer: Box<dyn Trainer>) -> Self {
+    pub(super) fn new(book: ScoreBook, trainer: Box<dyn Trainer>) -> Self {
         Self { book, trainer: Engine::Free(trainer), tasks: VecDeque::new(), weights_due: false }
     }
 
     /// When a validator is slower than the windows, the oldest evaluation is dropped.
-    pub fn add(&mut self, task: Task) {
+    pub(super) fn add(&mut self, task: Task) {
         self.tasks.push_back(task);
         while self.tasks.len() > TASKS_MAX {
             self.tasks.pop_front();
@@ -51,12 +51,12 @@ impl Scoring {
     }
 
     /// What stood on a state that was replaced.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.tasks.clear();
     }
 
     /// The windows whose evaluation is to come.
-    pub fn outstanding(&self) -> impl Iterator<Item = u64> {
+    pub(super) fn outstanding(&self) -> impl Iterator<Item = u64> {
         let busy = match &self.trainer {
             Engine::Free(_) => None,
             Engine::Busy(window) => Some(*window),
@@ -64,7 +64,7 @@ impl Scoring {
         busy.into_iter().chain(self.tasks.iter().map(|task| task.window))
     }
 
-    pub fn start(&mut self, ctx: &Arc<Context>, signals: &Signals) -> Option<Job> {
+    pub(super) fn start(&mut self, ctx: &Arc<Context>, signals: &Signals) -> Option<Job> {
         let window = self.tasks.front()?.window;
         match std::mem::replace(&mut self.trainer, Engine::Busy(window)) {
             Engine::Free(trainer) => {
@@ -79,7 +79,12 @@ impl Scoring {
     }
 
     /// The trainer is back.
-    pub async fn take(&mut self, ctx: &Context, local: &mut Local, evaluated: Evaluated) -> Result<(), NodeError> {
+    pub(super) async fn take(
+        &mut self,
+        ctx: &Context,
+        local: &mut Local,
+        evaluated: Evaluated,
+    ) -> Result<(), NodeError> {
         self.trainer = Engine::Free(evaluated.trainer);
         let window = evaluated.window;
         let report = match evaluated.report {
@@ -104,12 +109,12 @@ impl Scoring {
     }
 
     /// A window was settled: weights may be due after it.
-    pub fn note_settled(&mut self, ctx: &Context, window: u64) {
+    pub(super) fn note_settled(&mut self, ctx: &Context, window: u64) {
         self.weights_due |= (window + 1).is_multiple_of(ctx.spec.scoring.weights_every_windows);
     }
 
     /// Sets weights if they are due. What fails is tried again after the next window.
-    pub async fn weigh(&mut self, ctx: &Context, window: &Window, head: u64) {
+    pub(super) async fn weigh(&mut self, ctx: &Context, window: &Window, head: u64) {
         if !self.weights_due {
             return;
         }

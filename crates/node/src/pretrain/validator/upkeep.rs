@@ -15,9 +15,9 @@ use crate::pretrain::validator::held::Held;
 
 /// Digests of the checkpoints in the bucket, and the work on it.
 #[derive(Debug)]
-pub struct Upkeep {
+pub(super) struct Upkeep {
     /// Oldest first.
-    pub checkpoints: Vec<Hash32>,
+    pub(super) checkpoints: Vec<Hash32>,
     work: Work,
     tasks: JoinSet<Done>,
     ended: Option<Result<Done, JoinError>>,
@@ -38,19 +38,19 @@ enum Done {
 }
 
 impl Upkeep {
-    pub fn new(checkpoints: Vec<Hash32>) -> Self {
+    pub(super) fn new(checkpoints: Vec<Hash32>) -> Self {
         Self { checkpoints, work: Work::Nothing, tasks: JoinSet::new(), ended: None }
     }
 
     /// Begins to bring what is in the own bucket in line with what this node knows to be there.
-    pub fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
+    pub(super) fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
         let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
         self.work = Work::Sweep { until };
         self.tasks.spawn(async move { Done::Swept(sweep::validator(&ctx, keep_from, held, published).await) });
     }
 
     /// Begins to publish a checkpoint, unless something is still under way.
-    pub async fn renew(&mut self, ctx: &Arc<Context>, renewal: Renewal, until: u64) {
+    pub(super) async fn renew(&mut self, ctx: &Arc<Context>, renewal: Renewal, until: u64) {
         let settled = renewal.state.run.settled;
         if !matches!(self.work, Work::Nothing) {
             return ctx.trouble(Trouble::CheckpointLeftOut { settled }).await;
@@ -61,7 +61,7 @@ impl Upkeep {
     }
 
     /// Waits until what is under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is nothing.
-    pub async fn arrival(&mut self) {
+    pub(super) async fn arrival(&mut self) {
         match self.tasks.join_next().await {
             Some(ended) => self.ended = Some(ended),
             None => std::future::pending().await,
@@ -69,7 +69,7 @@ impl Upkeep {
     }
 
     /// Takes in what has ended. Whether there was anything.
-    pub async fn note(&mut self, ctx: &Context, held: &mut Held) -> bool {
+    pub(super) async fn note(&mut self, ctx: &Context, held: &mut Held) -> bool {
         let Some(ended) = self.ended.take() else { return false };
         self.work = Work::Nothing;
         match ended {
@@ -96,7 +96,7 @@ impl Upkeep {
     }
 
     /// Gives up what has taken too long at `head`. What it left in the bucket is swept at the next start.
-    pub async fn expire(&mut self, ctx: &Context, head: u64) {
+    pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
         let cause = |until: u64| format!("the own bucket did not take it by block {until}");
         let trouble = match self.work {
             Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },

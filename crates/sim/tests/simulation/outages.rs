@@ -1,0 +1,245 @@
+//! A node's own access to storage fails, or its own bucket alone: it knows whose fault that is, waits, and goes on.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use templar_protocol::bucket::BucketLocator;
+use templar_protocol::fault::Party;
+use templar_protocol::roster::Uid;
+use templar_record::event::{Cause, Event, FaultCount};
+use templar_record::observation::Observation;
+use templar_record::outcome::{Abstention, Outcome as End};
+use templar_record::trouble::Trouble;
+use templar_sim::r#virtual::scenario::{CloudFault, Outcome, Scenario};
+use templar_store::{Fault, ObjectInfo, Op, OpKind, Store, StoreError};
+use tokio::time::Instant;
+
+use crate::duties::clock;
+use crate::{any, assert_one_history, certified, count, ends, run, trained, voted};
+
+/// Virtual time at which a block of a window comes.
+fn time(window: u64, block: u64) -> Duration {
+    Duration::from_secs(12 * (20 + 20 * window + block - 1))
+}
+
+/// What is hit suffers this between two blocks.
+fn during(span: Range<Duration>, fault: Fault, mut hit: impl FnMut(&Op) -> bool + Send + 'static) -> CloudFault {
+    let mut now = clock();
+    Box::new(move |op| (span.contains(&now()) && hit(op)).then_some(fault))
+}
+
+fn told(outcome: &Outcome, node: &str, test: impl Fn(&Trouble) -> bool) -> usize {
+    count(outcome, node, |event| matches!(event, Event::Trouble { trouble } if test(trouble)))
+}
+
+fn outages(outcome: &Outcome, node: &str) -> (usize, usize) {
+    let back = count(outcome, node, |event| matches!(event, Event::StorageBack { .. }));
+    (told(outcome, node, |trouble| matches!(trouble, Trouble::OwnStorage { .. })), back)
+}
+
+fn adoptions(outcome: &Outcome, node: &str) -> usize {
+    count(outcome, node, |event| matches!(event, Event::Adopted { .. } | Event::Diverged { .. }))
+}
+
+fn is_own_storage(end: &End) -> bool {
+    matches!(end, End::Abstained { why: Abstention::OwnStorage { .. } })
+}
+
+/// validator-2 had no access from the middle of window 2 to the beginning of window 4.
+fn assert_waited_and_went_on(outcome: &Outcome, case: &str) {
+    let node = "validator-2";
+    assert_eq!(certified(outcome), [true; 7], "{case}");
+    assert_one_history(outcome);
+    assert_eq!(outages(outcome, node), (1, 1), "{case}");
+    assert_eq!(adoptions(outcome, node), 0, "{case}");
+    let ends: Vec<End> = ends(outcome, node).into_iter().map(|(_, end)| end).collect();
+    let away: Vec<bool> = ends.iter().map(is_own_storage).collect();
+    assert_eq!(away, [false, false, true, true, false, false, false], "{case}: {ends:?}");
+    assert!(voted(outcome, node, 4), "{case}: it goes on in the window in which it heals");
+    // Nobody is blamed, in votes or in scores.
+    let is_vote = |count: &FaultCount| matches!(count.cause, Cause::Vote(_));
+    assert!(outcome.report.nodes[5].faults.iter().all(is_vote), "{case}: {:?}", outcome.report.nodes[5].faults);
+    let faulted = |event: &Event| matches!(event, Event::Observed { observation: Observation::Faulted(_), .. });
+    assert!(!any(outcome, node, faulted), "{case}");
+    assert!(
+        outcome.report.windows.iter().all(|window| window.faults.is_empty() && window.accepted.len() == 3),
+        "{case}"
+    );
+}
+
+#[test]
+fn a_validator_that_is_cut_off_blames_nobody_and_goes_on_when_it_is_back() {
+    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_secs(3000))] {
+        let mut scenario = Scenario::new(3, 3, 7, 100);
+        scenario.cloud_fault = Some(during(time(2, 5)..time(4, 5), fault, |op| op.actor == "validator-2"));
+        assert_waited_and_went_on(&run(scenario), &format!("{fault:?}"));
+    }
+}
+
+/// A store whose node's clock is wrong for a while: every service refuses it.
+struct Skewed {
+    honest: Arc<dyn Store>,
+    since: Instant,
+}
+
+impl Skewed {
+    fn check(&self, bucket: &str, key: &str) -> Result<(), StoreError> {
+        let is_wrong = (time(2, 5)..time(4, 5)).contains(&self.since.elapsed());
+        let refused = || StoreError::Denied { bucket: bucket.to_owned(), key: key.to_owned() };
+        if is_wrong { Err(refused()) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Store for Skewed {
+    fn own(&self) -> &BucketLocator {
+        self.honest.own()
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.check("own", key)?;
+        self.honest.put(key, bytes).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.check("own", key)?;
+        self.honest.delete(key).await
+    }
+
+    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.check("own", prefix)?;
+        self.honest.list(prefix, max).await
+    }
+
+    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
+        // A hostile service looks at no clock.
+        if from.bucket != "miner-0" {
+            self.check(&from.bucket, key)?;
+        }
+        self.honest.get(from, key, max_bytes).await
+    }
+}
+
+#[test]
+fn a_validator_whose_clock_is_wrong_blames_nobody_though_one_bucket_lets_it_in() {
+    let mut scenario = Scenario::new(3, 3, 7, 101);
+    scenario.seams.store = |node, honest| {
+        if node == "validator-2" { Arc::new(Skewed { honest, since: Instant::now() }) } else { honest }
+    };
+    assert_waited_and_went_on(&run(scenario), "wrong clock");
+}
+
+#[test]
+fn a_miner_that_is_cut_off_waits_and_goes_on_when_it_is_back() {
+    let mut scenario = Scenario::new(3, 2, 7, 102);
+    scenario.cloud_fault = Some(during(time(2, 5)..time(4, 2), Fault::Unavailable, |op| op.actor == "miner-1"));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 7]);
+    assert_one_history(&outcome);
+    assert_eq!((outages(&outcome, "miner-1"), adoptions(&outcome, "miner-1")), ((1, 1), 0));
+    assert_eq!(told(&outcome, "miner-1", |trouble| matches!(trouble, Trouble::Resynchronising { .. })), 0);
+    assert!(!trained(&outcome, "miner-1", 3), "it does not have the state from which window 3 starts");
+    assert!(trained(&outcome, "miner-1", 4), "it goes on in the window in which it is back");
+    let accepted = |window: usize| outcome.report.windows[window].accepted.contains(&Uid(1));
+    assert_eq!([accepted(1), accepted(2), accepted(3), accepted(4)], [true, false, false, true]);
+}
+
+#[test]
+fn an_outage_that_ends_before_the_vote_deadline_costs_no_vote() {
+    let mut scenario = Scenario::new(3, 3, 4, 103);
+    // It is seen at the last call, in block 16, and a vote has to be handed over in block 17.
+    let span = time(2, 11)..time(2, 16) + Duration::from_secs(8);
+    scenario.cloud_fault = Some(during(span, Fault::Unavailable, |op| op.actor == "validator-2"));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    assert_eq!(outages(&outcome, "validator-2"), (1, 1));
+    assert_eq!(ends(&outcome, "validator-2")[2], (2, End::Voted));
+    assert!(outcome.report.windows.iter().all(|window| window.faults.is_empty() && window.accepted.len() == 3));
+}
+
+#[test]
+fn buckets_of_others_that_fail_in_everything_make_no_validator_doubt_itself() {
+    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_secs(3000))] {
+        let mut scenario = Scenario::new(3, 2, 4, 104);
+        // From window 2 on, all of them: only its own bucket answers a validator.
+        let from_two = time(2, 0)..Duration::MAX;
+        scenario.cloud_fault =
+            Some(during(from_two, fault, |op| op.actor.starts_with("validator") && op.bucket.starts_with("miner")));
+        let outcome = run(scenario);
+        assert_eq!(certified(&outcome), [true; 4], "{fault:?}");
+        assert_one_history(&outcome);
+        for node in ["validator-0", "validator-1"] {
+            assert_eq!(outages(&outcome, node), (0, 0), "{fault:?}");
+            assert!(ends(&outcome, node).iter().all(|(_, end)| *end == End::Voted), "{fault:?}");
+        }
+        let blamed = &outcome.report.windows[2].faults;
+        assert!(blamed.len() == 3 && blamed.iter().all(|fault| fault.attributed_to == Party::Storage), "{blamed:?}");
+    }
+}
+
+#[test]
+fn an_own_bucket_that_hangs_stops_nothing_but_the_vote() {
+    let mut scenario = Scenario::new(3, 3, 7, 105);
+    let hangs = Fault::Delay(Duration::from_secs(5000));
+    scenario.cloud_fault =
+        Some(during(time(2, 0)..time(4, 0), hangs, |op| op.actor == "validator-2" && op.bucket == "validator-2"));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 7]);
+    assert_one_history(&outcome);
+    let ends: Vec<End> = ends(&outcome, "validator-2").into_iter().map(|(_, end)| end).collect();
+    let cannot: Vec<bool> =
+        ends.iter().map(|end| matches!(end, End::Abstained { why: Abstention::CannotServe { .. } })).collect();
+    assert_eq!(cannot, [false, false, true, true, false, false, false], "{ends:?}");
+    assert_eq!(told(&outcome, "validator-2", |trouble| matches!(trouble, Trouble::CannotServe { .. })), 2);
+    assert!((4..7).all(|window| voted(&outcome, "validator-2", window)));
+    assert_eq!((outages(&outcome, "validator-2"), adoptions(&outcome, "validator-2")), ((0, 0), 0));
+    // Head by head: each window is settled before anybody settles the next one.
+    let position = |node: &str, wanted: u64| {
+        let settled = |event: &Event| matches!(event, Event::Settled { window, .. } if *window == wanted);
+        outcome.log.iter().position(|logged| logged.node == node && settled(&logged.event)).unwrap()
+    };
+    assert!((1..6).all(|window| position("validator-2", window) < position("validator-0", window + 1)));
+    // It judged as well as the others, and measured what it judged.
+    let observed = |event: &Event| matches!(event, Event::Observed { window: 2 | 3, .. });
+    assert!(any(&outcome, "validator-2", observed));
+}
+
+#[test]
+fn a_contribution_that_is_opened_at_the_last_moment_keeps_no_validator_from_voting() {
+    let mut scenario = Scenario::new(3, 2, 3, 106);
+    let mut now = clock();
+    // miner-1's key comes just before the last call, and what is put into a validator's bucket takes two blocks.
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        let is_early = now() < time(1, 15);
+        let late = op.kind == OpKind::Get && op.bucket == "miner-1" && op.key.ends_with("w/00000001/key");
+        if late && is_early {
+            return Some(Fault::NotFound);
+        }
+        let put = op.kind == OpKind::Put && op.key.contains("/held/00000001/") && op.key.ends_with("/payload");
+        put.then_some(Fault::Delay(Duration::from_secs(40)))
+    }));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 3]);
+    assert_one_history(&outcome);
+    let mut accepted = outcome.report.windows[1].accepted.clone();
+    accepted.sort();
+    assert_eq!(accepted, [Uid(0), Uid(2)]);
+    let faults = &outcome.report.windows[1].faults;
+    assert!(faults.iter().all(|fault| fault.attributed_to == Party::Validator), "{faults:?}");
+    assert!(outcome.report.windows[2].accepted.contains(&Uid(1)), "it is not excluded for that");
+}
+
+#[test]
+fn a_validator_begins_though_its_bucket_lists_nothing() {
+    let mut scenario = Scenario::new(3, 2, 4, 107);
+    let hangs = Fault::Delay(Duration::from_secs(100_000));
+    scenario.cloud_fault =
+        Some(Box::new(move |op| (op.kind == OpKind::List && op.actor == "validator-1").then_some(hangs)));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 4]);
+    assert!((0..4).all(|window| voted(&outcome, "validator-1", window)));
+    assert_eq!(told(&outcome, "validator-1", |trouble| matches!(trouble, Trouble::Sweep { .. })), 1);
+}
