@@ -17,7 +17,7 @@ use templar_protocol::state::{RunState, STATE_BYTES_MAX};
 use templar_store::{StoreError, keys};
 
 use crate::frame::context::Context;
-use crate::frame::local::{from_bytes, to_bytes};
+use crate::frame::files::{from_bytes, to_bytes};
 use crate::pretrain::fetch::SMALL_PATIENCE;
 use crate::pretrain::state::State;
 use templar_record::event::Event;

@@ -19,6 +19,7 @@ use crate::frame::context::Context;
 use crate::frame::drive::{Duty, Steps};
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
+use crate::frame::records::{CheckpointsRecord, HeldRecord, ScoresRecord, VoteRecord};
 use crate::frame::signals::Signals;
 use crate::pretrain::checkpoint::{Renewal, Renewed};
 use crate::pretrain::evaluate::{Evaluated, Task, drawn_miners};
@@ -97,12 +98,11 @@ impl Validator {
     ) -> Result<Self, NodeError> {
         let seat = Seat::open(ctx.clone(), local, Role::Validator).await?;
         let settled = seat.replica.newest().run.settled;
-        let book = seat.local.get("scores")?.unwrap_or_default();
-        let checkpoints = seat.local.get("checkpoints")?.unwrap_or_default();
-        let held: Vec<(u64, Hash32)> = seat.local.get("held")?.unwrap_or_default();
-        let vote = seat.local.get::<(u32, Hash32, Vec<bool>, Vec<bool>)>("vote")?;
-        let vote = vote.filter(|(window, ..)| u64::from(*window) >= settled);
-        let vote = vote.map(|(window, root, accept, exclude)| Vote { window, root, accept, exclude });
+        let book = seat.local.get::<ScoresRecord>()?.unwrap_or_default().book;
+        let checkpoints = seat.local.get::<CheckpointsRecord>()?.unwrap_or_default().digests;
+        let held = seat.local.get::<HeldRecord>()?.unwrap_or_default().contributions;
+        let vote: Option<Vote> = seat.local.get::<VoteRecord>()?.map(Vote::from);
+        let vote = vote.filter(|vote| u64::from(vote.window) >= settled);
         let next_vote = vote.as_ref().map_or(settled, |vote| u64::from(vote.window) + 1);
         let mut validator = Self {
             ctx,
@@ -139,7 +139,7 @@ impl Validator {
             // What is left over costs storage, nothing else.
             self.ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await;
         }
-        self.seat.local.set("checkpoints", &self.checkpoints)?;
+        self.seat.local.set(&CheckpointsRecord { digests: self.checkpoints.clone() })?;
         self.save_held()
     }
 
@@ -221,7 +221,7 @@ impl Validator {
     async fn note_renewed(&mut self) -> Result<(), NodeError> {
         let Some(renewed) = self.renewed.take() else { return Ok(()) };
         self.checkpoints = renewed.published;
-        self.seat.local.set("checkpoints", &self.checkpoints)?;
+        self.seat.local.set(&CheckpointsRecord { digests: self.checkpoints.clone() })?;
         self.held.retain(|held| !renewed.released.contains(held));
         self.save_held()?;
         if let Err(error) = renewed.result {
@@ -255,7 +255,7 @@ impl Validator {
     }
 
     fn save_held(&mut self) -> Result<(), NodeError> {
-        self.seat.local.set("held", &*self.held.make_contiguous())
+        self.seat.local.set(&HeldRecord { contributions: self.held.iter().copied().collect() })
     }
 
     async fn confirm_vote(&mut self, head: u64) -> Result<(), NodeError> {
@@ -315,7 +315,7 @@ impl Validator {
         self.save_held()?;
         // On disk before it is on chain: a restarted validator says what it said.
         let vote = Vote { window: window as u32, root, accept, exclude };
-        self.seat.local.set("vote", &(vote.window, vote.root, &vote.accept, &vote.exclude))?;
+        self.seat.local.set(&VoteRecord::from(&vote))?;
         (self.vote, self.next_vote) = (Some(vote), window + 1);
         let accept: Vec<Uid> = accepted.iter().map(|opened| opened.header.header.entry.uid).collect();
         self.ctx.emit(Event::Voted { window, accept, faults, comm_s }).await;
@@ -405,7 +405,7 @@ impl Duty for Validator {
                     let score = self.book.rating(&entry).score();
                     self.ctx.emit(Event::Observed { window, uid: entry.uid, observation, score }).await;
                 }
-                self.seat.local.set("scores", &self.book)?;
+                self.seat.local.set(&ScoresRecord { book: self.book.clone() })?;
                 if let Some(loss) = report.held_out_loss {
                     let bytes_per_token = self.ctx.dataset.manifest().bytes_per_token(Split::HeldOut);
                     let bits_per_byte = loss / std::f64::consts::LN_2 / bytes_per_token;

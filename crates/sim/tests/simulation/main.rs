@@ -4,9 +4,12 @@
 
 mod checkpoints;
 mod crashes;
+mod damage;
 mod duties;
+mod ends;
 mod forger;
 mod hostile;
+mod own_bucket;
 mod protocol;
 mod storage;
 mod words;
