@@ -64,9 +64,16 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
             set("templar_communication_seconds", *comm_s);
         }
         Event::Opened { .. } => add("templar_contributions_total", 1),
-        Event::Missed { .. } => add("templar_missed_windows_total", 1),
-        // What the chain had in time, not what was handed to it.
-        Event::Ended { outcome: Outcome::Voted | Outcome::Outvoted, .. } => add("templar_votes_total", 1),
+        Event::Ended { outcome, .. } => {
+            counter!("templar_windows_total", "node" => node.clone(), "outcome" => outcome.kind()).increment(1);
+            match outcome {
+                Outcome::Counted => add("templar_accepted_windows_total", 1),
+                Outcome::Missed { .. } => add("templar_missed_windows_total", 1),
+                // What the chain had in time, not what was handed to it.
+                Outcome::Voted | Outcome::Outvoted => add("templar_votes_total", 1),
+                _ => {}
+            }
+        }
         Event::Voted { accept, comm_s, .. } => {
             set("templar_accepted_contributions", accept.len() as f64);
             set("templar_communication_seconds", *comm_s);
@@ -77,7 +84,7 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
                 Verdict::NoQuorum => "no-quorum",
                 Verdict::NoMajority => "no-majority",
             };
-            counter!("templar_windows_total", "node" => node.clone(), "verdict" => ended).increment(1);
+            counter!("templar_verdicts_total", "node" => node.clone(), "verdict" => ended).increment(1);
             set("templar_settled_windows", (window + 1) as f64);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             set("templar_last_settled_timestamp_seconds", now.as_secs_f64());
@@ -125,7 +132,9 @@ fn field(of: &impl Serialize, name: &str) -> String {
 fn describe() {
     describe_counter!("templar_starts_total", "times that the node started");
     describe_gauge!("templar_settled_windows", "windows in the node's state");
-    describe_counter!("templar_windows_total", "windows settled since the process started, by verdict");
+    describe_counter!("templar_verdicts_total", "windows settled since the process started, by verdict");
+    describe_counter!("templar_windows_total", "windows that ended for the node, by how they ended for it");
+    describe_counter!("templar_accepted_windows_total", "windows in which the miner's contribution counts");
     describe_gauge!("templar_last_settled_timestamp_seconds", "Unix time at which a window was settled last");
     describe_counter!("templar_train_steps_total", "inner steps");
     describe_counter!("templar_train_tokens_total", "tokens trained on");
@@ -158,6 +167,7 @@ mod tests {
     use templar_protocol::fault::VoteFault;
     use templar_protocol::hash::Hash32;
     use templar_protocol::roster::Uid;
+    use templar_record::outcome::Miss;
 
     use super::*;
 
@@ -196,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn a_window_of_a_miner_counts_by_how_it_ended() {
+        let ended = |window, outcome| Event::Ended { window, outcome };
+        let missed = || Outcome::Missed { why: Miss::UploadTooLate };
+        let outcomes =
+            [Outcome::Counted, missed(), Outcome::Counted, Outcome::NoSeat { seats: 20 }, missed(), missed()];
+        let events: Vec<Event> = (0..).zip(outcomes).map(|(window, outcome)| ended(window, outcome)).collect();
+        let lines = scraped(&events);
+        for line in [
+            r#"templar_windows_total{node="miner-0",outcome="counted"} 2"#,
+            r#"templar_windows_total{node="miner-0",outcome="no-seat"} 1"#,
+            r#"templar_windows_total{node="miner-0",outcome="missed"} 3"#,
+            r#"templar_accepted_windows_total{node="miner-0"} 2"#,
+            r#"templar_missed_windows_total{node="miner-0"} 3"#,
+        ] {
+            assert!(lines.iter().any(|found| found == line), "{line} is not in {lines:#?}");
+        }
+    }
+
+    #[test]
     fn windows_count_by_verdict_and_faults_by_cause() {
         let settled = |window, verdict| Event::Settled {
             window,
@@ -211,8 +240,8 @@ mod tests {
         let lines =
             scraped(&[settled(6, certified.clone()), settled(7, Verdict::NoQuorum), settled(8, certified), misvoted]);
         for line in [
-            r#"templar_windows_total{node="miner-0",verdict="certified"} 2"#,
-            r#"templar_windows_total{node="miner-0",verdict="no-quorum"} 1"#,
+            r#"templar_verdicts_total{node="miner-0",verdict="certified"} 2"#,
+            r#"templar_verdicts_total{node="miner-0",verdict="no-quorum"} 1"#,
             r#"templar_settled_windows{node="miner-0"} 9"#,
             r#"templar_faults_total{node="miner-0",of="vote",fault="length"} 1"#,
         ] {

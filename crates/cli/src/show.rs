@@ -174,7 +174,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         }
         Event::Sealed { window, payload_bytes, .. } => format!("window {window}: sealed {}", bytes(*payload_bytes)),
         Event::Opened { window } => format!("window {window}: key published"),
-        Event::Missed { window, reason } => format!("window {window}: missed: {reason}"),
+        Event::Ended { window, outcome } => format!("window {window}: {outcome}"),
         Event::Voted { window, accept, faults, .. } => {
             format!("window {window}: voted for {} contributions, {} faults", accept.len(), faults.len())
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use templar_chain::{Chain, ChainError, Pacer, RpcChain};
 use templar_node::frame::context::Compute;
 use templar_node::frame::dataset::{self, DatasetError};
+use templar_node::frame::local::{Disk, Saving};
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
@@ -97,6 +98,8 @@ impl Connection {
             dataset: Arc::new(dataset),
             trainer,
             state_folder: self.state_folder,
+            disk: Disk::Durable,
+            saving: Saving::Exact,
             options: self.options,
             compute: Compute::Threads,
             events,

@@ -5,6 +5,8 @@
 //! | the run, the keys, and the seams to the world | [`context`] |
 //! | the loop that drives a duty from block to block | [`drive`] |
 //! | the node's own disk | [`local`] |
+//! | the records that its database holds, and their versions | [`records`] |
+//! | the large files beside it | [`files`] |
 //! | its record on the chain: bucket, header hash, vote | [`publisher`] |
 //! | its copy of the run's dataset | [`dataset`] |
 //! | whether its own access to storage works | [`access`] |
@@ -18,6 +20,9 @@ pub mod dataset;
 pub mod drive;
 pub mod error;
 pub mod events;
+pub mod files;
 pub mod local;
 pub mod publisher;
+pub mod records;
 pub mod signals;
+mod theta;

@@ -47,11 +47,6 @@ pub enum Event {
     Opened {
         window: u64,
     },
-    /// A miner could not contribute to a window.
-    Missed {
-        window: u64,
-        reason: String,
-    },
     /// A validator finished judging, and handed its vote to the chain.
     Voted {
         window: u64,

@@ -1,5 +1,6 @@
 //! How a window ended for one node.
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 /// How a window ended for one node. Every window that a running node goes through ends in exactly one of these, when it
@@ -45,8 +46,27 @@ pub enum Outcome {
     Skipped,
 }
 
-/// Why a miner handed in nothing that could count.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+impl Outcome {
+    /// Its name in reports and metrics: the `kind` of its JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Counted => "counted",
+            Self::NotAccepted => "not-accepted",
+            Self::NoSeat { .. } => "no-seat",
+            Self::Null => "null",
+            Self::NotListed => "not-listed",
+            Self::Missed { .. } => "missed",
+            Self::Voted => "voted",
+            Self::Outvoted => "outvoted",
+            Self::VoteLate => "vote-late",
+            Self::Abstained { .. } => "abstained",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// Why a miner handed in nothing that could count. Its disk keeps these by number: new ones go to the end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, BorshSerialize, BorshDeserialize)]
 #[serde(tag = "miss", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Miss {
@@ -75,6 +95,9 @@ pub enum Miss {
     /// The own bucket did not take the contribution in time.
     #[error("its bucket did not take the contribution by the put deadline")]
     UploadTooLate,
+    /// It was committed and nobody could open it, which ranks below a bad contribution.
+    #[error("its key was not in its bucket by the vote deadline")]
+    KeyTooLate,
 }
 
 /// Why a validator did not vote.
@@ -94,4 +117,22 @@ pub enum Abstention {
     /// What it voted for could not be put into its own bucket.
     #[error("its own bucket did not take what it would have voted for: {cause}")]
     CannotServe { cause: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_outcome_is_its_kind_in_json() {
+        let missed = Outcome::Missed { why: Miss::KeyTooLate };
+        let abstained = Outcome::Abstained { why: Abstention::NoBase };
+        let plain = [Outcome::Counted, Outcome::NotAccepted, Outcome::Null, Outcome::NotListed, Outcome::Skipped];
+        let votes = [Outcome::Voted, Outcome::Outvoted, Outcome::VoteLate];
+        for outcome in plain.into_iter().chain(votes).chain([Outcome::NoSeat { seats: 2 }, missed, abstained]) {
+            let json = serde_json::to_value(&outcome).unwrap();
+            assert_eq!(json["kind"], outcome.kind());
+            assert_eq!(serde_json::from_value::<Outcome>(json).unwrap(), outcome);
+        }
+    }
 }

@@ -52,6 +52,8 @@ struct Gathered {
     /// By validator: loss and bits per byte after the window.
     validated: BTreeMap<String, (f64, f64)>,
     engines: BTreeMap<String, EngineStats>,
+    /// By node: how the window ended for it.
+    ended: BTreeMap<String, &'static str>,
     compute_s: f64,
     comm_s: f64,
 }
@@ -119,6 +121,9 @@ impl Recorder {
                 let (payload_bytes, values, tokens) = (*payload_bytes, *values, *tokens);
                 let settled = Settled { state_root, verdict, payload_bytes, values, tokens };
                 self.windows.entry(*window).or_default().settled.insert(name, settled);
+            }
+            Event::Ended { window, outcome } => {
+                self.windows.entry(*window).or_default().ended.insert(name, outcome.kind());
             }
             Event::Validated { window, loss, bits_per_byte } => {
                 self.windows.entry(*window).or_default().validated.insert(name, (*loss, *bits_per_byte));
@@ -201,7 +206,19 @@ impl Recorder {
             restarts: state.map_or(0, |state| state.starts.saturating_sub(1)),
             troubles: state.map_or(0, |state| state.troubles),
             faults: state.map_or_else(Vec::new, |state| state.faults.clone()),
+            outcomes: self.outcomes(&participant.name, last_window),
         })
+    }
+}
+
+impl Recorder {
+    /// How many windows up to `last_window` ended in which way for `node`.
+    fn outcomes(&self, node: &str, last_window: u64) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for kind in self.windows.range(..=last_window).filter_map(|(_, gathered)| gathered.ended.get(node)) {
+            *counts.entry((*kind).to_owned()).or_default() += 1;
+        }
+        counts
     }
 }
 

@@ -102,6 +102,9 @@ pub struct NodeReport {
     /// How often this node met each fault of others.
     #[serde(default)]
     pub faults: Vec<FaultCount>,
+    /// How many of the planned windows ended in which way for this node, by [`kind`](crate::outcome::Outcome::kind).
+    #[serde(default)]
+    pub outcomes: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -22,9 +22,6 @@ pub enum Trouble {
          them need {needed_bytes}: some will miss this node's word; a run on this subnet needs longer windows"
     )]
     QuotaTooSmall { quota_bytes: u64, tempo_blocks: u64, windows: u64, needed_bytes: u64 },
-    /// The inner optimiser starts with fresh moments.
-    #[error("the optimiser's state is not usable, its moments start afresh: {cause}")]
-    OptimiserLost { cause: String },
     /// No bucket answers this node: it is to blame, and nobody else. [`Event::StorageBack`](crate::event::Event::StorageBack)
     /// gives the all-clear.
     #[error(
@@ -37,6 +34,15 @@ pub enum Trouble {
         "the own bucket does not take the contributions to window {window}: {cause}; there is no vote without them"
     )]
     CannotServe { window: u64, cause: String },
+    /// Something on this node's own disk is gone or changed. The node goes on without it.
+    #[error("local state is damaged: {what}: {cause}; {}", what.cost())]
+    LocalDamage { what: LocalPart, cause: String },
+    /// The own bucket did not take something while it was of use.
+    #[error(
+        "window {window}: the own bucket did not take {put} by block {deadline_block}, and it is given up: check the bucket \
+         and the way to it"
+    )]
+    UploadGivenUp { window: u64, put: Put, deadline_block: u64 },
     /// Old objects stay in the own bucket for now. They cost storage, nothing else.
     #[error("sweeping the own bucket: {cause}")]
     Sweep { cause: String },
@@ -56,6 +62,43 @@ pub enum Trouble {
     /// A node's process ended, and its parent starts it again.
     #[error("{cause}; it is started again, see {log}")]
     ProcessEnded { cause: String, log: String },
+}
+
+/// A part of a node's local state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum LocalPart {
+    #[error("the error feedback")]
+    ErrorFeedback,
+    #[error("the optimiser's state")]
+    Optimiser,
+    #[error("the sealed payload of window {window}")]
+    Pending { window: u64 },
+    #[error("θ after {settled} windows")]
+    Theta { settled: u64 },
+}
+
+impl LocalPart {
+    /// What its loss costs.
+    pub fn cost(self) -> &'static str {
+        match self {
+            Self::ErrorFeedback => "what was learned and not sent is lost",
+            Self::Optimiser => "its moments start afresh",
+            Self::Pending { .. } => "if it does not count, what it held is lost",
+            Self::Theta { .. } => "the state before it is taken, or a certified checkpoint",
+        }
+    }
+}
+
+/// What a miner puts into its own bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Put {
+    #[error("the contribution")]
+    Contribution,
+    #[error("the key")]
+    Key,
 }
 
 /// The part of the world, or of the node, where a step failed.

@@ -8,6 +8,8 @@ use templar_record::trouble::Part;
 use templar_store::StoreError;
 use templar_train::TrainError;
 
+use crate::frame::records::RecordError;
+
 /// An error of a node. Those that [`NodeError::is_fatal`] does not name are retried at the next block.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -41,6 +43,16 @@ pub enum NodeError {
     InUse { path: String },
     #[error("local state in {path}: {reason}; repair the disk, or remove the folder to start from the network")]
     Local { path: String, reason: String },
+    #[error(
+        "local state in {path}: the record {record:?} cannot be read: {source}; go back to the release that wrote it, or move \
+         the folder away to start from the network, which loses what was learned and not sent"
+    )]
+    LocalRecord { path: String, record: String, source: RecordError },
+    #[error(
+        "the disk with {path} is full: {needed_bytes} bytes more were to be written. What is there is whole: free space, or \
+         move the folder to a larger disk and name it with --state-folder, then start again"
+    )]
+    DiskFull { path: String, needed_bytes: u64 },
     #[error("window {window} is certified, but nobody serves the contribution of uid {uid} any more")]
     ContributionGone { window: u64, uid: u16 },
     #[error("the network certified another state before window {window} than this node has")]
@@ -72,6 +84,8 @@ impl NodeError {
                 | Self::Bucket(_)
                 | Self::InUse { .. }
                 | Self::Local { .. }
+                | Self::LocalRecord { .. }
+                | Self::DiskFull { .. }
         )
     }
 
@@ -82,7 +96,9 @@ impl NodeError {
             Self::Bucket(_) | Self::Store(_) | Self::OwnStorage => Part::Storage,
             Self::Train(_) | Self::WrongTheta0 { .. } => Part::Training,
             Self::WrongDataset { .. } | Self::DatasetDoesNotFitModel { .. } | Self::Data(_) => Part::Data,
-            Self::InUse { .. } | Self::Local { .. } => Part::LocalDisk,
+            Self::InUse { .. } | Self::Local { .. } | Self::LocalRecord { .. } | Self::DiskFull { .. } => {
+                Part::LocalDisk
+            }
             Self::ContributionGone { .. } | Self::Diverged { .. } | Self::NoBase { .. } | Self::NoCheckpoint { .. } => {
                 Part::Replica
             }

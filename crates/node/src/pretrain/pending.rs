@@ -5,31 +5,60 @@ use templar_protocol::hash::Hash32;
 use templar_protocol::header::{Header, HeaderContext, SignedHeader};
 use templar_protocol::seal::SealKey;
 use templar_protocol::word::HeaderWord;
+use templar_record::outcome::Miss;
 
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
+use crate::frame::records::{PendingRecord, SealedRecord};
 
-/// A contribution in the database: its payload's file, its header, its key, and whether it is opened.
-pub type Record = (String, SignedHeader, Vec<u8>, bool);
+/// How far a contribution is. The disk knows of `Opened` alone: after a restart whatever comes before it is done again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// On this node's disk, and nowhere else as far as this process knows.
+    Sealed,
+    /// Ciphertext and header are in the bucket.
+    Uploaded,
+    /// The header's hash was handed to the chain.
+    Committed,
+    /// The chain had its header in time, so it may count: from here on its key is public or about to be.
+    Opened,
+    /// Its key is in the bucket.
+    Published,
+    /// The chain did not have its header in time: its values go back into the error feedback.
+    Lost(Miss),
+}
+
+impl Stage {
+    /// The one list of what may follow what.
+    fn may_become(&self, next: &Self) -> bool {
+        use Stage::{Committed, Lost, Opened, Published, Sealed, Uploaded};
+        match (self, next) {
+            (Sealed, Uploaded) | (Uploaded, Committed) | (Opened, Published) => true,
+            // After a restart the chain may have what this process has not uploaded.
+            (Sealed | Uploaded | Committed, Opened | Lost(_)) => true,
+            _ => false,
+        }
+    }
+}
 
 /// What a miner committed to and has not yet seen decided.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that become true one by one, of which the disk knows one")]
 pub struct Pending {
     pub window: u64,
     pub header: SignedHeader,
     pub payload: Vec<u8>,
     pub key: SealKey,
-    pub ciphertext: Bytes,
-    /// Ciphertext and header are in the bucket. Not kept on disk: after a restart they are uploaded again.
-    pub uploaded: bool,
-    /// The chain had its header in time, so it may count: from here on its key is public or about to be.
-    pub opened: bool,
-    /// Its key is in the bucket. Not kept on disk: after a restart it is published again.
-    pub published: bool,
-    /// The chain did not have its header in time: its values go back into the error feedback.
-    pub lost: bool,
+    stage: Stage,
+}
+
+/// What a restarted miner finds of its contributions.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Oldest first.
+    pub whole: Vec<Pending>,
+    /// Windows whose payload is gone or changed, and what is wrong with it.
+    pub damaged: Vec<(u64, String)>,
 }
 
 impl Pending {
@@ -37,7 +66,7 @@ impl Pending {
     pub fn new(ctx: &Context, context: &HeaderContext, payload: Vec<u8>, tokens: u64) -> Self {
         let HeaderContext { run, window, entry, base, sample_digest, possession, .. } = *context;
         let key = SealKey::derive(&ctx.keypair, run, window, &payload);
-        let ciphertext = Bytes::from(key.seal(payload.clone()));
+        let ciphertext = key.seal(payload.clone());
         let header = Header {
             run,
             window,
@@ -50,48 +79,97 @@ impl Pending {
             tokens,
             possession,
         };
-        Self::sealed(header.sign(&ctx.keypair), payload, key, ciphertext)
+        Self { window, header: header.sign(&ctx.keypair), payload, key, stage: Stage::Sealed }
     }
 
-    fn sealed(header: SignedHeader, payload: Vec<u8>, key: SealKey, ciphertext: Bytes) -> Self {
-        let window = header.header.window;
-        let (uploaded, opened, published, lost) = (false, false, false, false);
-        Self { window, header, payload, key, ciphertext, uploaded, opened, published, lost }
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Goes on to the next stage.
+    pub fn advance(&mut self, next: Stage) {
+        assert!(self.stage.may_become(&next), "a contribution does not go from {:?} to {next:?}", self.stage);
+        self.stage = next;
+    }
+
+    /// The chain had its header in time.
+    pub fn is_opened(&self) -> bool {
+        matches!(self.stage, Stage::Opened | Stage::Published)
+    }
+
+    /// What is put into the bucket.
+    pub fn ciphertext(&self) -> Bytes {
+        Bytes::from(self.key.seal(self.payload.clone()))
     }
 
     pub fn word(&self) -> HeaderWord {
         HeaderWord { window: self.window as u32, header_hash: self.header.header.hash() }
     }
 
-    /// Writes the payloads to files; returns what the database has to keep, and the files' names.
-    pub fn store(all: &[Self], local: &Local) -> Result<(Vec<Record>, Vec<String>), NodeError> {
-        let mut names = Vec::new();
-        let mut record = Vec::new();
-        for pending in all {
-            let name = local.put_file("payload", &pending.payload)?;
-            record.push((name.clone(), pending.header.clone(), pending.key.as_bytes().to_vec(), pending.opened));
-            names.push(name);
-        }
-        Ok((record, names))
-    }
-
-    /// Notes on disk how far they are, and nothing else.
-    pub fn save(all: &[Self], local: &Local) -> Result<(), NodeError> {
-        let (record, _) = Self::store(all, local)?;
-        local.set("pending", &record)
-    }
-
-    /// What [`Pending::store`] kept. Records whose payload file is gone or changed are dropped: that contribution is
-    /// lost.
-    pub fn load(local: &Local) -> Result<Vec<Self>, NodeError> {
-        let records: Vec<Record> = local.get("pending")?.unwrap_or_default();
-        let restore = |(name, header, key, opened): Record| {
-            let payload = local.file(&name)?;
-            let key = SealKey::from_bytes(&key).ok()?;
-            let ciphertext = Bytes::from(key.seal(payload.clone()));
-            let intact = Hash32::of(&ciphertext) == header.header.ciphertext_hash;
-            intact.then(|| Self { opened, ..Self::sealed(header, payload, key, ciphertext) })
+    /// Writes the payloads to files; returns what the database has to keep.
+    pub fn store<'a>(all: impl IntoIterator<Item = &'a Self>, local: &Local) -> Result<PendingRecord, NodeError> {
+        let one = |pending: &Self| {
+            Ok(SealedRecord {
+                payload_file: local.put_file("payload", &pending.payload)?,
+                header: pending.header.clone(),
+                key: *pending.key.as_bytes(),
+                is_opened: pending.is_opened(),
+            })
         };
-        Ok(records.into_iter().filter_map(restore).collect())
+        Ok(PendingRecord { contributions: all.into_iter().map(one).collect::<Result<_, NodeError>>()? })
+    }
+
+    /// What [`Pending::store`] kept.
+    pub fn load(local: &Local) -> Result<Restored, NodeError> {
+        let mut restored = Restored::default();
+        for record in local.get::<PendingRecord>()?.unwrap_or_default().contributions {
+            let window = record.header.header.window;
+            match Self::restore(record, local) {
+                Ok(pending) => restored.whole.push(pending),
+                Err(cause) => restored.damaged.push((window, cause)),
+            }
+        }
+        Ok(restored)
+    }
+
+    fn restore(record: SealedRecord, local: &Local) -> Result<Self, String> {
+        let SealedRecord { payload_file, header, key, is_opened } = record;
+        let payload = local.file(&payload_file).map_err(|damage| damage.to_string())?;
+        let key = SealKey::from_bytes(&key).map_err(|error| error.to_string())?;
+        let stage = if is_opened { Stage::Opened } else { Stage::Sealed };
+        let pending = Self { window: header.header.window, header, payload, key, stage };
+        if Hash32::of(&pending.ciphertext()) != pending.header.header.ciphertext_hash {
+            return Err(format!("{payload_file} is not what the header names"));
+        }
+        Ok(pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stage::{self, Committed, Lost, Opened, Published, Sealed, Uploaded};
+    use super::*;
+
+    #[test]
+    fn stages_go_forward_and_nothing_is_lost_once_opened() {
+        let lost = || Lost(Miss::CommittedTooLate);
+        let all = || [Sealed, Uploaded, Committed, Opened, Published, lost()];
+        let allowed: Vec<(Stage, Stage)> = all()
+            .into_iter()
+            .flat_map(|from| all().map(|to| (from.clone(), to)))
+            .filter(|(from, to)| from.may_become(to))
+            .collect();
+        let expected = [
+            (Sealed, Uploaded),
+            (Sealed, Opened),
+            (Sealed, lost()),
+            (Uploaded, Committed),
+            (Uploaded, Opened),
+            (Uploaded, lost()),
+            (Committed, Opened),
+            (Committed, lost()),
+            (Opened, Published),
+        ];
+        assert_eq!(allowed, expected);
     }
 }

@@ -20,9 +20,8 @@ use crate::pretrain::state::State;
 use crate::pretrain::window::{Window, committed_header, participants};
 use templar_protocol::fault::BucketFault;
 use templar_record::event::{Event, Source, Verdict};
+use templar_record::trouble::{LocalPart, Trouble};
 
-/// States kept in memory: the present one, and with a delay of one window the one before, from which windows start.
-const RECENT: usize = 3;
 /// How far back a certified state is looked for, in periods of checkpoints. Validators keep three checkpoints, and each
 /// window costs a few reads of the chain.
 const SEARCH_PERIODS: u64 = 8;
@@ -56,7 +55,7 @@ pub struct Replica {
 impl Replica {
     /// The newest complete state on the local disk, else θ₀; a newer checkpoint if the network is far ahead of it.
     pub async fn open(ctx: &Context, local: &mut Local) -> Result<Self, NodeError> {
-        let mut replica = Self::from_disk(ctx, local)?;
+        let mut replica = Self::from_disk(ctx, local).await?;
         let head = ctx.chain.head().await?.number;
         let behind = newest_voted_window(ctx, head).saturating_sub(replica.newest().run.settled);
         if behind > ctx.spec.windows.checkpoint_every_windows
@@ -67,12 +66,18 @@ impl Replica {
         Ok(replica)
     }
 
-    fn from_disk(ctx: &Context, local: &Local) -> Result<Self, NodeError> {
+    async fn from_disk(ctx: &Context, local: &mut Local) -> Result<Self, NodeError> {
         let stored = local.states(ctx.run)?;
         for run in &stored {
-            if let Some(theta) = local.theta(run, ctx.codec.layout()) {
-                let state = State { run: run.clone(), theta: Arc::new(theta) };
-                return Ok(Self::from_state(state, before(ctx, run, &stored)));
+            match local.theta(run, ctx.codec.layout()) {
+                Ok(theta) => {
+                    let state = State { run: run.clone(), theta: Arc::new(theta) };
+                    return Ok(Self::from_state(state, before(ctx, run, &stored)));
+                }
+                Err(damage) => {
+                    let what = LocalPart::Theta { settled: run.settled };
+                    ctx.trouble(Trouble::LocalDamage { what, cause: damage.cause }).await;
+                }
             }
         }
         Ok(Self::from_state(State::genesis(ctx)?, None))
@@ -131,7 +136,7 @@ impl Replica {
         }
         let contributions = self.collect(ctx, head, &window, &certificate, opened).await?;
         let stepped = self.step(ctx, &window, &certificate, &contributions).await;
-        self.push(stepped);
+        self.push(ctx, stepped);
         self.fetched.clear();
         emit_settled(ctx, &certificate, &contributions, self.newest()).await;
         Ok(Some(Settled { window, certificate, ballots, base_theta: base.map(|state| state.theta) }))
@@ -162,9 +167,11 @@ impl Replica {
         State { run: newest.run.settle(&ctx.spec, certificate, cursor, root), theta: Arc::new(theta) }
     }
 
-    fn push(&mut self, state: State) {
+    /// Keeps the present state, the one before it, from which what is late was trained, and with a delay of one window
+    /// the one from which windows start.
+    fn push(&mut self, ctx: &Context, state: State) {
         self.recent.push_back(state);
-        while self.recent.len() > RECENT {
+        while self.recent.len() > 2 + ctx.spec.windows.delay_windows as usize {
             self.recent.pop_front();
         }
     }
@@ -186,7 +193,7 @@ impl Replica {
             let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
             if let Some(run) = stored.iter().find(|run| run.digest() == root)
                 && (run.settled == ctx.schedule.settled_before(run.settled) || before(ctx, run, &stored).is_some())
-                && let Some(theta) = local.theta(run, ctx.codec.layout())
+                && let Ok(theta) = local.theta(run, ctx.codec.layout())
             {
                 let state = State { run: run.clone(), theta: Arc::new(theta) };
                 self.adopt(ctx, state, before(ctx, run, &stored), Source::Local).await;

@@ -9,6 +9,7 @@ use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
 use crate::frame::publisher::Publisher;
+use crate::frame::records::Stored;
 use crate::pretrain::fetch::Opened;
 use crate::pretrain::replica::{Replica, Settled};
 use templar_record::event::{Event, Role};
@@ -111,7 +112,7 @@ impl Seat {
     }
 
     /// Puts the newest state on disk.
-    pub fn save(&mut self, values: &[(&str, Vec<u8>)]) -> Result<(), NodeError> {
+    pub fn save(&mut self, values: &[Stored]) -> Result<(), NodeError> {
         let newest = self.replica.newest();
         self.local.save(&newest.run, &newest.theta, values)
     }

@@ -16,7 +16,7 @@ use crate::frame::context::{Compute, Context};
 use crate::frame::drive::drive;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
-use crate::frame::local::Local;
+use crate::frame::local::{Disk, Local, Saving};
 use crate::frame::signals::Signals;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::validator::{Validator, ValidatorOptions};
@@ -37,6 +37,9 @@ pub struct Setup {
     pub trainer: Box<dyn Trainer>,
     /// Where its local state lies, by run and hotkey.
     pub state_folder: PathBuf,
+    /// What that folder stands on.
+    pub disk: Disk,
+    pub saving: Saving,
     pub options: ValidatorOptions,
     pub compute: Compute,
     pub events: mpsc::Sender<NodeEvent>,
@@ -63,10 +66,10 @@ impl Setup {
         let ctx =
             Context::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
         let ctx = Arc::new(ctx);
-        let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey())?;
+        let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey(), self.disk)?;
         match self.role {
             Role::Miner => {
-                let miner = Miner::open(ctx.clone(), signals.clone(), local, self.trainer).await?;
+                let miner = Miner::open(ctx.clone(), signals.clone(), local, self.trainer, self.saving).await?;
                 drive(miner, &ctx, &signals, self.pacer.as_ref()).await
             }
             Role::Validator => {

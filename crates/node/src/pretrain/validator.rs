@@ -26,6 +26,7 @@ use crate::frame::context::Context;
 use crate::frame::drive::{Duty, Steps};
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
+use crate::frame::records::{CheckpointsRecord, HeldRecord, ScoresRecord, Stored, VoteRecord};
 use crate::frame::signals::Signals;
 use crate::pretrain::checkpoint::Renewal;
 use crate::pretrain::evaluate::{Evaluated, Task};
@@ -91,12 +92,11 @@ impl Validator {
         let mut endings = Endings::load(&ctx, &local, head)?;
         let seat = Seat::open(ctx.clone(), local, Role::Validator).await?;
         let settled = seat.replica.newest().run.settled;
-        let book = seat.local.get("scores")?.unwrap_or_default();
-        let checkpoints = seat.local.get("checkpoints")?.unwrap_or_default();
-        let served: Vec<(u64, Hash32)> = seat.local.get("held")?.unwrap_or_default();
-        let vote = seat.local.get::<(u32, Hash32, Vec<bool>, Vec<bool>)>("vote")?;
-        let vote = vote.filter(|(window, ..)| u64::from(*window) >= settled);
-        let vote = vote.map(|(window, root, accept, exclude)| Vote { window, root, accept, exclude });
+        let book = seat.local.get::<ScoresRecord>()?.unwrap_or_default().book;
+        let checkpoints = seat.local.get::<CheckpointsRecord>()?.unwrap_or_default().digests;
+        let served = seat.local.get::<HeldRecord>()?.unwrap_or_default().contributions;
+        let vote = seat.local.get::<VoteRecord>()?.map(Vote::from);
+        let vote = vote.filter(|vote| u64::from(vote.window) >= settled);
         if let Some(vote) = &vote {
             endings.note(u64::from(vote.window), Part::Voted);
         }
@@ -104,7 +104,7 @@ impl Validator {
         let (mut upkeep, held) = (Upkeep::new(checkpoints), Held::new(served));
         let keep_from = held_from(&ctx, settled);
         upkeep.sweep(&ctx, keep_from, held.served().clone(), head + ctx.spec.windows.blocks);
-        seat.local.set("ended", &endings.after(settled))?;
+        seat.local.set(&endings.record(settled))?;
         endings.jump(&ctx, settled).await;
         let (round, judged) = (Round::ahead(next), VecDeque::new());
         let scoring = Scoring::new(book, trainer);
@@ -131,8 +131,7 @@ impl Validator {
 
     /// Puts the state after `settled` windows on disk, and that their ends are told: they are, right after this.
     fn save(&mut self, settled: u64) -> Result<(), NodeError> {
-        let ended = borsh::to_vec(&self.endings.after(settled)).expect("memory accepts every byte");
-        self.seat.save(&[("ended", ended)])
+        self.seat.save(&[Stored::of(&self.endings.record(settled))])
     }
 
     /// What follows from a settled window. Only the own disk can fail here: the window is settled once.
@@ -179,8 +178,8 @@ impl Validator {
     /// Takes in what became of the upkeep of the bucket.
     async fn note_upkeep(&mut self) -> Result<(), NodeError> {
         if self.upkeep.note(&self.ctx, &mut self.held).await {
-            self.seat.local.set("checkpoints", &self.upkeep.checkpoints)?;
-            self.seat.local.set("held", &self.held.record())?;
+            self.seat.local.set(&CheckpointsRecord { digests: self.upkeep.checkpoints.clone() })?;
+            self.seat.local.set(&self.held.record())?;
         }
         Ok(())
     }

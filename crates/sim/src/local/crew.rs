@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use templar_node::frame::local::Local;
+use templar_node::frame::local::{Disk, Local};
 use templar_record::event::{NodeEvent, Role};
 use templar_record::recorder::Recorder;
 use templar_record::report::Final;
@@ -126,11 +126,12 @@ fn hear(event: &NodeEvent, recorder: &mut Recorder, tell: &mut dyn FnMut(News<'_
 /// may not, and do not.
 fn final_theta(services: &Services, windows: u64) -> Option<Vec<f32>> {
     let validator = services.members.iter().find(|member| member.role == Role::Validator)?;
-    let local = Local::open(&services.state_folder(validator), services.spec.id(), &validator.keypair.hotkey()).ok()?;
+    let (folder, hotkey) = (services.state_folder(validator), validator.keypair.hotkey());
+    let local = Local::open(&folder, services.spec.id(), &hotkey, Disk::Durable).ok()?;
     let states = local.states(services.spec.id()).ok()?;
     // A network on a clock may have gone on meanwhile.
     let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();
-    local.theta(&state, &services.spec.layout())
+    local.theta(&state, &services.spec.layout()).ok()
 }
 
 #[cfg(test)]

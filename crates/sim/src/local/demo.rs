@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use templar_chain::BlockTime;
 use templar_host::connection::Connection;
 use templar_host::engine::Engine;
+use templar_node::frame::local::Saving;
+use templar_node::pretrain::setup::Setup;
 use templar_record::event::NodeEvent;
 use tokio::sync::{mpsc, watch};
 
@@ -64,5 +66,7 @@ async fn run_node(
         () = stopped(&mut stop) => return Ok(()),
         setup = connection.open(events) => setup.map_err(|error| failed(&error))?,
     };
+    // A node that ends, ends the demonstration: none is started again in the middle of it.
+    let setup = Setup { saving: Saving::Sparing, ..setup };
     zoo::misbehave(behaviour, setup).run(stop).await.map_err(|error| failed(&error))
 }

@@ -15,6 +15,7 @@ use templar_data::{Dataset, Grammar, PrepareOptions, prepare_text};
 use templar_model::presets::Preset;
 use templar_node::frame::context::Compute;
 use templar_node::frame::error::NodeError;
+use templar_node::frame::local::{Disk, Saving};
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::clock::Schedule;
@@ -255,6 +256,8 @@ impl World {
             dataset: (seams.dataset)(name, self.dataset.clone()),
             trainer,
             state_folder: self.state_folder(&member.name),
+            disk: Disk::Volatile,
+            saving: Saving::Exact,
             options: ValidatorOptions { validation_samples: if is_first_validator { 8 } else { 0 } },
             compute: Compute::Inline,
             events: self.sender.clone(),

@@ -1,8 +1,9 @@
 //! Nodes that die, lose their disks, or find that the network went another way.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use templar_node::frame::local::Local;
+use templar_node::frame::local::{Disk, Local};
 use templar_node::pretrain::pending::Pending;
 use templar_protocol::candidates::Exclusion;
 use templar_protocol::keys::{Hotkey, Keypair};
@@ -10,6 +11,7 @@ use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
 use templar_protocol::state::RunState;
 use templar_record::event::{Event, Source};
+use templar_record::outcome::{Miss, Outcome};
 use templar_sim::r#virtual::scenario::{Scenario, What};
 use templar_store::{Fault, OpKind};
 use templar_train::{TrainJob, TrainOutcome};
@@ -33,13 +35,13 @@ fn one_of_two_validators_absent_does_not_stop_the_run() {
 
 /// Moves the newest state on disk to another θ, root and all: what a node with a broken memory would have.
 pub(crate) fn diverge(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
-    let mut local = Local::open(folder, spec.id(), hotkey).unwrap();
+    let mut local = Local::open(folder, spec.id(), hotkey, Disk::Volatile).unwrap();
     let layout = spec.layout();
     let state = local.states(spec.id()).unwrap().remove(0);
     let mut theta = local.theta(&state, &layout).unwrap();
     theta[7] += 1.0;
     let wrong = RunState { theta_root: layout.state_root(&theta), ..state };
-    local.save(&wrong, &theta, &[]).unwrap();
+    local.save(&wrong, &Arc::new(theta), &[]).unwrap();
 }
 
 #[test]
@@ -97,7 +99,7 @@ fn a_node_without_its_disk_starts_from_a_certified_checkpoint() {
 
 /// The newest state on disk with every miner excluded: no candidate is left, so no vote of the others' fits.
 fn exclude_everybody(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
-    let mut local = Local::open(folder, spec.id(), hotkey).unwrap();
+    let mut local = Local::open(folder, spec.id(), hotkey, Disk::Volatile).unwrap();
     let state = local.states(spec.id()).unwrap().remove(0);
     let theta = local.theta(&state, &spec.layout()).unwrap();
     let exclusions = (0..3).map(|uid| {
@@ -105,7 +107,7 @@ fn exclude_everybody(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
         let entry = templar_protocol::roster::EntryId { uid: Uid(uid), hotkey, registered_at_block: 1 };
         Exclusion { entry, until_window: 1000 }
     });
-    local.save(&RunState { exclusions: exclusions.collect(), ..state }, &theta, &[]).unwrap();
+    local.save(&RunState { exclusions: exclusions.collect(), ..state }, &Arc::new(theta), &[]).unwrap();
 }
 
 #[test]
@@ -121,7 +123,7 @@ fn a_node_that_cannot_read_the_others_votes_still_sees_their_root() {
     }
 }
 
-fn overlapping(spec: &mut RunSpec) {
+pub(crate) fn overlapping(spec: &mut RunSpec) {
     spec.windows.delay_windows = 1;
     spec.windows.vote_block = 26;
 }
@@ -135,9 +137,9 @@ fn what_was_opened_is_on_disk_before_its_window_is_settled() {
     scenario.incidents = vec![kill("miner-1", 3)];
     let outcome = scenario.run(folder.path());
     let hotkey = Keypair::insecure_dev(23, "miner-1").hotkey();
-    let local = Local::open(&folder.path().join("nodes/miner-1"), outcome.spec.id(), &hotkey).unwrap();
-    let pending = Pending::load(&local).unwrap();
-    assert_eq!(pending.iter().map(|pending| (pending.window, pending.opened)).collect::<Vec<_>>(), [(2, true)]);
+    let local = Local::open(&folder.path().join("nodes/miner-1"), outcome.spec.id(), &hotkey, Disk::Volatile).unwrap();
+    let pending = Pending::load(&local).unwrap().whole;
+    assert_eq!(pending.iter().map(|pending| (pending.window, pending.is_opened())).collect::<Vec<_>>(), [(2, true)]);
 }
 
 #[test]
@@ -164,7 +166,8 @@ fn a_miner_whose_base_was_replaced_says_so() {
     let disk = at(3, MID_WINDOW, What::Disk("miner-0".into(), diverge));
     scenario.incidents = vec![kill("miner-0", 3), disk, start("miner-0", 3)];
     let outcome = run(scenario);
-    let replaced = |event: &Event| matches!(event, Event::Missed { reason, .. } if reason.contains("was replaced"));
+    let replaced =
+        |event: &Event| matches!(event, Event::Ended { outcome: Outcome::Missed { why: Miss::BaseReplaced }, .. });
     assert_eq!(count(&outcome, "miner-0", replaced), 1);
     assert!(outcome.report.windows[6].accepted.contains(&Uid(0)), "it counts again");
     assert_eq!(certified(&outcome), [true; 7]);
@@ -245,7 +248,10 @@ fn a_miner_gets_over_what_is_not_a_number() {
     scenario.seams.trainer = |node, trainer| if node == "miner-1" { altering(trainer, diverging) } else { trainer };
     let outcome = run(scenario);
     let counted = |nth: usize| outcome.report.windows[nth].accepted.contains(&Uid(1));
-    assert!(any(&outcome, "miner-1", |event| matches!(event, Event::Missed { window: 2, .. })));
+    let lost = |event: &Event| {
+        matches!(event, Event::Ended { window: 2, outcome: Outcome::Missed { why: Miss::ErrorFeedbackLost { .. } } })
+    };
+    assert!(any(&outcome, "miner-1", lost));
     assert_eq!([counted(1), counted(2), counted(3), counted(4)], [true, false, true, true]);
 }
 

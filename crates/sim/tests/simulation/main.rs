@@ -4,13 +4,16 @@
 
 mod checkpoints;
 mod crashes;
+mod damage;
 mod duties;
-mod ends;
 mod forger;
 mod hostile;
+mod miners_ends;
 mod outages;
+mod own_bucket;
 mod protocol;
 mod storage;
+mod validators_ends;
 mod words;
 mod wrappers;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Verdict};
+use templar_record::outcome::{Miss, Outcome};
 use templar_sim::plan::Behaviour;
 use templar_sim::r#virtual::scenario::Scenario;
 use templar_store::{Fault, OpKind};
@@ -120,7 +121,9 @@ fn a_miner_slower_than_the_cap_is_late_and_does_not_count() {
     let window = &delayed.report.windows[1];
     assert_eq!(faults_of(window, 1), [FaultKind::NotCommitted]);
     assert!(!window.accepted.contains(&Uid(1)) && window.accepted.len() == 2, "{window:?}");
-    let missed = |event: &Event| matches!(event, Event::Missed { window: 1, .. });
+    let missed = |event: &Event| {
+        matches!(event, Event::Ended { window: 1, outcome: Outcome::Missed { why: Miss::UploadTooLate } })
+    };
     assert!(any(&delayed, "miner-1", missed));
     assert!(delayed.report.windows[3].accepted.contains(&Uid(1)), "it counts again");
 }

@@ -9,6 +9,7 @@ use templar_record::outcome::{Abstention, Outcome};
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
+use crate::frame::records::OutcomesRecord;
 use crate::pretrain::replica::Settled;
 
 /// Windows of which a validator remembers what it did until they are settled. Of older ones only the chain speaks.
@@ -37,13 +38,13 @@ impl Endings {
             let is_undecided = |window: &u64| ctx.schedule.vote_deadline(*window) > head;
             (newest.saturating_sub(2)..).find(is_undecided).expect("there is always a next window")
         };
-        let next = local.get("ended")?.unwrap_or_else(undecided);
+        let next = local.get::<OutcomesRecord>()?.map_or_else(undecided, |record| record.next_window);
         Ok(Self { next, parts: BTreeMap::new() })
     }
 
-    /// The window whose end is told next, for the disk.
-    pub(super) fn after(&self, settled: u64) -> u64 {
-        self.next.max(settled)
+    /// What the disk has to know once `settled` windows are settled.
+    pub(super) fn record(&self, settled: u64) -> OutcomesRecord {
+        OutcomesRecord { next_window: self.next.max(settled), misses: Vec::new() }
     }
 
     pub(super) fn note(&mut self, window: u64, part: Part) {

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::frame::context::Context;
+use crate::frame::records::HeldRecord;
 use crate::pretrain::fetch::Opened;
 
 /// Copies under way at a time.
@@ -127,8 +128,8 @@ impl Held {
     }
 
     /// For the disk.
-    pub(super) fn record(&self) -> Vec<Name> {
-        self.served.iter().copied().collect()
+    pub(super) fn record(&self) -> HeldRecord {
+        HeldRecord { contributions: self.served.iter().copied().collect() }
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::frame::access::Finding;
 use crate::frame::error::NodeError;
+use crate::frame::records::VoteRecord;
 use crate::pretrain::evaluate::drawn_miners;
 use crate::pretrain::intake::Intake;
 use crate::pretrain::validator::endings::Part;
@@ -227,10 +228,10 @@ impl Validator {
                 uids.extend(verdict.is_ok().then_some(entry.uid));
             }
         }
-        self.seat.local.set("held", &self.held.record())?;
+        self.seat.local.set(&self.held.record())?;
         // On disk before it is on chain: a restarted validator says what it said.
         let vote = Vote { window: window as u32, root, accept, exclude };
-        self.seat.local.set("vote", &(vote.window, vote.root, &vote.accept, &vote.exclude))?;
+        self.seat.local.set(&VoteRecord::from(&vote))?;
         self.vote = Some(vote);
         self.endings.note(window, Part::Voted);
         self.held.give_up(window);

@@ -13,6 +13,7 @@ use templar_train::Trainer;
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
+use crate::frame::records::ScoresRecord;
 use crate::frame::signals::Signals;
 use crate::pretrain::evaluate::{Evaluated, Task};
 use crate::pretrain::validator::TASKS_MAX;
@@ -99,7 +100,7 @@ impl Scoring {
             let score = self.book.rating(&entry).score();
             ctx.emit(Event::Observed { window, uid: entry.uid, observation, score }).await;
         }
-        local.set("scores", &self.book)?;
+        local.set(&ScoresRecord { book: self.book.clone() })?;
         if let Some(loss) = report.held_out_loss {
             let bytes_per_token = ctx.dataset.manifest().bytes_per_token(Split::HeldOut);
             let bits_per_byte = loss / std::f64::consts::LN_2 / bytes_per_token;

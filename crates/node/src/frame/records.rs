@@ -1,0 +1,300 @@
+//! What a node keeps in its database: every record, its version, and how the layout of an older release is read.
+//!
+//! A record's bytes are one byte with its version, then its fields in Borsh. The first release wrote the fields alone;
+//! [`Record::from_unversioned`] reads those. What does not decode is a [`RecordError`], never nothing: an upgrade that
+//! changes a record must read the old layout, or say that it cannot.
+
+use std::io;
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use templar_incentive::score::ScoreBook;
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::SignedHeader;
+use templar_protocol::word::Vote;
+use templar_record::outcome::Miss;
+
+/// A named value of the database.
+pub trait Record: BorshSerialize + BorshDeserialize {
+    const NAME: &'static str;
+    /// Goes up with every change of the layout.
+    const VERSION: u8 = 1;
+
+    /// From the layout of the first release, which had no version.
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self>;
+}
+
+/// Why the bytes of a record cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    #[error("it is empty")]
+    Empty,
+    #[error("it has version {found}, and this release reads none after {newest}")]
+    Newer { found: i64, newest: i64 },
+    #[error("its bytes are not those of version {version}: {reason}")]
+    Layout { version: u8, reason: String },
+}
+
+/// A record as the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub name: &'static str,
+    pub bytes: Vec<u8>,
+}
+
+impl Stored {
+    pub fn of<R: Record>(record: &R) -> Self {
+        let mut bytes = vec![R::VERSION];
+        record.serialize(&mut bytes).expect("memory accepts every byte");
+        Self { name: R::NAME, bytes }
+    }
+}
+
+/// The inverse of [`Stored::of`].
+pub fn decode<R: Record>(bytes: &[u8]) -> Result<R, RecordError> {
+    let (&version, fields) = bytes.split_first().ok_or(RecordError::Empty)?;
+    if version > R::VERSION {
+        return Err(RecordError::Newer { found: version.into(), newest: R::VERSION.into() });
+    }
+    let layout = |error: io::Error| RecordError::Layout { version, reason: error.to_string() };
+    borsh::from_slice(fields).map_err(layout)
+}
+
+/// How the values of a file are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum FloatFormat {
+    F32,
+    /// The upper half of an f32, rounded to the nearest: 8 bits of mantissa.
+    Bf16,
+}
+
+/// e: what was learned and not yet sent, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ErrorFeedbackRecord {
+    pub file: String,
+    pub format: FloatFormat,
+}
+
+impl Record for ErrorFeedbackRecord {
+    const NAME: &'static str = "error";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        Ok(Self { file: borsh::from_slice(bytes)?, format: FloatFormat::F32 })
+    }
+}
+
+/// The inner optimiser's state, as the trainer exported it, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct OptimiserRecord {
+    pub file: String,
+}
+
+impl Record for OptimiserRecord {
+    const NAME: &'static str = "optimiser";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        Ok(Self { file: borsh::from_slice(bytes)? })
+    }
+}
+
+/// What a miner sealed and has not seen decided, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct PendingRecord {
+    pub contributions: Vec<SealedRecord>,
+}
+
+/// One sealed contribution. Its payload is in a file of its own.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct SealedRecord {
+    pub payload_file: String,
+    pub header: SignedHeader,
+    pub key: [u8; 32],
+    /// The chain had its header in time: its key is public, or about to be.
+    pub is_opened: bool,
+}
+
+impl Record for PendingRecord {
+    const NAME: &'static str = "pending";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        let stored: Vec<(String, SignedHeader, Vec<u8>, bool)> = borsh::from_slice(bytes)?;
+        let one = |(payload_file, header, key, is_opened): (String, SignedHeader, Vec<u8>, bool)| {
+            let key = <[u8; 32]>::try_from(key).map_err(|_| io::Error::other("a key has not 32 bytes"))?;
+            Ok(SealedRecord { payload_file, header, key, is_opened })
+        };
+        Ok(Self { contributions: stored.into_iter().map(one).collect::<io::Result<_>>()? })
+    }
+}
+
+/// The newest vote: a restarted validator says what it said.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct VoteRecord {
+    pub window: u32,
+    pub root: Hash32,
+    pub accept: Vec<bool>,
+    pub exclude: Vec<bool>,
+}
+
+impl From<&Vote> for VoteRecord {
+    fn from(vote: &Vote) -> Self {
+        let Vote { window, root, accept, exclude } = vote.clone();
+        Self { window, root, accept, exclude }
+    }
+}
+
+impl From<VoteRecord> for Vote {
+    fn from(record: VoteRecord) -> Self {
+        let VoteRecord { window, root, accept, exclude } = record;
+        Self { window, root, accept, exclude }
+    }
+}
+
+impl Record for VoteRecord {
+    const NAME: &'static str = "vote";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        borsh::from_slice(bytes)
+    }
+}
+
+/// A validator's ratings of miners.
+#[derive(Clone, Debug, Default, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct ScoresRecord {
+    pub book: ScoreBook,
+}
+
+impl Record for ScoresRecord {
+    const NAME: &'static str = "scores";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        borsh::from_slice(bytes)
+    }
+}
+
+/// Digests of the checkpoints in a validator's bucket, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct CheckpointsRecord {
+    pub digests: Vec<Hash32>,
+}
+
+impl Record for CheckpointsRecord {
+    const NAME: &'static str = "checkpoints";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        borsh::from_slice(bytes)
+    }
+}
+
+/// Contributions that a validator serves because it voted for them, oldest first: window and hash of the header.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct HeldRecord {
+    pub contributions: Vec<(u64, Hash32)>,
+}
+
+impl Record for HeldRecord {
+    const NAME: &'static str = "held";
+
+    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
+        borsh::from_slice(bytes)
+    }
+}
+
+/// Which windows' ends this node has told, so that each is told once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct OutcomesRecord {
+    /// All windows before this one are told.
+    pub next_window: u64,
+    /// Why a miner handed in nothing for windows that are not settled yet.
+    pub misses: Vec<(u64, Miss)>,
+}
+
+impl Record for OutcomesRecord {
+    const NAME: &'static str = "outcomes";
+
+    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
+        Err(io::Error::other("no release without versions wrote it"))
+    }
+}
+
+/// A replicated state, and where its θ is. Stored in a table of its own, by the number of windows settled.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StateRecord {
+    /// The canonical bytes of the [`RunState`](templar_protocol::state::RunState).
+    pub state: Vec<u8>,
+    pub theta: ThetaRecord,
+}
+
+/// Files that make up a θ: a whole one, and what changed since.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ThetaRecord {
+    pub whole: String,
+    /// In the order in which they are applied.
+    pub patches: Vec<String>,
+}
+
+impl ThetaRecord {
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        [self.whole.as_str()].into_iter().chain(self.patches.iter().map(String::as_str))
+    }
+}
+
+impl StateRecord {
+    /// A row of the first release: the canonical bytes alone, and a whole θ for every state.
+    pub fn unversioned(settled: u64, state: Vec<u8>) -> Self {
+        Self { state, theta: ThetaRecord { whole: format!("theta-{settled:08}.bin"), patches: Vec::new() } }
+    }
+}
+
+impl Record for StateRecord {
+    const NAME: &'static str = "state";
+
+    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
+        Err(io::Error::other("a state without a version is read with its row's number"))
+    }
+}
+
+/// The unversioned bytes of a record called `name` with their version; as they are if no record is called that.
+pub fn migrate(name: &str, bytes: Vec<u8>) -> Result<Vec<u8>, (String, RecordError)> {
+    fn one<R: Record>(bytes: &[u8]) -> Result<Vec<u8>, (String, RecordError)> {
+        let layout = |error: io::Error| RecordError::Layout { version: 0, reason: error.to_string() };
+        let record = R::from_unversioned(bytes).map_err(|error| (R::NAME.to_owned(), layout(error)))?;
+        Ok(Stored::of(&record).bytes)
+    }
+    match name {
+        ErrorFeedbackRecord::NAME => one::<ErrorFeedbackRecord>(&bytes),
+        OptimiserRecord::NAME => one::<OptimiserRecord>(&bytes),
+        PendingRecord::NAME => one::<PendingRecord>(&bytes),
+        VoteRecord::NAME => one::<VoteRecord>(&bytes),
+        ScoresRecord::NAME => one::<ScoresRecord>(&bytes),
+        CheckpointsRecord::NAME => one::<CheckpointsRecord>(&bytes),
+        HeldRecord::NAME => one::<HeldRecord>(&bytes),
+        _ => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_and_anything_else_is_an_error() {
+        let record = CheckpointsRecord { digests: vec![Hash32::of(b"a")] };
+        let bytes = Stored::of(&record).bytes;
+        assert_eq!(decode::<CheckpointsRecord>(&bytes).unwrap(), record);
+        assert_eq!(decode::<CheckpointsRecord>(b""), Err(RecordError::Empty));
+        let mut newer = bytes.clone();
+        newer[0] = 2;
+        assert_eq!(decode::<CheckpointsRecord>(&newer), Err(RecordError::Newer { found: 2, newest: 1 }));
+        let cut = decode::<CheckpointsRecord>(&bytes[..9]);
+        assert!(matches!(cut, Err(RecordError::Layout { version: 1, .. })), "{cut:?}");
+    }
+
+    #[test]
+    fn an_unversioned_vote_gets_its_version() {
+        let vote = (7u32, Hash32::of(b"root"), vec![true], vec![false]);
+        let migrated = migrate("vote", borsh::to_vec(&vote).unwrap()).unwrap();
+        let expected = VoteRecord { window: 7, root: vote.1, accept: vote.2, exclude: vote.3 };
+        assert_eq!(decode::<VoteRecord>(&migrated).unwrap(), expected);
+        assert_eq!(migrate("vote", vec![1]).unwrap_err().0, "vote");
+    }
+}

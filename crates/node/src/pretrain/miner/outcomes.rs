@@ -1,0 +1,113 @@
+//! How each window ended for this miner: told once, whatever happens in between.
+
+use std::collections::BTreeMap;
+
+use templar_protocol::certificate::{Certificate, Outcome as Verdict};
+use templar_protocol::roster::EntryId;
+use templar_record::outcome::{Miss, Outcome};
+
+use crate::frame::error::NodeError;
+use crate::frame::local::Local;
+use crate::frame::records::OutcomesRecord;
+use crate::pretrain::window::Window;
+
+/// What a miner knows of its part in windows that are not settled yet, and which windows it has told.
+#[derive(Debug)]
+pub(super) struct Outcomes {
+    /// All windows before this one are told.
+    next: u64,
+    /// Why it handed in nothing.
+    misses: BTreeMap<u64, Miss>,
+    /// Decided, and to be told as soon as the disk knows that they are.
+    untold: Vec<(u64, Outcome)>,
+}
+
+impl Outcomes {
+    /// Takes up what was told. A folder that knows of none begins with the windows after the `settled` ones.
+    pub(super) fn load(local: &Local, settled: u64) -> Result<Self, NodeError> {
+        let record = local.get::<OutcomesRecord>()?;
+        let OutcomesRecord { next_window, misses } =
+            record.unwrap_or(OutcomesRecord { next_window: settled, misses: Vec::new() });
+        Ok(Self { next: next_window, misses: misses.into_iter().collect(), untold: Vec::new() })
+    }
+
+    pub(super) fn record(&self) -> OutcomesRecord {
+        OutcomesRecord { next_window: self.next, misses: self.misses.clone().into_iter().collect() }
+    }
+
+    /// Notes that nothing was handed in for a window. The last word on one counts.
+    pub(super) fn miss(&mut self, window: u64, miss: Miss) {
+        if window >= self.next {
+            self.misses.insert(window, miss);
+        }
+    }
+
+    /// It takes part in it after all.
+    pub(super) fn retract(&mut self, window: u64) {
+        self.misses.remove(&window);
+    }
+
+    pub(super) fn missed(&self, window: u64) -> Option<&Miss> {
+        self.misses.get(&window)
+    }
+
+    /// A window is settled. One that was told before a return to an older state is not told again.
+    pub(super) fn settle(&mut self, window: u64, outcome: Outcome) {
+        if window >= self.next {
+            self.skip_to(window);
+            self.untold.push((window, outcome));
+            self.next = window + 1;
+            self.forget();
+        }
+    }
+
+    /// A state was taken over that has so many windows settled.
+    pub(super) fn skip_to(&mut self, settled: u64) {
+        self.untold.extend((self.next..settled).map(|window| (window, Outcome::Skipped)));
+        self.next = self.next.max(settled);
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.misses = self.misses.split_off(&self.next);
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
+    /// To be told now: the disk says that they are.
+    pub(super) fn take(&mut self) -> Vec<(u64, Outcome)> {
+        std::mem::take(&mut self.untold)
+    }
+}
+
+/// How `window` ended for the miner `entry`, which missed it or not. `gather` contributions count at most.
+pub(super) fn outcome(
+    window: &Window,
+    certificate: &Certificate,
+    entry: &EntryId,
+    miss: Option<Miss>,
+    gather: u64,
+) -> Outcome {
+    let accepted = certificate.accepted();
+    if accepted.contains(entry) {
+        return Outcome::Counted;
+    }
+    if window.roster.miner(entry).is_none() {
+        return Outcome::NotListed;
+    }
+    if let Some(why) = miss {
+        return Outcome::Missed { why };
+    }
+    let Verdict::Certified { excluded, .. } = &certificate.outcome else { return Outcome::Null };
+    let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
+    let Some(own) = place(entry) else { return Outcome::NoSeat { seats: window.candidates.len() as u64 } };
+    // Seats are given in the order of candidates: behind the last of a full house nobody was looked at any more.
+    let is_full = accepted.len() as u64 >= gather;
+    let last = accepted.last().and_then(place).unwrap_or_default();
+    if is_full && own > last && !excluded.contains(entry) {
+        return Outcome::NoSeat { seats: gather };
+    }
+    Outcome::NotAccepted
+}

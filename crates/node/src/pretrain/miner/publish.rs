@@ -1,0 +1,132 @@
+//! From a sealed contribution to its published key.
+
+use std::collections::VecDeque;
+
+use templar_protocol::header::Header;
+use templar_record::event::Event;
+use templar_record::outcome::Miss;
+use templar_record::trouble::Trouble;
+
+use crate::frame::error::NodeError;
+use crate::pretrain::miner::Miner;
+use crate::pretrain::pending::{Pending, Stage};
+use crate::pretrain::upload::{Done, Item};
+use crate::pretrain::window::committed_header;
+
+impl Miner {
+    /// Takes each pending contribution as far as it gets by `head`: upload and commitment before the put deadline, the
+    /// key after it, if the chain had the header in time. Gives the first error, after a try at each.
+    pub(super) async fn publish(&mut self, head: u64) -> Result<(), NodeError> {
+        self.give_up_late(head).await;
+        self.uploads.tidy(&self.ctx, head + self.ctx.spec.windows.blocks);
+        let mut result = Ok(());
+        for nth in 0..self.pending.len() {
+            result = result.and(self.publish_one(nth, head).await);
+        }
+        let all = std::mem::take(&mut self.pending);
+        let (lost, kept): (VecDeque<_>, _) = all.into_iter().partition(|one| matches!(one.stage(), Stage::Lost(_)));
+        self.pending = kept;
+        if !lost.is_empty() {
+            for pending in &lost {
+                if let Stage::Lost(miss) = pending.stage() {
+                    self.outcomes.miss(pending.window, miss.clone());
+                }
+                self.take_back(&pending.payload);
+            }
+            self.save()?;
+        }
+        result
+    }
+
+    async fn publish_one(&mut self, nth: usize, head: u64) -> Result<(), NodeError> {
+        let pending = &self.pending[nth];
+        let put_deadline = self.ctx.schedule.put_deadline(pending.window);
+        let vote_deadline = self.ctx.schedule.vote_deadline(pending.window);
+        match pending.stage() {
+            Stage::Published | Stage::Lost(_) => return Ok(()),
+            Stage::Sealed if head < put_deadline => {
+                self.uploads.contribution(&self.ctx, pending, put_deadline);
+                return Ok(());
+            }
+            Stage::Uploaded | Stage::Committed if head < put_deadline => return self.commit(nth, head).await,
+            Stage::Sealed | Stage::Uploaded | Stage::Committed => self.open_or_lose(nth, put_deadline).await?,
+            Stage::Opened => {}
+        }
+        // A key that comes after the votes opens nothing to anybody.
+        let pending = &self.pending[nth];
+        if *pending.stage() == Stage::Opened && head < vote_deadline {
+            self.uploads.key(&self.ctx, pending, vote_deadline);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the header's hash gets onto the chain. Ciphertext and header are in the bucket.
+    async fn commit(&mut self, nth: usize, head: u64) -> Result<(), NodeError> {
+        let pending = &mut self.pending[nth];
+        let entry = pending.header.header.entry;
+        self.seat.publisher.ensure_header(&self.ctx, &entry, &pending.word(), head).await?;
+        if *pending.stage() == Stage::Uploaded {
+            pending.advance(Stage::Committed);
+        }
+        Ok(())
+    }
+
+    /// The put deadline is past: whether the chain had the header by then decides.
+    async fn open_or_lose(&mut self, nth: usize, put_deadline: u64) -> Result<(), NodeError> {
+        let at_put = self.ctx.snapshot(put_deadline).await?;
+        let pending = &mut self.pending[nth];
+        let header: &Header = &pending.header.header;
+        if committed_header(pending.window, &header.entry, &at_put) != Some(header.hash()) {
+            let is_uploaded = *pending.stage() != Stage::Sealed;
+            pending.advance(Stage::Lost(if is_uploaded { Miss::CommittedTooLate } else { Miss::UploadTooLate }));
+            return Ok(());
+        }
+        // On disk before it is public: whoever dies in between must not send the same values again.
+        pending.advance(Stage::Opened);
+        let record = Pending::store(&self.pending, &self.seat.local)?;
+        self.seat.local.set(&record)
+    }
+
+    /// Tells of uploads whose deadline is past. What that costs shows when the window is settled.
+    async fn give_up_late(&mut self, head: u64) {
+        for (item, deadline_block) in self.uploads.expire(head) {
+            let trouble = match item.put() {
+                Some((window, put)) => Trouble::UploadGivenUp { window, put, deadline_block },
+                None => Trouble::Sweep { cause: "the bucket did not delete them within a window".to_owned() },
+            };
+            self.ctx.trouble(trouble).await;
+        }
+    }
+
+    /// Takes in what has become of uploads. Gives the first error.
+    pub(super) async fn take_uploads(&mut self) -> Result<(), NodeError> {
+        let mut result = Ok(());
+        for Done { item, result: ended, comm_s } in self.uploads.take() {
+            match (item, ended) {
+                (Item::Removal, Ok(())) => {}
+                (Item::Removal, Err(error)) => self.ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await,
+                (Item::Contribution(window), Ok(())) => self.note_uploaded(window, comm_s).await,
+                (Item::Key(window), Ok(())) => self.note_published(window).await,
+                (_, Err(error)) => result = result.and(Err(error.into())),
+            }
+        }
+        result
+    }
+
+    async fn note_uploaded(&mut self, window: u64, comm_s: f64) {
+        let sealed = |one: &&mut Pending| one.window == window && *one.stage() == Stage::Sealed;
+        if let Some(pending) = self.pending.iter_mut().find(sealed) {
+            pending.advance(Stage::Uploaded);
+            let payload_bytes = pending.header.header.ciphertext_bytes;
+            self.ctx.emit(Event::Sealed { window, payload_bytes, comm_s }).await;
+        }
+    }
+
+    async fn note_published(&mut self, window: u64) {
+        let opened = |one: &&mut Pending| one.window == window && *one.stage() == Stage::Opened;
+        if let Some(pending) = self.pending.iter_mut().find(opened) {
+            pending.advance(Stage::Published);
+            self.ctx.emit(Event::Opened { window }).await;
+        }
+    }
+}
