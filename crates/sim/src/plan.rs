@@ -89,22 +89,27 @@ impl Member {
     }
 }
 
+/// Miners first, then validators: in the order in which they register. The last miners misbehave.
+pub(crate) fn members(seed: u64, miners: usize, validators: usize, adversaries: &[Behaviour]) -> Vec<Member> {
+    let member = |role: Role, nth: usize, behaviour: Behaviour| {
+        let kind = match role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        let name = format!("{kind}-{nth}");
+        let keypair = Keypair::insecure_dev(seed, &name);
+        Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
+    };
+    let honest = miners.saturating_sub(adversaries.len());
+    let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| adversaries[bad]);
+    let miners = (0..miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
+    miners.chain((0..validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+}
+
 impl Plan {
     /// Miners first, then validators: in the order in which they register.
     pub fn members(&self) -> Vec<Member> {
-        let member = |role: Role, nth: usize, behaviour: Behaviour| {
-            let kind = match role {
-                Role::Miner => "miner",
-                Role::Validator => "validator",
-            };
-            let name = format!("{kind}-{nth}");
-            let keypair = Keypair::insecure_dev(self.seed, &name);
-            Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
-        };
-        let honest = self.miners.saturating_sub(self.adversaries.len());
-        let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| self.adversaries[bad]);
-        let miners = (0..self.miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
-        miners.chain((0..self.validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+        members(self.seed, self.miners, self.validators, &self.adversaries)
     }
 
     /// The run of this network on a dev chain.

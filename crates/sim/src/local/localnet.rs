@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::local::crew::Crew;
 use crate::local::guest::{Guest, Invitation};
+use crate::local::kept::Ring;
 use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
@@ -79,7 +80,7 @@ impl Localnet {
     ) -> Result<Option<Outcome>, NetworkError> {
         let started = Instant::now();
         let time = |_: &[Member]| BlockTime::Fixed(self.block);
-        let services = Services::start(&self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
+        let services = Services::start(Ring::Localnet, &self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
         let Some(services) = services else { return Ok(None) };
         let mut crew = Crew::new(true);
         for (nth, member) in services.members.iter().enumerate() {
