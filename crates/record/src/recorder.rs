@@ -1,6 +1,6 @@
 //! The fold from events to the document of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use templar_protocol::fault::Fault;
 use templar_protocol::hash::Hash32;
@@ -10,6 +10,7 @@ use templar_protocol::run::RunSpec;
 
 use crate::engine::EngineStats;
 use crate::event::{Event, FaultCount, NodeEvent, Role, Verdict};
+use crate::outcome::Outcome;
 use crate::report::{FaultReport, Final, Late, Misvote, NodeReport, Report, SCHEMA, WindowReport};
 
 /// A node that the report is about.
@@ -48,6 +49,10 @@ struct Gathered {
     settled: BTreeMap<String, Settled>,
     faults: Vec<FaultReport>,
     misvotes: Vec<Misvote>,
+    /// Miners that published their key.
+    opened: BTreeSet<Uid>,
+    /// By node: how the window ended for it.
+    outcomes: BTreeMap<String, Outcome>,
     train_losses: BTreeMap<String, f64>,
     /// By validator: loss and bits per byte after the window.
     validated: BTreeMap<String, (f64, f64)>,
@@ -68,6 +73,7 @@ struct Settled {
 #[derive(Debug, Default)]
 struct NodeState {
     starts: u32,
+    uid: Option<Uid>,
     state_root: Hash32,
     troubles: u64,
     faults: Vec<FaultCount>,
@@ -85,9 +91,17 @@ impl Recorder {
         let node = self.nodes.entry(name.clone()).or_default();
         event.event.count_faults(&mut node.faults);
         match &event.event {
-            Event::Started { state_root, .. } => {
+            Event::Started { uid, state_root, .. } => {
                 node.starts += 1;
+                node.uid = Some(*uid);
                 node.state_root = *state_root;
+            }
+            Event::Registered { uid } => node.uid = Some(*uid),
+            Event::Opened { window } => {
+                self.windows.entry(*window).or_default().opened.extend(node.uid);
+            }
+            Event::Ended { window, outcome } => {
+                self.windows.entry(*window).or_default().outcomes.insert(name, outcome.clone());
             }
             Event::Adopted { state_root, .. } => node.state_root = *state_root,
             Event::Trouble { .. } => node.troubles += 1,
@@ -135,6 +149,16 @@ impl Recorder {
     /// Whether θ after `window` was validated.
     pub fn validated(&self, window: u64) -> bool {
         self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
+    }
+
+    /// How a window ended for a node, if it has said so.
+    pub fn outcome(&self, window: u64, node: &str) -> Option<&Outcome> {
+        self.windows.get(&window)?.outcomes.get(node)
+    }
+
+    /// How many nodes have started.
+    pub fn started(&self) -> usize {
+        self.nodes.values().filter(|node| node.starts > 0).count()
     }
 
     /// What is known of a window so far.
@@ -240,6 +264,8 @@ impl Gathered {
             agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
             payload_bytes: payload_bytes / accepted.len().max(1) as u64,
             bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
+            opened: self.opened.iter().copied().chain(accepted.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect(),
+            no_seat: self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::NoSeat { .. })).count() as u64,
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use templar_chain::BlockTime;
 use templar_host::engine::Engine;
 use templar_host::home::Home;
+use templar_protocol::keys::Hotkey;
 use templar_record::event::{Event, NodeEvent};
 use templar_record::trouble::Trouble;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -102,7 +103,8 @@ impl Localnet {
         }
         for guest in &self.guests {
             let folder = services.folder.join("guests").join(&guest.name);
-            let invitation = invite(&services, guest, folder.clone()).map_err(NetworkError::io(&folder))?;
+            let windows = self.network.plan.windows;
+            let invitation = invite(&services, guest, folder.clone(), windows, &self.binary).map_err(NetworkError::io(&folder))?;
             tell(News::Invited(&invitation));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
@@ -110,7 +112,13 @@ impl Localnet {
 }
 
 /// Writes what a guest needs; its key is its own affair.
-fn invite(services: &Services, guest: &Guest, folder: PathBuf) -> std::io::Result<Invitation> {
+fn invite(
+    services: &Services,
+    guest: &Guest,
+    folder: PathBuf,
+    windows: u64,
+    binary: &Path,
+) -> std::io::Result<Invitation> {
     let home = Home {
         name: &guest.name,
         role: guest.role,
@@ -120,15 +128,39 @@ fn invite(services: &Services, guest: &Guest, folder: PathBuf) -> std::io::Resul
         data: &services.data(),
     };
     home.write(&folder)?;
-    let arguments = home.arguments(Path::new(""));
-    let command = arguments.join(" ");
-    let script = format!(
-        "#!/bin/sh\n# Needs templar in the PATH, and beside this file key.hex: the key of hotkey\n# {}\n\
-         cd \"$(dirname \"$0\")\" && exec templar {command} \"$@\"\n",
-        guest.hotkey
-    );
-    std::fs::write(folder.join("start.sh"), script)?;
+    let mut arguments = home.arguments(Path::new(""));
+    arguments.extend(["--until-window".to_owned(), windows.to_string()]);
+    std::fs::write(folder.join("start.sh"), start_script(&guest.hotkey, &arguments, binary))?;
     Ok(Invitation { guest: guest.clone(), folder, arguments })
+}
+
+/// The script that starts a guest's node: it finds the binary, or says where it looked.
+fn start_script(hotkey: &Hotkey, arguments: &[String], binary: &Path) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let (command, binary) = (arguments.join(" "), quoted(&binary.display().to_string()));
+    format!(
+        r#"#!/bin/sh
+# Starts the node of hotkey {hotkey},
+# whose key must lie beside this file as key.hex. Options given here are handed on.
+cd "$(dirname "$0")" || exit 1
+written_by={binary}
+if [ -n "$TEMPLAR_BIN" ]; then
+  templar=$TEMPLAR_BIN
+elif command -v templar >/dev/null 2>&1; then
+  templar=templar
+elif [ -x "$written_by" ]; then
+  templar=$written_by
+else
+  echo "start.sh: there is no templar in the PATH. Install it, or say where it is: TEMPLAR_BIN=/path/to/templar sh start.sh" >&2
+  exit 127
+fi
+if [ ! -f key.hex ]; then
+  echo "start.sh: key.hex is missing here: it must hold the key of hotkey {hotkey}" >&2
+  exit 1
+fi
+exec "$templar" {command} "$@"
+"#
+    )
 }
 
 /// A node's process, started again whenever it dies.
