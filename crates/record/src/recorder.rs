@@ -156,6 +156,11 @@ impl Recorder {
         self.windows.get(&window)?.outcomes.get(node)
     }
 
+    /// The uid that a node last had.
+    pub fn uid(&self, node: &str) -> Option<Uid> {
+        self.nodes.get(node)?.uid
+    }
+
     /// How many nodes have started.
     pub fn started(&self) -> usize {
         self.nodes.values().filter(|node| node.starts > 0).count()

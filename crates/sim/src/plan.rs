@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_spec};
+use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_defaults};
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
@@ -114,8 +114,20 @@ impl Plan {
 
     /// The run of this network on a dev chain.
     pub fn spec(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
+        let mut spec = self.spec_without_root(genesis, manifest);
+        spec.theta0.root = spec.layout().theta0_root(&spec.model, spec.theta0.seed);
+        spec
+    }
+
+    /// [`Plan::spec`] with zeros for the root of θ₀, which takes minutes for large models.
+    pub(crate) fn spec_without_root(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
         let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
-        run_spec("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+        run_defaults("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+    }
+
+    /// Most contributions that count in a window.
+    pub fn seats(&self) -> u32 {
+        self.spec_without_root(Hash32::default(), Hash32::default()).roster.gather
     }
 
     pub fn chain_config(&self) -> templar_chain::DevConfig {
@@ -144,7 +156,7 @@ fn local_windows() -> WindowSpec {
 
 #[cfg(test)]
 mod tests {
-    use templar_host::defaults::mainnet_windows;
+    use templar_host::defaults::{mainnet_windows, run_spec};
 
     use super::*;
 

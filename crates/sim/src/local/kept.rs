@@ -208,7 +208,12 @@ impl Text {
         let full = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
         match self {
             Self::BuiltIn => Vec::new(),
-            Self::Paths(paths) => paths.iter().map(full).collect(),
+            Self::Prepared(folder) => vec![full(folder)],
+            Self::Paths { sources, tokenizer, end_of_text } => {
+                let tokenizer = tokenizer.iter().map(|path| format!("--tokenizer {}", full(path)));
+                let end_of_text = end_of_text.iter().map(|token| format!("--end-of-text {token}"));
+                sources.iter().map(full).chain(tokenizer).chain(end_of_text).collect()
+            }
         }
     }
 }

@@ -242,12 +242,20 @@ async fn spec(
     if let Some(spec) = &kept.spec {
         return Ok(Some(spec.clone()));
     }
-    let plan = network.plan.clone();
-    let work = move |_: &dyn Fn(Work) -> ControlFlow<()>| plan.spec(genesis, manifest);
-    let Some(mut spec) = beside(work, stop, tell).await else { return Ok(None) };
+    let mut spec = network.plan.spec_without_root(genesis, manifest);
     spec.codec.kind = network.codec;
     spec.validate()?;
-    Ok(Some(spec))
+    let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {
+        let layout = spec.layout();
+        let parameters = layout.len() as u64;
+        let watch = |done_parameters| tell(Work::Theta0 { done_parameters, parameters });
+        match layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch) {
+            ControlFlow::Continue(root) => spec.theta0.root = root,
+            ControlFlow::Break(()) => return None,
+        }
+        Some(spec)
+    };
+    Ok(beside(work, stop, tell).await.flatten())
 }
 
 /// Does long work on a thread of its own, so that `stop` is heard meanwhile, and tells how far it is. None if `stop`
