@@ -96,7 +96,7 @@ pub(crate) fn summary(report: &Report, loss: Loss) -> String {
         text += &row(node);
     }
     let certified = report.windows.iter().filter(|window| window.certified).count();
-    let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows_planned);
+    let _ = writeln!(text, "\nrun {}\n{certified} of {} windows certified", report.run_id, report.windows_planned);
     text += &counted(report);
     text += &late(report);
     if loss == Loss::Text
@@ -104,7 +104,7 @@ pub(crate) fn summary(report: &Report, loss: Loss) -> String {
     {
         let _ = write!(text, "held-out text: {bits:.3} bits per byte");
         if let Some(floor) = report.last.floor_bits_per_byte {
-            let _ = write!(text, ", of which {floor:.3} are the text's own entropy, the floor of every model");
+            let _ = write!(text, "; {floor:.3} is the text's own entropy, the floor of every model");
         }
         text.push('\n');
     }
@@ -288,5 +288,66 @@ fn bytes(bytes: u64) -> String {
         0..10_000 => format!("{bytes} B"),
         10_000..10_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::hash::Hash32;
+    use templar_protocol::roster::Uid;
+    use templar_record::recorder::Recorder;
+
+    use super::*;
+
+    fn report(accepted: u16, opened: u16) -> WindowReport {
+        let (accepted, opened) = ((0..accepted).map(Uid).collect(), (0..opened).map(Uid).collect());
+        let (state_root, loss) = (Hash32::of(b"r"), Some(10.123));
+        WindowReport {
+            window: 99_999,
+            certified: true,
+            one_root: true,
+            settled_by: 6,
+            agreed_by: 6,
+            train_loss: loss,
+            val_loss: loss,
+            val_bits_per_byte: loss,
+            payload_bytes: 123_456_789,
+            accepted,
+            opened,
+            state_root,
+            ..Recorder::new(Vec::new()).window(0)
+        }
+    }
+
+    #[test]
+    fn a_window_fits_in_100_columns_and_says_more_only_where_there_is_more() {
+        let said = window(&report(20, 32), 20, Loss::Text);
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines.iter().all(|line| line.chars().count() <= 100), "{said}");
+        assert!(
+            lines[0].contains("20 of 32 counted") && lines[1].contains("12 had no seat: 20 contributions"),
+            "{said}"
+        );
+        assert_eq!(window(&report(4, 4), 20, Loss::Text).lines().count(), 1);
+        let split = WindowReport { one_root: false, agreed_by: 5, ..report(4, 4) };
+        assert!(window(&split, 20, Loss::Text).contains("ROOTS DIFFER: only 5 of 6 nodes have root"));
+        let synthetic = window(&report(4, 4), 20, Loss::Synthetic);
+        assert!(synthetic.contains("synthetic loss 10.123") && !synthetic.contains("bits"), "{synthetic}");
+    }
+
+    #[test]
+    fn where_seats_are_free_only_nodes_themselves_say_that_they_had_none() {
+        assert_eq!(no_seat(&report(3, 4), 20), 0, "it may have come too late");
+        assert_eq!(no_seat(&WindowReport { no_seat: 1, ..report(3, 4) }, 20), 1);
+        assert_eq!(no_seat(&report(20, 32), 20), 12);
+    }
+
+    #[test]
+    fn work_says_how_long_it_will_take() {
+        let after = Duration::from_secs;
+        let said = work("making θ₀", Unit::Parameters, 18_000_000_000, Some(72_000_000_000), after(60));
+        assert_eq!(said, "making θ₀: 18.0 billion parameters of 72.0 billion parameters, about 3 min left");
+        assert_eq!(work("preparing text", Unit::Bytes, 5_000, None, after(1)), "preparing text: 5000 B");
+        assert!(work("w", Unit::Bytes, 5_000_000, Some(10_000_000), after(60)).ends_with("about 60 s left"));
     }
 }

@@ -31,9 +31,12 @@ pub(crate) struct Watcher {
     /// Most contributions that count in a window.
     seats: Cell<usize>,
     nodes: Cell<usize>,
-    started: Cell<usize>,
+    /// Those that have started since this process did.
+    up: RefCell<BTreeSet<String>>,
     /// Windows that have had their line.
     shown: Cell<u64>,
+    /// The window with which this process begins.
+    next: Cell<u64>,
     /// When a line was printed last.
     spoke: Cell<Instant>,
     /// Since when there is work before the start.
@@ -55,8 +58,9 @@ impl Watcher {
             loss,
             seats: Cell::new(usize::MAX),
             nodes: Cell::new(0),
-            started: Cell::new(0),
+            up: RefCell::default(),
             shown: Cell::new(0),
+            next: Cell::new(0),
             spoke: Cell::new(Instant::now()),
             working: Cell::new(None),
             late: RefCell::default(),
@@ -75,8 +79,9 @@ impl Watcher {
             News::Event(event, recorder) => self.on_event(event, recorder),
             _ if is_json() => {}
             News::Starting(work) => self.on_work(*work),
-            News::Resumed { windows } => {
-                self.shown.set(*windows);
+            News::Resumed { windows, measured } => {
+                self.shown.set(*measured);
+                self.next.set(*windows);
                 self.print(&format!("this network goes on: {windows} of {} windows are trained", self.windows));
             }
             News::Stands { spec, nodes } => {
@@ -119,7 +124,11 @@ impl Watcher {
         self.bar.set_position(position.max(self.bar.position()));
         let what = if window >= self.windows { "the last window is judged".to_owned() } else { phase(moment) };
         if self.is_silent(SILENCE_MAX) {
-            let place = if moment.window.is_some() && window < self.windows { format!("window {window}: ") } else { String::new() };
+            let place = if moment.window.is_some() && window < self.windows {
+                format!("window {window}: ")
+            } else {
+                String::new()
+            };
             self.print(&format!("{place}{what} (block {})", moment.block));
         }
         self.bar.set_message(what);
@@ -148,18 +157,18 @@ impl Watcher {
             | Event::Diverged { .. }
             | Event::Adopted { .. }
             | Event::CheckpointRefused { .. } => self.print(&show::event(event)),
-            Event::Started { settled, .. } if *settled > 0 => self.print(&show::event(event)),
+            Event::Started { .. } => self.on_started(event),
             _ => {}
         }
-        self.count_started(recorder);
     }
 
-    fn count_started(&self, recorder: &Recorder) {
-        let (started, nodes) = (recorder.started(), self.nodes.get());
-        let is_last = started >= nodes && self.started.get() < nodes;
-        self.started.set(started.max(self.started.get()));
-        if is_last && nodes > 0 && self.shown.get() == 0 {
-            self.print(&format!("all {nodes} nodes are up; training begins with window 0"));
+    /// The first starts of all nodes are one line, any other is news.
+    fn on_started(&self, event: &NodeEvent) {
+        let (is_first, up) = (self.up.borrow_mut().insert(event.node.clone()), self.up.borrow().len());
+        if !is_first {
+            self.print(&show::event(event));
+        } else if up == self.nodes.get() {
+            self.print(&format!("all {up} nodes are up; training begins with window {}", self.next.get()));
         }
     }
 

@@ -161,11 +161,6 @@ impl Recorder {
         self.nodes.get(node)?.uid
     }
 
-    /// How many nodes have started.
-    pub fn started(&self) -> usize {
-        self.nodes.values().filter(|node| node.starts > 0).count()
-    }
-
     /// What is known of a window so far.
     pub fn window(&self, window: u64) -> WindowReport {
         self.windows.get(&window).unwrap_or(&Gathered::default()).report(window)
@@ -269,7 +264,14 @@ impl Gathered {
             agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
             payload_bytes: payload_bytes / accepted.len().max(1) as u64,
             bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
-            opened: self.opened.iter().copied().chain(accepted.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect(),
+            opened: self
+                .opened
+                .iter()
+                .copied()
+                .chain(accepted.iter().copied())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             no_seat: self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::NoSeat { .. })).count() as u64,
             accepted,
             faults: self.faults.clone(),
@@ -333,5 +335,38 @@ mod tests {
         let numbers: Vec<u64> = report.windows.iter().map(|window| window.window).collect();
         assert_eq!((report.windows_planned, numbers), (9, vec![3]));
         assert_eq!((recorder.window(5).window, recorder.window(5).settled_by), (5, 0));
+    }
+
+    #[test]
+    fn what_opened_and_found_no_seat_is_counted() {
+        let started =
+            |uid| Event::Started { uid: Uid(uid), role: Role::Miner, settled: 0, state_root: Hash32::default() };
+        let mut recorder = Recorder::new(Vec::new());
+        let verdict = Verdict::Certified { accepted: vec![Uid(0), Uid(9)], excluded: vec![] };
+        for event in [
+            told("a", started(0)),
+            told("b", started(1)),
+            told("a", Event::Opened { window: 0 }),
+            told("b", Event::Opened { window: 0 }),
+            told("b", Event::Ended { window: 0, outcome: Outcome::NoSeat { seats: 2 } }),
+            told(
+                "v",
+                Event::Settled {
+                    window: 0,
+                    verdict,
+                    state_root: Hash32::of(b"r"),
+                    payload_bytes: 2,
+                    values: 1,
+                    tokens: 1,
+                },
+            ),
+        ] {
+            recorder.record(&event);
+        }
+        let window = recorder.window(0);
+        // Uid 9 is somebody of whom nothing else is heard.
+        assert_eq!((window.opened, window.no_seat), (vec![Uid(0), Uid(1), Uid(9)], 1));
+        assert_eq!((recorder.uid("b"), recorder.uid("v")), (Some(Uid(1)), None));
+        assert_eq!(recorder.outcome(0, "b"), Some(&Outcome::NoSeat { seats: 2 }));
     }
 }

@@ -203,28 +203,33 @@ impl NetworkArgs {
         };
         let tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(model.seq_len);
         let files = match folder {
-            Folder::Kept(path) => format!("{}; the same command goes on with them after an interruption", path.display()),
-            Folder::Temporary(folder) => format!("{}, removed at the end (--folder DIR keeps them)", folder.path().display()),
+            Folder::Kept(path) => format!("{} (the same command goes on there if it is interrupted)", path.display()),
+            Folder::Temporary(folder) => {
+                format!("{}, removed at the end (--folder DIR keeps them)", folder.path().display())
+            }
         };
-        let result = |given: &Option<PathBuf>, option: &str| match given {
-            Some(path) => path.display().to_string(),
-            None => format!("not kept ({option} keeps it)"),
-        };
+        let results =
+            [(&self.out.out, "the model", "--out DIR"), (&self.rehearsal.report.report, "the report", "--report FILE")];
+        let results = results.map(|(path, what, option)| match path {
+            Some(path) => format!("{what} goes to {}", path.display()),
+            None => format!("{option} would keep {what}"),
+        });
         format!(
             "{} miners and {} validators, {places}\n  \
-             model    {} ({size}): {}\n  data     {data}\n  \
-             windows  {}: miners train and publish, validators judge, what counts changes the model\n  \
+             model    {}, {size}\n  \
+             data     {data}\n  \
+             windows  {}: in each, miners train and publish, validators judge, what counts moves the model\n  \
              window   {} inner steps of {} sequences of {} tokens: {tokens} tokens per miner\n  \
-             files    {files}\n  report   {}",
+             files    {files}\n  \
+             results  {}",
             plan.miners,
             plan.validators,
             plan.preset.name,
-            result(&self.out.out, "--out DIR"),
             plan.windows,
             inner.steps,
             inner.batch_sequences,
             model.seq_len,
-            result(&self.rehearsal.report.report, "--report FILE"),
+            results.join("; "),
         )
     }
 
@@ -255,7 +260,9 @@ impl NetworkArgs {
         }
         let written = match self.out.write(&outcome, &folder.path().join("dataset")) {
             Ok(written) => written,
-            Err(error) => return Err(left(ring, "the network's result could not be written", Some(&outcome), folder, error)),
+            Err(error) => {
+                return Err(left(ring, "the network's result could not be written", Some(&outcome), folder, error));
+            }
         };
         if !is_json() {
             say!("{}", self.next_steps(ring, &outcome, written, &folder));
@@ -269,7 +276,9 @@ impl NetworkArgs {
         match (model, folder) {
             (Some(model), _) => {
                 let model = model.display();
-                lines.push(format!("  the model is in {model}; let it write: templar generate {model} --prompt \"The \""));
+                lines.push(format!(
+                    "  the model is in {model}; let it write: templar generate {model} --prompt \"The \""
+                ));
             }
             (None, Folder::Kept(folder)) => {
                 lines.push(format!("  make the model of what is kept: templar export {} --out DIR", folder.display()));
@@ -283,7 +292,11 @@ impl NetworkArgs {
             None => lines.push("  all figures of a run: --report FILE".to_owned()),
         }
         if let (Folder::Kept(_), true) = (folder, outcome.stopped) {
-            lines.push(format!("  go on with the same command: templar {} … --folder {}", ring.verb(), folder.path().display()));
+            lines.push(format!(
+                "  go on with the same command: templar {} … --folder {}",
+                ring.verb(),
+                folder.path().display()
+            ));
         }
         lines.join("\n")
     }
@@ -295,10 +308,12 @@ fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error
     let (shown, verb) = (folder.display(), ring.verb());
     let mut advice = format!("{what}; its files are left in {shown}:\n  look into them, or remove them: rm -r {shown}");
     if outcome.is_some_and(|outcome| outcome.theta.is_some()) {
-        advice += &format!("\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE");
+        advice +=
+            &format!("\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE");
     }
     if outcome.is_none_or(|outcome| !outcome.failures.is_empty()) && Definition::is_in(&folder) {
-        advice += &format!("\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}");
+        advice +=
+            &format!("\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}");
     }
     error.wrap_err(advice)
 }

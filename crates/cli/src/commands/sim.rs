@@ -35,7 +35,9 @@ impl Sim {
         if !is_json() {
             say!(
                 "{} miners and {} validators under a virtual clock, {} windows; the trainer is a synthetic one",
-                scenario.plan.miners, scenario.plan.validators, scenario.plan.windows
+                scenario.plan.miners,
+                scenario.plan.validators,
+                scenario.plan.windows
             );
         }
         scenario.on_event = Some(Box::new(move |event, recorder| watcher.on_event(event, recorder)));

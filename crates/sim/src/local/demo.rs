@@ -40,7 +40,8 @@ impl Demo {
             cap: self.pace_cap,
         };
         let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let Some(services) = Services::start(Ring::Demo, &self.network, here, &[], pacing, &mut stop, tell).await? else {
+        let Some(services) = Services::start(Ring::Demo, &self.network, here, &[], pacing, &mut stop, tell).await?
+        else {
             return Ok(None);
         };
         let mut crew = Crew::new(false);

@@ -161,7 +161,8 @@ impl Definition {
 
     fn write(&self, folder: &Path) -> Result<(), KeptError> {
         let text = toml::to_string(self).expect("text and numbers only");
-        let intro = "# How this network was started. The same verb with the same options and --folder goes on with it.\n";
+        let intro =
+            "# How this network was started. The same verb with the same options and --folder goes on with it.\n";
         replace(&folder.join(DEFINITION), &(intro.to_owned() + &text))
     }
 
@@ -169,7 +170,10 @@ impl Definition {
     fn difference(&self, now: &Self) -> Option<(&'static str, String, String)> {
         let adversaries = |of: &Self| of.adversaries.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let data = |of: &Self| of.data.join(" ");
-        let codec = |of: &Self| serde_json::to_value(of.codec).map_or_else(|_| String::new(), |name| name.to_string());
+        let codec = |of: &Self| {
+            toml::Value::try_from(of.codec)
+                .map_or_else(|_| String::new(), |name| name.as_str().unwrap_or_default().to_owned())
+        };
         let pairs = [
             ("preset", self.preset.clone(), now.preset.clone()),
             ("miners", self.miners.to_string(), now.miners.to_string()),
@@ -285,9 +289,11 @@ impl Kept {
         replace(&self.folder.join(RUN), &spec.to_toml())
     }
 
-    /// Windows that somebody has settled before.
-    pub(crate) fn windows_settled(&self) -> u64 {
-        (0..self.definition.windows).take_while(|window| self.recorder.settled(*window) > 0).count() as u64
+    /// Windows that somebody has settled before, and those that were validated, too.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let all = 0..self.definition.windows;
+        let settled = all.clone().take_while(|window| self.recorder.settled(*window) > 0).count() as u64;
+        (settled, all.take_while(|window| self.recorder.validated(*window)).count() as u64)
     }
 
     /// Takes in an event. A log that cannot be written is told once, and ends no network.
@@ -314,7 +320,8 @@ pub(crate) fn participants(members: &[Member], guests: &[Invited]) -> Vec<Partic
 }
 
 fn replay(folder: &Path, definition: &Definition) -> Result<Recorder, KeptError> {
-    let members = crate::plan::members(definition.seed, definition.miners, definition.validators, &definition.adversaries);
+    let members =
+        crate::plan::members(definition.seed, definition.miners, definition.validators, &definition.adversaries);
     let mut recorder = Recorder::new(participants(&members, &definition.guests));
     let path = folder.join(EVENTS);
     match File::open(&path) {
@@ -405,4 +412,97 @@ fn replace(path: &Path, text: &str) -> Result<(), KeptError> {
         fs::rename(&temporary, path)
     };
     write().map_err(io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::hash::Hash32;
+    use templar_record::event::{Event, Verdict};
+
+    use super::*;
+    use crate::r#virtual::scenario::tiny_preset;
+
+    fn network(seed: u64, windows: u64) -> Network {
+        let plan = Plan { miners: 1, validators: 1, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
+        let (codec, text) = (CodecKind::TopkTwoBit, Text::BuiltIn);
+        Network { plan, codec, text, folder: PathBuf::new(), engines: Vec::new() }
+    }
+
+    fn open(folder: &Path, network: &Network) -> Result<Kept, KeptError> {
+        Kept::open(folder, Definition::new(Ring::Demo, network, &[]))
+    }
+
+    fn stand(kept: &mut Kept, network: &Network) {
+        let spec = network.plan.spec(Hash32::of(b"g"), Hash32::of(b"m"));
+        let place = "127.0.0.1:7".parse().unwrap();
+        kept.stands(&spec, place, place).unwrap();
+    }
+
+    fn settled(window: u64) -> NodeEvent {
+        let (verdict, state_root) = (Verdict::NoQuorum, Hash32::of(b"r"));
+        let event = Event::Settled { window, verdict, state_root, payload_bytes: 0, values: 0, tokens: 0 };
+        NodeEvent { node: "validator-0".to_owned(), event }
+    }
+
+    #[test]
+    fn a_network_that_stood_goes_on_with_what_was_heard_and_a_finished_one_says_so() {
+        let (folder, network) = (tempfile::tempdir().unwrap(), network(1, 2));
+        let mut kept = open(folder.path(), &network).unwrap();
+        assert!(kept.spec.is_none());
+        stand(&mut kept, &network);
+        assert!(matches!(open(folder.path(), &network), Err(KeptError::InUse { .. })));
+        kept.hear(&settled(0));
+        drop(kept);
+        // A kill in the middle of a line.
+        let path = folder.path().join(EVENTS);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, whole.clone() + &whole[..20]).unwrap();
+        let mut kept = open(folder.path(), &network).unwrap();
+        assert!(kept.spec.is_some() && kept.definition.chain == Some("127.0.0.1:7".parse().unwrap()));
+        assert_eq!(kept.progress(), (1, 0));
+        let bits_per_byte = 1.0;
+        for event in
+            [settled(1), NodeEvent { event: Event::Validated { window: 1, loss: 1.0, bits_per_byte }, ..settled(1) }]
+        {
+            kept.hear(&event);
+        }
+        drop(kept);
+        let said = open(folder.path(), &network).unwrap_err().to_string();
+        assert!(said.starts_with("all 2 windows") && said.contains("templar export"), "{said}");
+        // More windows are another matter.
+        assert_eq!(open(folder.path(), &super::tests::network(1, 3)).unwrap().progress().0, 2);
+        let (kept, _) = Kept::read(folder.path()).unwrap();
+        assert_eq!(kept.recorder.settled(1), 1);
+    }
+
+    #[test]
+    fn another_network_is_told_apart_by_the_option_that_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        stand(&mut open(folder.path(), &network(1, 2)).unwrap(), &network(1, 2));
+        let said = |network: &Network| open(folder.path(), network).unwrap_err().to_string();
+        assert!(said(&network(2, 2)).contains("--seed was 1, and is 2 now"));
+        let codec = Network { codec: CodecKind::DenseF32, ..network(1, 2) };
+        assert!(said(&codec).contains("--codec was topk-2bit, and is dense-f32 now"), "{}", said(&codec));
+        let text = Text::Paths { sources: vec!["/a.txt".into()], tokenizer: None, end_of_text: None };
+        assert!(said(&Network { text, ..network(1, 2) }).contains("--data was not given, and is /a.txt now"));
+        let localnet = Definition::new(Ring::Localnet, &network(1, 2), &[]);
+        let said = Kept::open(folder.path(), localnet).unwrap_err().to_string();
+        assert!(said.contains("it is of `templar demo`"), "{said}");
+    }
+
+    #[test]
+    fn what_never_stood_is_begun_anew_and_foreign_folders_are_left_alone() {
+        let (folder, network) = (tempfile::tempdir().unwrap(), network(1, 2));
+        drop(open(folder.path(), &network).unwrap());
+        fs::create_dir(folder.path().join("dataset")).unwrap();
+        fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+        assert!(matches!(Kept::read(folder.path()), Err(KeptError::NeverStood { .. })));
+        drop(open(folder.path(), &network).unwrap());
+        assert!(!folder.path().join("dataset").exists() && folder.path().join("notes.txt").exists());
+        let foreign = tempfile::tempdir().unwrap();
+        fs::create_dir(foreign.path().join("dataset")).unwrap();
+        assert!(matches!(Kept::read(foreign.path()), Err(KeptError::NoNetwork { .. })));
+        drop(open(foreign.path(), &network).unwrap());
+        assert!(foreign.path().join("dataset").exists());
+    }
 }

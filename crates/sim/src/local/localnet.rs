@@ -81,7 +81,8 @@ impl Localnet {
     ) -> Result<Option<Outcome>, NetworkError> {
         let started = Instant::now();
         let time = |_: &[Member]| BlockTime::Fixed(self.block);
-        let services = Services::start(Ring::Localnet, &self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
+        let services =
+            Services::start(Ring::Localnet, &self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
         let Some(services) = services else { return Ok(None) };
         let mut crew = Crew::new(true);
         for (nth, member) in services.members.iter().enumerate() {
@@ -104,7 +105,8 @@ impl Localnet {
         for guest in &self.guests {
             let folder = services.folder.join("guests").join(&guest.name);
             let windows = self.network.plan.windows;
-            let invitation = invite(&services, guest, folder.clone(), windows, &self.binary).map_err(NetworkError::io(&folder))?;
+            let invitation =
+                invite(&services, guest, folder.clone(), windows, &self.binary).map_err(NetworkError::io(&folder))?;
             tell(News::Invited(&invitation));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
@@ -259,4 +261,36 @@ async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
     // Its state on disk is whole at any moment, so it can be killed.
     child.start_kill()?;
     child.wait().await
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::keys::Keypair;
+
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_start_script_finds_the_binary_or_says_where_it_looked() {
+        let folder = tempfile::tempdir().unwrap();
+        let hotkey = Keypair::insecure_dev(1, "guest").hotkey();
+        let (script, binary) = (folder.path().join("start.sh"), folder.path().join("it's here"));
+        std::fs::write(&script, start_script(&hotkey, &["miner".to_owned(), "--name".to_owned()], &binary)).unwrap();
+        let start = |chosen: Option<&str>| {
+            let mut command = std::process::Command::new("sh");
+            command.arg(&script).arg("--extra").env("PATH", "/usr/bin:/bin").env_remove("TEMPLAR_BIN");
+            command.envs(chosen.map(|chosen| ("TEMPLAR_BIN", chosen)));
+            let output = command.output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, _, said) = start(None);
+        assert!(code == Some(127) && said.contains("TEMPLAR_BIN=/path/to/templar"), "{said}");
+        let (code, _, said) = start(Some("echo"));
+        assert!(code == Some(1) && said.contains(&format!("the key of hotkey {hotkey}")), "{said}");
+        std::fs::write(folder.path().join("key.hex"), "").unwrap();
+        assert_eq!(start(Some("echo")).1, "miner --name --extra\n");
+        std::fs::write(&binary, "#!/bin/sh\necho found $*\n").unwrap();
+        std::fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert_eq!(start(None).1, "found miner --name --extra\n");
+    }
 }

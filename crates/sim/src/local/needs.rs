@@ -59,7 +59,8 @@ impl Needs {
                 Role::Miner => (MINER_BYTES, MINER_DISK_BYTES),
                 Role::Validator => (VALIDATOR_BYTES, VALIDATOR_DISK_BYTES),
             };
-            let activations = if on_device || member.role == Role::Validator { 0 } else { activation_bytes(&plan.preset) };
+            let activations =
+                if on_device || member.role == Role::Validator { 0 } else { activation_bytes(&plan.preset) };
             memory_bytes += NODE_BYTES + activations + memory * parameters;
             disk_bytes += disk * parameters;
         }
@@ -95,7 +96,14 @@ pub fn check(network: &Network, machine: Machine) -> Result<(), NeedsError> {
     if let Some(available_bytes) = machine.disk_bytes.filter(|available| needs.disk_bytes > *available) {
         let advice = advice(plan, engines, text, |needs| needs.disk_bytes <= available_bytes);
         let folder = folder.display().to_string();
-        return Err(NeedsError::Disk { preset, nodes, folder, needed_bytes: needs.disk_bytes, available_bytes, advice });
+        return Err(NeedsError::Disk {
+            preset,
+            nodes,
+            folder,
+            needed_bytes: needs.disk_bytes,
+            available_bytes,
+            advice,
+        });
     }
     Ok(())
 }

@@ -33,17 +33,27 @@ pub struct Network {
 pub enum News<'a> {
     /// Long work before the network stands.
     Starting(Work),
-    /// A network that was killed goes on after so many windows.
-    Resumed { windows: u64 },
+    /// A network that was killed goes on after so many windows, of which so many are validated too.
+    Resumed {
+        windows: u64,
+        measured: u64,
+    },
     /// Chain and buckets are served, and the nodes start: what they will train.
-    Stands { spec: &'a RunSpec, nodes: usize },
+    Stands {
+        spec: &'a RunSpec,
+        nodes: usize,
+    },
     /// A node on another machine may join.
     Invited(&'a Invitation),
     Event(&'a NodeEvent, &'a Recorder),
     /// Where the network is, every second.
     Moment(Moment),
     /// A paced block did not wait any longer for this node, in this window.
-    Late { node: &'a str, block: u64, window: Option<u64> },
+    Late {
+        node: &'a str,
+        block: u64,
+        window: Option<u64>,
+    },
 }
 
 /// Long work before a network stands, and how much of it is done.
@@ -51,7 +61,10 @@ pub enum News<'a> {
 pub enum Work {
     Text(Progress),
     /// The root of θ₀.
-    Theta0 { done_parameters: u64, parameters: u64 },
+    Theta0 {
+        done_parameters: u64,
+        parameters: u64,
+    },
 }
 
 /// Where a network is.

@@ -63,7 +63,8 @@ impl Services {
     ) -> Result<Option<Self>, NetworkError> {
         let kept = Kept::open(&network.folder, Definition::new(ring, network, guests))?;
         if kept.spec.is_some() {
-            tell(News::Resumed { windows: kept.windows_settled() });
+            let (windows, measured) = kept.progress();
+            tell(News::Resumed { windows, measured });
         }
         let Some((dataset, floor_bits_per_byte)) = prepare_dataset(network, &kept, stop, tell).await? else {
             return Ok(None);
@@ -183,7 +184,9 @@ async fn start_s3(
     if let Some(before) = before.filter(|before| before.ip() == address) {
         match S3Server::start_exposed(&root, before, buckets.clone()).await {
             Err(error @ ServerError::Listen { .. }) => {
-                tracing::warn!("the buckets move: {error}; the nodes publish the new place, and guests need a new invitation");
+                tracing::warn!(
+                    "the buckets move: {error}; the nodes publish the new place, and guests need a new invitation"
+                );
             }
             started => return started,
         }
@@ -339,4 +342,34 @@ fn prepare_text_of(
         }
     };
     Ok((Dataset::open(folder)?, floor))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn long_work_before_the_start_is_told_and_can_be_stopped() {
+        let (stop, mut stopped) = watch::channel(false);
+        let mut told = 0;
+        let endless = |tell: &dyn Fn(Work) -> ControlFlow<()>| {
+            while tell(Work::Theta0 { done_parameters: 1, parameters: 2 }).is_continue() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let mut tell = |news: News<'_>| {
+            assert!(matches!(news, News::Starting(Work::Theta0 { done_parameters: 1, parameters: 2 })));
+            told += 1;
+            if told == 3 {
+                stop.send_replace(true);
+            }
+        };
+        let working = beside(endless, &mut stopped, &mut tell);
+        let ended = tokio::time::timeout(Duration::from_secs(30), working).await.expect("it hears nothing");
+        assert_eq!((ended, told), (None, 3));
+        let (_keep, mut stop) = watch::channel(false);
+        assert_eq!(beside(|_| 7, &mut stop, &mut |_| {}).await, Some(7));
+    }
 }
