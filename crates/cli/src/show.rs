@@ -200,7 +200,11 @@ pub(crate) fn work(what: &str, unit: Unit, done: u64, all: Option<u64>, since: D
         s if s < 120.0 => format!("{s:.0} s"),
         s => format!("{:.0} min", s / 60.0),
     };
-    format!("{what}: {} of {}, about {left} left", amount(done), amount(all))
+    let done = match unit {
+        Unit::Bytes => bytes(done),
+        Unit::Parameters => format!("{:.0} %", 100.0 * done as f64 / all as f64),
+    };
+    format!("{what}: {done} of {}, about {left} left", amount(all))
 }
 
 /// A number of parameters, for people.
@@ -346,7 +350,7 @@ mod tests {
     fn work_says_how_long_it_will_take() {
         let after = Duration::from_secs;
         let said = work("making θ₀", Unit::Parameters, 18_000_000_000, Some(72_000_000_000), after(60));
-        assert_eq!(said, "making θ₀: 18.0 billion parameters of 72.0 billion parameters, about 3 min left");
+        assert_eq!(said, "making θ₀: 25 % of 72.0 billion parameters, about 3 min left");
         assert_eq!(work("preparing text", Unit::Bytes, 5_000, None, after(1)), "preparing text: 5000 B");
         assert!(work("w", Unit::Bytes, 5_000_000, Some(10_000_000), after(60)).ends_with("about 60 s left"));
     }
