@@ -66,6 +66,8 @@ pub struct NeuronInfo {
     pub dividends: u16,
     /// Paid since its registration.
     pub emission_rao: u64,
+    /// The mean of the weights that validators have set for it, each validator's best at 65535.
+    pub rating: u16,
 }
 
 /// The development chain. Clones are the same chain.
@@ -197,6 +199,7 @@ impl DevChain {
             incentive: neuron.incentive,
             dividends: neuron.dividends,
             emission_rao: neuron.emission_rao,
+            rating: ledger.subnet.rating(uid),
         };
         (0u16..).zip(&ledger.subnet.neurons).map(info).collect()
     }

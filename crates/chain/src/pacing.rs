@@ -80,7 +80,7 @@ fn report_late(chain: &DevChain, time: &BlockTime, number: u64) {
     let BlockTime::Paced { participants, cap } = time else { return };
     let late = chain.awaited(participants, number);
     for hotkey in &late {
-        tracing::warn!(block = number, hotkey = %hotkey.short(), cap_s = cap.as_secs_f64(), "the block did not wait longer for this node");
+        tracing::debug!(block = number, hotkey = %hotkey.short(), cap_s = cap.as_secs_f64(), "the block did not wait longer for this node");
     }
     chain.record_late(number, late);
 }

@@ -11,6 +11,7 @@
 //! | `author_submit` | a signed call, Borsh in hexadecimal | null: it is in the pool |
 //! | `dev_nonce` | hotkey | lowest nonce of the hotkey's next call |
 //! | `dev_pace` | hotkey, block | null |
+//! | `dev_neurons` | | all [`crate::NeuronInfo`]s: what neurons were paid |
 //!
 //! Hashes and hotkeys are 64 hexadecimal digits. Refusals are error objects whose code names the kind and whose data
 //! is the [`crate::ChainError`] or [`crate::DevError`]. The `dev_` methods are not signed: they are for networks of one owner.

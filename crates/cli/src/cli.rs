@@ -40,6 +40,8 @@ pub(crate) enum Verb {
     /// For rehearsals only: a miner that misbehaves.
     #[command(hide = true)]
     Adversary(commands::adversary::Adversary),
+    /// Make the model and the report of a network from the folder that it was kept in.
+    Export(commands::export::Export),
     /// Make, show and check a run's specification.
     #[command(subcommand)]
     Run(commands::run::Run),
@@ -66,6 +68,7 @@ impl Verb {
             Self::Miner(miner) => miner.run(),
             Self::Validator(validator) => validator.run(),
             Self::Adversary(adversary) => adversary.run(),
+            Self::Export(export) => export.run(),
             Self::Run(run) => run.run(),
             Self::Key(key) => key.run(),
             Self::Data(data) => data.run(),

@@ -12,11 +12,13 @@ mod failure;
 mod files;
 mod metrics;
 mod output;
+mod outputs;
 #[cfg(test)]
 mod pages;
 mod progress;
 mod show;
 mod stop;
+mod watch;
 
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;

@@ -1,167 +1,219 @@
-//! What people see: a bar while a window is under way, a line when it is done, a table at the end.
+//! What people see: lines for windows, events and work, and the table at the end. No line has more than 100 columns.
 
-use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use templar_protocol::clock::Schedule;
+use templar_protocol::fault::Party;
 use templar_record::engine::EngineStats;
-use templar_record::event::{Event, NodeEvent, Role, Verdict};
-use templar_record::recorder::Recorder;
-use templar_record::report::{Report, WindowReport};
+use templar_record::event::{Event, NodeEvent, Role, Source, Verdict};
+use templar_record::report::{NodeReport, Report, WindowReport};
 use templar_sim::local::guest::Invitation;
-use templar_sim::local::network::News;
 
-use crate::metrics;
-use crate::output::{is_json, say};
-
-/// Shows a network at work.
-#[derive(Debug)]
-pub(crate) struct Watcher {
-    bar: ProgressBar,
-    /// Windows that have had their line.
-    shown: Cell<u64>,
+/// What losses are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Text, in nats per token.
+    Text,
+    /// The synthetic trainer's: a number that falls, and means nothing else.
+    Synthetic,
 }
 
-impl Watcher {
-    pub(crate) fn new(windows: u64) -> Self {
-        let style = ProgressStyle::with_template("{spinner} window {pos}/{len} {bar:24} {elapsed_precise} {wide_msg}");
-        let bar = if is_json() { ProgressBar::hidden() } else { ProgressBar::new(windows) };
-        bar.set_style(style.expect("a constant template"));
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, shown: Cell::new(0) }
-    }
-
-    pub(crate) fn on_news(&self, news: &News<'_>) {
-        match news {
-            News::Preparing(progress) => {
-                self.bar.set_message(format!("preparing text: {:.1} MB", progress.text_bytes as f64 / 1e6));
-            }
-            // Not on standard output, which may be events alone.
-            News::Invited(invitation) => self.bar.suspend(|| eprintln!("{}", self::invitation(invitation))),
-            News::Event(event, recorder) => self.on_event(event, recorder),
-        }
-    }
-
-    fn on_event(&self, event: &NodeEvent, recorder: &Recorder) {
-        metrics::record(event);
-        if is_json() {
-            if let Ok(line) = serde_json::to_string(event) {
-                say!("{line}");
-            }
-            return;
-        }
-        self.bar.set_message(self::event(event));
-        match &event.event {
-            // A window's line waits for its validation, which ends while the next window trains.
-            Event::Validated { window, .. } => self.show_until(window + 1, recorder),
-            Event::Settled { window, .. } => self.show_until(*window, recorder),
-            Event::Trouble { .. }
-            | Event::Diverged { .. }
-            | Event::Adopted { .. }
-            | Event::CheckpointRefused { .. } => self.print(&self::event(event)),
-            Event::Started { settled, .. } if *settled > 0 => self.print(&self::event(event)),
-            _ => {}
-        }
-    }
-
-    fn show_until(&self, end: u64, recorder: &Recorder) {
-        for nth in self.shown.get()..end {
-            self.print(&window(&recorder.window(nth)));
-            self.shown.set(nth + 1);
-            self.bar.set_position(nth + 1);
-        }
-    }
-
-    /// A line that stays, with or without a terminal.
-    fn print(&self, line: &str) {
-        if self.bar.is_hidden() {
-            say!("{line}");
-        } else {
-            self.bar.println(line);
-        }
-    }
-
-    pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
+/// What work is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Bytes,
+    Parameters,
 }
 
 /// How a guest takes part.
-fn invitation(invitation: &Invitation) -> String {
-    let Invitation { guest, folder, arguments } = invitation;
+pub(crate) fn invitation(invitation: &Invitation) -> String {
+    let Invitation { guest, folder, .. } = invitation;
     format!(
-        "{} may take part: copy {} to the machine with the key of hotkey {}, put that key beside it as key.hex, and run \
-         start.sh there:\n  templar {}",
+        "{} may take part. On its machine:\n  1. copy the folder {} there\n  2. put the key of hotkey {} into it as key.hex\n  \
+         3. run start.sh in it",
         guest.name,
         folder.display(),
         guest.hotkey,
-        arguments.join(" ")
     )
 }
 
-/// A window in one line.
-pub(crate) fn window(report: &WindowReport) -> String {
-    let number = |value: Option<f64>| value.map_or_else(|| "     -".to_owned(), |value| format!("{value:6.3}"));
+/// A window in one line, and further ones for what is out of the ordinary.
+pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "    -".to_owned(), |value| format!("{value:5.3}"));
     let verdict = if report.certified { "certified" } else { "null     " };
-    let roots = if report.one_root { "one root" } else { "ROOTS DIFFER" };
-    let mut line = format!(
-        "window {:>3}  {verdict}  {} of {} nodes' root {} ({roots})  train loss {}  held-out {} bits/byte  {} contributions of {}",
-        report.window,
-        report.agreed_by,
-        report.settled_by,
-        report.state_root.short(),
-        number(report.train_loss),
-        number(report.val_bits_per_byte),
-        report.accepted.len(),
-        bytes(report.payload_bytes),
-    );
-    for fault in &report.faults {
-        let _ = write!(line, "\n            uid {} {} ({:?})", fault.uid, fault.fault, fault.attributed_to);
+    let (train, val) = (number(report.train_loss), number(report.val_loss));
+    let losses = match loss {
+        Loss::Text => format!("train loss {train}  held-out {} bits/byte", number(report.val_bits_per_byte)),
+        Loss::Synthetic => format!("synthetic loss {train}  held-out {val}"),
+    };
+    let (counted, opened) = (report.accepted.len(), report.opened.len());
+    let size = if counted > 0 { format!("  {} each", bytes(report.payload_bytes)) } else { String::new() };
+    let mut text = format!("window {:>3}  {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
+    let without = no_seat(report, seats);
+    if without > 0 {
+        let _ = write!(text, "\n            {without} had no seat: {seats} contributions count per window at most");
     }
-    line
+    if !report.one_root && report.settled_by > 0 {
+        let (agreed, settled, root) = (report.agreed_by, report.settled_by, report.state_root.short());
+        let _ = write!(text, "\n            ROOTS DIFFER: only {agreed} of {settled} nodes have root {root}");
+    }
+    for fault in &report.faults {
+        let _ = write!(text, "\n            uid {} {} ({})", fault.uid, fault.fault, party(fault.attributed_to));
+    }
+    text
 }
 
-/// The table of nodes, and the loss against its floor.
-pub(crate) fn summary(report: &Report) -> String {
+/// How many opened contributions of a window found all seats taken. Where none is free, a contribution without a fault
+/// that does not count is one of them, whether or not its node says so.
+fn no_seat(report: &WindowReport, seats: usize) -> usize {
+    let told = usize::try_from(report.no_seat).unwrap_or(usize::MAX);
+    if report.accepted.len() < seats {
+        return told;
+    }
+    let faulty = |uid| report.faults.iter().any(|fault| fault.uid == uid);
+    let left_out = report.opened.iter().filter(|uid| !report.accepted.contains(uid) && !faulty(**uid));
+    told.max(left_out.count())
+}
+
+fn party(party: Party) -> &'static str {
+    match party {
+        Party::Miner => "the miner's fault",
+        Party::Validator => "a validator's fault",
+        Party::Storage => "its storage's fault",
+        Party::Chain => "the chain's fault",
+    }
+}
+
+/// The table of nodes, what the run came to, and what the figures mean.
+pub(crate) fn summary(report: &Report, loss: Loss) -> String {
     let mut text = format!(
-        "\n{:>4}  {:<12} {:<10} {:>8} {:>8} {:>10} {:>9}  {}\n",
-        "uid", "node", "behaviour", "score", "weight", "emission", "restarts", "final root"
+        "\n{:>4}  {:<12} {:<9} {:>8} {:>8} {:>10} {:>9}  {}\n",
+        "uid", "node", "behaviour", "score", "weight", "paid", "restarts", "final root"
     );
     for node in &report.nodes {
-        let score = match node.role {
-            Role::Miner => format!("{:.4}", node.score),
-            Role::Validator => "-".to_owned(),
-        };
-        let _ = writeln!(
-            text,
-            "{:>4}  {:<12} {:<10} {:>8} {:>7.1}% {:>10.3} {:>9}  {}",
-            node.uid.0,
-            node.name,
-            node.behaviour,
-            score,
-            100.0 * node.weight,
-            node.emission,
-            node.restarts,
-            node.final_state_root.short(),
-        );
+        text += &row(node);
     }
     let certified = report.windows.iter().filter(|window| window.certified).count();
-    let _ = writeln!(text, "\nrun {}: {certified} of {} windows certified", report.run_id, report.windows_planned);
-    if !report.late.is_empty() {
-        let uids: Vec<String> =
-            report.late.iter().map(|late| format!("uid {} at block {}", late.uid, late.block)).collect();
-        let _ = writeln!(text, "late {} times: {}", report.late_total, uids.join(", "));
-    }
-    if let Some(bits) = report.last.val_bits_per_byte {
+    let _ = writeln!(text, "\nrun {}\n{certified} of {} windows certified", report.run_id, report.windows_planned);
+    text += &counted(report);
+    text += &late(report);
+    if loss == Loss::Text
+        && let Some(bits) = report.last.val_bits_per_byte
+    {
         let _ = write!(text, "held-out text: {bits:.3} bits per byte");
         if let Some(floor) = report.last.floor_bits_per_byte {
-            let _ = write!(text, ", of which {floor:.3} are the text's own entropy, the floor of every model");
+            let _ = write!(text, "; {floor:.3} is the text's own entropy, the floor of every model");
         }
         text.push('\n');
     }
-    let _ = writeln!(text, "{} tokens in {:.1} s", report.last.tokens, report.last.wall_s);
+    match report.last.wall_s {
+        0.0 => _ = writeln!(text, "{} tokens", report.last.tokens),
+        wall_s => _ = writeln!(text, "{} tokens in {wall_s:.1} s", report.last.tokens),
+    }
+    text + meaning(loss)
+}
+
+fn row(node: &NodeReport) -> String {
+    let is_guest = node.behaviour == "guest";
+    let score = match node.role {
+        Role::Miner => format!("{:.4}", node.score),
+        Role::Validator => "-".to_owned(),
+    };
+    let restarts = if is_guest { "-".to_owned() } else { node.restarts.to_string() };
+    let root = if is_guest { "-".to_owned() } else { node.final_state_root.short().to_string() };
+    format!(
+        "{:>4}  {:<12} {:<9} {:>8} {:>7.1}% {:>10.3} {:>9}  {}\n",
+        node.uid.0,
+        node.name,
+        node.behaviour,
+        score,
+        100.0 * node.weight,
+        node.emission,
+        restarts,
+        root
+    )
+}
+
+/// How many contributions counted, of all windows together.
+fn counted(report: &Report) -> String {
+    let seats = report.config.roster.gather as usize;
+    let sum = |of: &dyn Fn(&WindowReport) -> usize| report.windows.iter().map(of).sum::<usize>();
+    let (counted, opened) = (sum(&|window| window.accepted.len()), sum(&|window| window.opened.len()));
+    let without = sum(&|window| no_seat(window, seats));
+    let mut text = format!("contributions: {counted} of {opened} counted");
+    if without > 0 {
+        let _ = write!(text, ", {without} had no seat: {seats} count per window at most");
+    }
+    text + "\n"
+}
+
+/// For whom paced blocks did not wait, by node, and what became of its part in those windows.
+fn late(report: &Report) -> String {
+    let schedule = Schedule::new(&report.config);
+    let mut blocks: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+    for late in &report.late {
+        blocks.entry((late.uid, schedule.window_at(late.block))).or_default().push(late.block);
+    }
+    let mut text = String::new();
+    for ((uid, window), blocks) in blocks {
+        let node = report.nodes.iter().find(|node| node.uid == uid);
+        let name = node.map_or_else(|| format!("uid {uid}"), |node| node.name.clone());
+        let (first, last) = (blocks[0], blocks[blocks.len() - 1]);
+        let at = if first == last { format!("block {first}") } else { format!("blocks {first} to {last}") };
+        let _ = write!(text, "{name} was late at {at}");
+        let report = window.and_then(|number| report.windows.iter().find(|window| window.window == number));
+        if let (Some(window), Some(Role::Miner)) = (report, node.map(|node| node.role)) {
+            let did = if window.accepted.contains(&uid) { "counted all the same" } else { "did not count" };
+            let _ = write!(text, "; its contribution to window {} {did}", window.window);
+        }
+        text.push('\n');
+    }
     text
+}
+
+fn meaning(loss: Loss) -> &'static str {
+    match loss {
+        Loss::Text => {
+            "\nLosses are in nats per token. The score is what the validators measured of a miner's contributions.\n\
+             The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
+             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+        }
+        Loss::Synthetic => {
+            "\nThe losses are the synthetic trainer's: they say that the protocol works, and nothing of any text.\n\
+             The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
+             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+        }
+    }
+}
+
+/// How far work is that began so long ago, and how long it will take.
+pub(crate) fn work(what: &str, unit: Unit, done: u64, all: Option<u64>, since: Duration) -> String {
+    let amount = |amount: u64| match unit {
+        Unit::Bytes => bytes(amount),
+        Unit::Parameters => parameters(amount),
+    };
+    let Some(all) = all.filter(|all| *all >= done && done > 0) else { return format!("{what}: {}", amount(done)) };
+    let left_s = (since.as_secs_f64() * (all - done) as f64 / done as f64).ceil();
+    let left = match left_s {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s => format!("{:.0} min", s / 60.0),
+    };
+    let done = match unit {
+        Unit::Bytes => bytes(done),
+        Unit::Parameters => format!("{:.0} %", 100.0 * done as f64 / all as f64),
+    };
+    format!("{what}: {done} of {}, about {left} left", amount(all))
+}
+
+/// A number of parameters, for people.
+pub(crate) fn parameters(count: u64) -> String {
+    match count as f64 {
+        count if count >= 1e9 => format!("{:.1} billion parameters", count / 1e9),
+        count if count >= 1e6 => format!("{:.1} million parameters", count / 1e6),
+        count => format!("{count} parameters"),
+    }
 }
 
 /// An event in one line.
@@ -197,7 +249,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
             own.short()
         ),
         Event::Adopted { settled, state_root, from } => {
-            format!("took over the state after {settled} windows from {from:?}, root {}", state_root.short())
+            format!("took over the state after {settled} windows from {}, root {}", source(*from), state_root.short())
         }
         Event::Misvoted { window, uid, cause, .. } => {
             format!("window {window}: the vote of uid {uid} does not count: {cause}")
@@ -228,10 +280,79 @@ fn engine(stats: &EngineStats) -> String {
     format!(", {tokens_per_s:.0} tokens/s on {device}{mfu}, {of_matmul:.1} % of a matrix product")
 }
 
+fn source(source: Source) -> &'static str {
+    match source {
+        Source::Local => "its own disk",
+        Source::Checkpoint => "a checkpoint",
+        Source::Genesis => "the run's start",
+    }
+}
+
 fn bytes(bytes: u64) -> String {
     match bytes {
         0..10_000 => format!("{bytes} B"),
         10_000..10_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::hash::Hash32;
+    use templar_protocol::roster::Uid;
+    use templar_record::recorder::Recorder;
+
+    use super::*;
+
+    fn report(accepted: u16, opened: u16) -> WindowReport {
+        let (accepted, opened) = ((0..accepted).map(Uid).collect(), (0..opened).map(Uid).collect());
+        let (state_root, loss) = (Hash32::of(b"r"), Some(10.123));
+        WindowReport {
+            window: 99_999,
+            certified: true,
+            one_root: true,
+            settled_by: 6,
+            agreed_by: 6,
+            train_loss: loss,
+            val_loss: loss,
+            val_bits_per_byte: loss,
+            payload_bytes: 123_456_789,
+            accepted,
+            opened,
+            state_root,
+            ..Recorder::new(Vec::new()).window(0)
+        }
+    }
+
+    #[test]
+    fn a_window_fits_in_100_columns_and_says_more_only_where_there_is_more() {
+        let said = window(&report(20, 32), 20, Loss::Text);
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines.iter().all(|line| line.chars().count() <= 100), "{said}");
+        assert!(
+            lines[0].contains("20 of 32 counted") && lines[1].contains("12 had no seat: 20 contributions"),
+            "{said}"
+        );
+        assert_eq!(window(&report(4, 4), 20, Loss::Text).lines().count(), 1);
+        let split = WindowReport { one_root: false, agreed_by: 5, ..report(4, 4) };
+        assert!(window(&split, 20, Loss::Text).contains("ROOTS DIFFER: only 5 of 6 nodes have root"));
+        let synthetic = window(&report(4, 4), 20, Loss::Synthetic);
+        assert!(synthetic.contains("synthetic loss 10.123") && !synthetic.contains("bits"), "{synthetic}");
+    }
+
+    #[test]
+    fn where_seats_are_free_only_nodes_themselves_say_that_they_had_none() {
+        assert_eq!(no_seat(&report(3, 4), 20), 0, "it may have come too late");
+        assert_eq!(no_seat(&WindowReport { no_seat: 1, ..report(3, 4) }, 20), 1);
+        assert_eq!(no_seat(&report(20, 32), 20), 12);
+    }
+
+    #[test]
+    fn work_says_how_long_it_will_take() {
+        let after = Duration::from_secs;
+        let said = work("making θ₀", Unit::Parameters, 18_000_000_000, Some(72_000_000_000), after(60));
+        assert_eq!(said, "making θ₀: 25 % of 72.0 billion parameters, about 3 min left");
+        assert_eq!(work("preparing text", Unit::Bytes, 5_000, None, after(1)), "preparing text: 5000 B");
+        assert!(work("w", Unit::Bytes, 5_000_000, Some(10_000_000), after(60)).ends_with("about 60 s left"));
     }
 }

@@ -1,37 +1,78 @@
-//! Ctrl-C and SIGTERM: the first asks nodes to stop, the second ends the process at once. Output that nobody takes any more
-//! stops them too.
+//! Ctrl-C and SIGTERM: the first asks whatever runs to stop, the second ends the process at once. Output that nobody
+//! takes any more stops it too.
+
+use std::path::PathBuf;
 
 use tokio::sync::watch;
 
 use crate::output;
 
-/// Becomes true when the user wants an end. Must be called on a runtime.
+/// Becomes true when the user wants an end. Signals are heard from the return of this function on, so it comes before
+/// all work that takes long. Must be called on a runtime.
 pub(crate) fn on_signal() -> watch::Receiver<bool> {
+    on_signal_leaving(None)
+}
+
+/// [`on_signal`] for work whose files are in a folder, which an end at once leaves behind.
+pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
+    let mut signals = Signals::install();
     tokio::spawn(async move {
         let mut unread = output::failed();
         tokio::select! {
-            () = signalled() => eprintln!("\nstopping; press Ctrl-C again to end at once"),
+            () = signals.next() => eprintln!("\nstopping; press Ctrl-C again to end at once"),
             _ = unread.wait_for(|failed| *failed) => {}
         }
         let _ = sender.send(true);
-        signalled().await;
+        signals.next().await;
+        if let Some(folder) = folder.filter(|folder| folder.exists()) {
+            eprintln!("ended at once: files are left in {}; remove them when you do not need them", folder.display());
+        }
         std::process::exit(130);
     });
     receiver
 }
 
-async fn signalled() {
-    #[cfg(unix)]
-    {
+/// The signals that ask for an end.
+#[cfg(unix)]
+struct Signals {
+    interrupt: Option<tokio::signal::unix::Signal>,
+    terminate: Option<tokio::signal::unix::Signal>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    /// From now on signals are kept, and do not end the process by themselves.
+    fn install() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+        Self { interrupt: signal(SignalKind::interrupt()).ok(), terminate: signal(SignalKind::terminate()).ok() }
+    }
+
+    async fn next(&mut self) {
+        let (interrupt, terminate) = (&mut self.interrupt, &mut self.terminate);
+        tokio::select! {
+            Some(()) = recv(interrupt) => {}
+            Some(()) = recv(terminate) => {}
+            else => std::future::pending().await,
         }
     }
-    let _ = tokio::signal::ctrl_c().await;
+}
+
+#[cfg(unix)]
+async fn recv(signal: &mut Option<tokio::signal::unix::Signal>) -> Option<()> {
+    signal.as_mut()?.recv().await
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn install() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }

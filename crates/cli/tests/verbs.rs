@@ -133,6 +133,67 @@ fn wrong_usage_ends_with_2() {
     insta::assert_snapshot!(templar(folder.path(), &["localnet", "--kill", "miner-9@1"]));
 }
 
+/// Nothing is trained for a result that has no place to go, and nothing is left behind.
+#[test]
+fn results_have_a_place_before_anything_starts() {
+    let folder = folder();
+    let temporary = folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for verb in ["demo", "localnet"] {
+        for (arguments, cause) in [
+            (["--report", "none/report.json"], "the folder none does not exist; make it first"),
+            (["--report", "tmp"], "is a folder; name a file"),
+            (["--out", "text.txt"], "is a file; name a folder"),
+            (["--out", "."], "holds other files than a model's"),
+            (["--preset", "72b"], "needs about 1"),
+        ] {
+            let output = command(folder.path()).arg(verb).args(arguments).env("TMPDIR", &temporary).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(1) && said.contains(cause), "{verb} {arguments:?}: {said}");
+            assert!(output.stdout.is_empty() && !said.contains("network failed"), "{said}");
+            assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+        }
+    }
+    let said = templar(folder.path(), &["demo", "--preset", "72b"]);
+    assert!(
+        said.contains("TB of memory for 6 nodes; this machine has ") && said.contains("try --preset nano"),
+        "{said}"
+    );
+    let said = templar(folder.path(), &["export", "tmp", "--out", "model"]);
+    assert!(said.starts_with("exit 1") && said.contains("tmp holds no network"), "{said}");
+}
+
+#[test]
+fn a_simulation_says_who_had_no_seat_and_that_its_loss_is_of_no_text() {
+    let folder = folder();
+    let said =
+        templar(folder.path(), &["sim", "--windows", "2", "--miners", "24", "--validators", "1", "--report", "r"]);
+    assert!(said.starts_with("exit 0") && said.contains("20 of 24 counted"), "{said}");
+    assert!(said.contains("4 had no seat: 20 contributions count per window at most"), "{said}");
+    assert!(said.contains("contributions: 40 of 48 counted, 8 had no seat"), "{said}");
+    assert!(
+        said.contains("synthetic loss") && !said.contains("bits per byte") && !said.contains("bits/byte"),
+        "{said}"
+    );
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.path().join("r")).unwrap()).unwrap();
+    assert_eq!(report["final"]["val_bits_per_byte"], serde_json::Value::Null);
+    assert_eq!(report["windows"][1]["opened"].as_array().unwrap().len(), 24);
+}
+
+/// Events come while the virtual clock runs, and not after its end.
+#[test]
+fn a_simulation_prints_as_it_goes() {
+    let folder = folder();
+    let mut sim = command(folder.path());
+    let mut sim = sim.args(["sim", "--windows", "100000", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(sim.stdout.take().unwrap()).lines();
+    let is_told = lines.any(|line| line.unwrap().contains("\"event\":\"settled\""));
+    sim.kill().unwrap();
+    sim.wait().unwrap();
+    assert!(is_told);
+}
+
 #[test]
 fn one_seed_gives_one_simulation() {
     let folder = folder();

@@ -19,7 +19,7 @@ use templar_train::{CpuTrainer, TorchTrainer, TrainError, Trainer};
 use tokio::sync::mpsc;
 
 use crate::engine::Engine;
-use crate::home::{Home, write_secret};
+use crate::home::{Home, replace_secret};
 
 /// Everything that a node is told. All else it gets from the chain and the buckets.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Connection {
             data: &self.data,
         };
         home.write(folder)?;
-        write_secret(&folder.join("key.hex"), &format!("{}\n", Hash32(*self.keypair.seed())))?;
+        replace_secret(&folder.join("key.hex"), &format!("{}\n", Hash32(*self.keypair.seed())))?;
         let mut arguments = home.arguments(folder);
         arguments.push("--json".to_owned());
         arguments.extend(self.engine.arguments());

@@ -81,12 +81,12 @@ pub struct Home<'a> {
 }
 
 impl Home<'_> {
-    /// Writes the run and the credentials, for the owner's eyes only.
+    /// Writes the run and the credentials, for the owner's eyes only. Whatever an earlier start wrote there is replaced.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join("run.toml"), self.run.to_toml())?;
-        write_secret(&folder.join("bucket.toml"), &to_toml(&BucketFile::from(self.bucket.clone())))?;
-        write_secret(&folder.join("data.toml"), &to_toml(&LocatorFile::from(self.data.clone())))
+        replace_secret(&folder.join("bucket.toml"), &to_toml(&BucketFile::from(self.bucket.clone())))?;
+        replace_secret(&folder.join("data.toml"), &to_toml(&LocatorFile::from(self.data.clone())))
     }
 
     /// The command line of the node whose home is `folder`.
@@ -113,6 +113,14 @@ impl Home<'_> {
 
 fn to_toml<T: Serialize>(value: &T) -> String {
     toml::to_string(value).expect("strings only")
+}
+
+/// A file that only its owner may read, new or in the place of an older one.
+pub(crate) fn replace_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => write_secret(path, text),
+    }
 }
 
 /// A new file that only its owner may read.

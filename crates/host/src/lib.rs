@@ -10,6 +10,7 @@
 //! | its home folder: run, credentials, command line | [`home`] |
 //! | what it trains and evaluates with | [`engine`] |
 //! | the defaults of a run | [`defaults`] |
+//! | what a node has come to on a development chain | [`standing`] |
 //!
 //! ```
 //! use templar_host::engine::{Engine, EngineName};
@@ -22,3 +23,4 @@ pub mod connection;
 pub mod defaults;
 pub mod engine;
 pub mod home;
+pub mod standing;

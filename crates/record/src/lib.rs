@@ -1,7 +1,7 @@
 //! What nodes tell of themselves, and what it adds up to.
 //!
 //! Every node emits one stream of typed [`event::Event`]s. Whoever reads it, on the spot or from a log of JSON lines, folds
-//! it with [`recorder::Recorder`] into the [`report::Report`] of a run. Nothing here does I/O or knows a device.
+//! it with [`recorder::Recorder`] into the [`report::Report`] of a run. Nothing here opens a file or knows a device.
 //!
 //! | what | module |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | what did not work, and what it means | [`trouble`] |
 //! | what a validator measured of a miner | [`observation`] |
 //! | what an engine says of its training | [`engine`] |
+//! | events as lines of a file | [`log`] |
 //! | the fold | [`recorder`] |
 //! | the document of a run | [`report`] |
 //!
@@ -25,6 +26,7 @@
 
 pub mod engine;
 pub mod event;
+pub mod log;
 pub mod observation;
 pub mod outcome;
 pub mod recorder;

@@ -1,6 +1,6 @@
 //! The fold from events to the document of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use templar_protocol::fault::Fault;
 use templar_protocol::hash::Hash32;
@@ -10,6 +10,7 @@ use templar_protocol::run::RunSpec;
 
 use crate::engine::EngineStats;
 use crate::event::{Event, FaultCount, NodeEvent, Role, Verdict};
+use crate::outcome::Outcome;
 use crate::report::{FaultReport, Final, Late, Misvote, NodeReport, Report, SCHEMA, WindowReport};
 
 /// A node that the report is about.
@@ -48,12 +49,14 @@ struct Gathered {
     settled: BTreeMap<String, Settled>,
     faults: Vec<FaultReport>,
     misvotes: Vec<Misvote>,
+    /// Miners that published their key.
+    opened: BTreeSet<Uid>,
+    /// By node: how the window ended for it.
+    outcomes: BTreeMap<String, Outcome>,
     train_losses: BTreeMap<String, f64>,
     /// By validator: loss and bits per byte after the window.
     validated: BTreeMap<String, (f64, f64)>,
     engines: BTreeMap<String, EngineStats>,
-    /// By node: how the window ended for it.
-    ended: BTreeMap<String, &'static str>,
     compute_s: f64,
     comm_s: f64,
 }
@@ -70,6 +73,7 @@ struct Settled {
 #[derive(Debug, Default)]
 struct NodeState {
     starts: u32,
+    uid: Option<Uid>,
     state_root: Hash32,
     troubles: u64,
     faults: Vec<FaultCount>,
@@ -87,9 +91,17 @@ impl Recorder {
         let node = self.nodes.entry(name.clone()).or_default();
         event.event.count_faults(&mut node.faults);
         match &event.event {
-            Event::Started { state_root, .. } => {
+            Event::Started { uid, state_root, .. } => {
                 node.starts += 1;
+                node.uid = Some(*uid);
                 node.state_root = *state_root;
+            }
+            Event::Registered { uid } => node.uid = Some(*uid),
+            Event::Opened { window } => {
+                self.windows.entry(*window).or_default().opened.extend(node.uid);
+            }
+            Event::Ended { window, outcome } => {
+                self.windows.entry(*window).or_default().outcomes.insert(name, outcome.clone());
             }
             Event::Adopted { state_root, .. } => node.state_root = *state_root,
             Event::Trouble { .. } => node.troubles += 1,
@@ -122,9 +134,6 @@ impl Recorder {
                 let settled = Settled { state_root, verdict, payload_bytes, values, tokens };
                 self.windows.entry(*window).or_default().settled.insert(name, settled);
             }
-            Event::Ended { window, outcome } => {
-                self.windows.entry(*window).or_default().ended.insert(name, outcome.kind());
-            }
             Event::Validated { window, loss, bits_per_byte } => {
                 self.windows.entry(*window).or_default().validated.insert(name, (*loss, *bits_per_byte));
             }
@@ -140,6 +149,16 @@ impl Recorder {
     /// Whether θ after `window` was validated.
     pub fn validated(&self, window: u64) -> bool {
         self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
+    }
+
+    /// How a window ended for a node, if it has said so.
+    pub fn outcome(&self, window: u64, node: &str) -> Option<&Outcome> {
+        self.windows.get(&window)?.outcomes.get(node)
+    }
+
+    /// The uid that a node last had.
+    pub fn uid(&self, node: &str) -> Option<Uid> {
+        self.nodes.get(node)?.uid
     }
 
     /// What is known of a window so far.
@@ -215,8 +234,8 @@ impl Recorder {
     /// How many windows up to `last_window` ended in which way for `node`.
     fn outcomes(&self, node: &str, last_window: u64) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
-        for kind in self.windows.range(..=last_window).filter_map(|(_, gathered)| gathered.ended.get(node)) {
-            *counts.entry((*kind).to_owned()).or_default() += 1;
+        for outcome in self.windows.range(..=last_window).filter_map(|(_, gathered)| gathered.outcomes.get(node)) {
+            *counts.entry(outcome.kind().to_owned()).or_default() += 1;
         }
         counts
     }
@@ -257,6 +276,15 @@ impl Gathered {
             agreed_by: counts.get(&state_root).copied().unwrap_or_default() as u64,
             payload_bytes: payload_bytes / accepted.len().max(1) as u64,
             bits_per_value: if values == 0 { 0.0 } else { 8.0 * payload_bytes as f64 / values as f64 },
+            opened: self
+                .opened
+                .iter()
+                .copied()
+                .chain(accepted.iter().copied())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            no_seat: self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::NoSeat { .. })).count() as u64,
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),
@@ -319,5 +347,38 @@ mod tests {
         let numbers: Vec<u64> = report.windows.iter().map(|window| window.window).collect();
         assert_eq!((report.windows_planned, numbers), (9, vec![3]));
         assert_eq!((recorder.window(5).window, recorder.window(5).settled_by), (5, 0));
+    }
+
+    #[test]
+    fn what_opened_and_found_no_seat_is_counted() {
+        let started =
+            |uid| Event::Started { uid: Uid(uid), role: Role::Miner, settled: 0, state_root: Hash32::default() };
+        let mut recorder = Recorder::new(Vec::new());
+        let verdict = Verdict::Certified { accepted: vec![Uid(0), Uid(9)], excluded: vec![] };
+        for event in [
+            told("a", started(0)),
+            told("b", started(1)),
+            told("a", Event::Opened { window: 0 }),
+            told("b", Event::Opened { window: 0 }),
+            told("b", Event::Ended { window: 0, outcome: Outcome::NoSeat { seats: 2 } }),
+            told(
+                "v",
+                Event::Settled {
+                    window: 0,
+                    verdict,
+                    state_root: Hash32::of(b"r"),
+                    payload_bytes: 2,
+                    values: 1,
+                    tokens: 1,
+                },
+            ),
+        ] {
+            recorder.record(&event);
+        }
+        let window = recorder.window(0);
+        // Uid 9 is somebody of whom nothing else is heard.
+        assert_eq!((window.opened, window.no_seat), (vec![Uid(0), Uid(1), Uid(9)], 1));
+        assert_eq!((recorder.uid("b"), recorder.uid("v")), (Some(Uid(1)), None));
+        assert_eq!(recorder.outcome(0, "b"), Some(&Outcome::NoSeat { seats: 2 }));
     }
 }

@@ -46,6 +46,12 @@ pub struct WindowReport {
     /// How many of them have that root.
     pub agreed_by: u64,
     pub accepted: Vec<Uid>,
+    /// Miners whose contribution was opened, as far as they or the certificate say so.
+    #[serde(default)]
+    pub opened: Vec<Uid>,
+    /// How many of them say that all seats went to others.
+    #[serde(default)]
+    pub no_seat: u64,
     pub faults: Vec<FaultReport>,
     /// Validators whose vote did not count, and why.
     pub misvotes: Vec<Misvote>,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_spec};
+use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_defaults};
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
@@ -89,28 +89,45 @@ impl Member {
     }
 }
 
+/// Miners first, then validators: in the order in which they register. The last miners misbehave.
+pub(crate) fn members(seed: u64, miners: usize, validators: usize, adversaries: &[Behaviour]) -> Vec<Member> {
+    let member = |role: Role, nth: usize, behaviour: Behaviour| {
+        let kind = match role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        let name = format!("{kind}-{nth}");
+        let keypair = Keypair::insecure_dev(seed, &name);
+        Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
+    };
+    let honest = miners.saturating_sub(adversaries.len());
+    let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| adversaries[bad]);
+    let miners = (0..miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
+    miners.chain((0..validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+}
+
 impl Plan {
     /// Miners first, then validators: in the order in which they register.
     pub fn members(&self) -> Vec<Member> {
-        let member = |role: Role, nth: usize, behaviour: Behaviour| {
-            let kind = match role {
-                Role::Miner => "miner",
-                Role::Validator => "validator",
-            };
-            let name = format!("{kind}-{nth}");
-            let keypair = Keypair::insecure_dev(self.seed, &name);
-            Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
-        };
-        let honest = self.miners.saturating_sub(self.adversaries.len());
-        let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| self.adversaries[bad]);
-        let miners = (0..self.miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
-        miners.chain((0..self.validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+        members(self.seed, self.miners, self.validators, &self.adversaries)
     }
 
     /// The run of this network on a dev chain.
     pub fn spec(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
+        let mut spec = self.spec_without_root(genesis, manifest);
+        spec.theta0.root = spec.layout().theta0_root(&spec.model, spec.theta0.seed);
+        spec
+    }
+
+    /// [`Plan::spec`] with zeros for the root of θ₀, which takes minutes for large models.
+    pub(crate) fn spec_without_root(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
         let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
-        run_spec("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+        run_defaults("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+    }
+
+    /// Most contributions that count in a window.
+    pub fn seats(&self) -> u32 {
+        self.spec_without_root(Hash32::default(), Hash32::default()).roster.gather
     }
 
     pub fn chain_config(&self) -> templar_chain::DevConfig {
@@ -139,7 +156,7 @@ fn local_windows() -> WindowSpec {
 
 #[cfg(test)]
 mod tests {
-    use templar_host::defaults::mainnet_windows;
+    use templar_host::defaults::{mainnet_windows, run_spec};
 
     use super::*;
 

@@ -98,6 +98,15 @@ impl NeuronState {
 }
 
 impl Subnet {
+    /// The mean of the weights that the validators which have set any have set for `uid`.
+    pub(crate) fn rating(&self, uid: u16) -> u16 {
+        let rows = self.neurons.iter().filter_map(|neuron| neuron.weights.as_ref());
+        let set =
+            rows.map(|row| row.weights.iter().find(|(of, _)| *of == uid).map_or(0, |(_, weight)| u64::from(*weight)));
+        let (sum, count) = set.fold((0, 0), |(sum, count), weight| (sum + weight, count + 1));
+        (sum / u64::max(count, 1)) as u16
+    }
+
     pub(crate) fn uid_of(&self, hotkey: &Hotkey) -> Option<usize> {
         self.neurons.iter().position(|neuron| neuron.hotkey == *hotkey)
     }

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     call::{Call, SignedCall, with_next_nonce},
     chain::{Chain, Head, Hyperparams},
+    dev::NeuronInfo,
     error::ChainError,
 };
 
@@ -118,6 +119,11 @@ impl RpcChain {
 
     fn new(url: &str, client: WsClient, genesis: Hash32) -> Self {
         Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) }
+    }
+
+    /// Every neuron and what it was paid, in the order of uids: only a development chain says so.
+    pub async fn neurons(&self) -> Result<Vec<NeuronInfo>, ChainError> {
+        self.request(method::NEURONS, rpc_params![]).await
     }
 
     async fn request<T: DeserializeOwned>(&self, name: &'static str, params: ArrayParams) -> Result<T, ChainError> {

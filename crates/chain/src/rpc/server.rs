@@ -130,6 +130,7 @@ fn dev_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodErr
         let (hotkey, through_block): (Hotkey, u64) = params.parse()?;
         Ok(chain.pace(hotkey, through_block)?)
     })?;
+    module.register_method(method::NEURONS, |_, chain, _| Answer::Ok(chain.emissions()))?;
     Ok(())
 }
 

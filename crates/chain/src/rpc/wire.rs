@@ -23,6 +23,7 @@ pub(super) mod method {
     pub(in crate::rpc) const SUBMIT: &str = "author_submit";
     pub(in crate::rpc) const NONCE: &str = "dev_nonce";
     pub(in crate::rpc) const PACE: &str = "dev_pace";
+    pub(in crate::rpc) const NEURONS: &str = "dev_neurons";
 }
 
 /// The code of a rule, in the range that JSON-RPC leaves to servers' own use. Codes are never reused. `None` for what

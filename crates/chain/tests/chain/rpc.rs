@@ -7,6 +7,7 @@ use jsonrpsee::{
     ws_client::WsClientBuilder,
 };
 use templar_chain::{Chain, DevChain, DevConfig, Pacer, RpcChain, RpcError, RpcServer, conformance};
+use templar_protocol::roster::Uid;
 use tokio::time::timeout;
 
 use super::{NETUID, chain_with, config, key};
@@ -154,4 +155,19 @@ async fn waiting_grows_to_half_a_minute_and_ends_when_it_is_dropped() {
     assert!(timeout(Duration::from_mins(5), waiting).await.is_err());
     assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 30, 30]);
     assert!(pauses.len() < 20, "{pauses:?}");
+}
+
+#[tokio::test]
+async fn neurons_and_what_validators_think_of_them_are_told() {
+    let chain = chain_with(config(), &[("validator", 1_000_000_000_000), ("good", 0), ("bad", 0)]);
+    let server = serve(&chain).await;
+    let client = RpcChain::connect(&server.url()).await.unwrap();
+    let set = chain.submit_weights(&key("validator"), NETUID, vec![(Uid(1), 40), (Uid(2), 10)], 0).await;
+    set.unwrap();
+    chain.produce_block().unwrap();
+    let neurons = client.neurons().await.unwrap();
+    assert_eq!(neurons, chain.emissions());
+    let ratings: Vec<u16> = neurons.iter().map(|neuron| neuron.rating).collect();
+    assert_eq!(ratings, [0, u16::MAX, 16_383]);
+    server.stop().await;
 }

@@ -1,15 +1,18 @@
 //! `templar demo`
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use color_eyre::eyre::Result;
 use templar_sim::local::demo;
+use templar_sim::local::kept::Ring;
 
 use crate::commands::network::NetworkArgs;
 use crate::end::End;
-use crate::show::Watcher;
+use crate::show::Loss;
 use crate::stop;
+use crate::watch::Watcher;
 
 /// A whole network in this process: an S3 server and a chain on loopback, miners, validators, and a model that learns.
 #[derive(Debug, Args)]
@@ -24,13 +27,15 @@ pub(crate) struct Demo {
 impl Demo {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
-        self.network.metrics.serve()?;
         let folder = self.network.folder()?;
+        let stop = stop::on_signal_leaving(folder.temporary().map(Path::to_path_buf));
         let network = self.network.network(&folder)?;
-        let watcher = Watcher::new(network.plan.windows);
+        self.network.metrics.serve()?;
+        self.network.introduce(Ring::Demo, &network, &folder);
+        let watcher = Watcher::new(network.plan.windows, Loss::Text);
         let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s) };
-        let outcome = demo.run(stop::on_signal(), &mut |news| watcher.on_news(&news)).await;
+        let outcome = demo.run(stop, &mut |news| watcher.on_news(&news)).await;
         watcher.finish();
-        self.network.finish(outcome, folder)
+        self.network.finish(Ring::Demo, outcome, folder)
     }
 }

@@ -1,6 +1,7 @@
 //! `templar localnet`
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,14 +9,16 @@ use color_eyre::eyre::{Context, Result, ensure};
 use templar_protocol::keys::Hotkey;
 use templar_record::event::Role;
 use templar_sim::local::guest::Guest;
+use templar_sim::local::kept::Ring;
 use templar_sim::local::localnet::{self, Kill};
 use templar_sim::plan::Plan;
 
 use crate::commands::network::NetworkArgs;
 use crate::end::End;
-use crate::output::is_json;
-use crate::show::Watcher;
+use crate::output::{is_json, say};
+use crate::show::Loss;
 use crate::stop;
+use crate::watch::Watcher;
 
 /// The network of `demo` with every node a process of its own, on a chain with a fixed block time.
 #[derive(Debug, Args)]
@@ -44,14 +47,16 @@ impl Localnet {
     pub(crate) async fn run(self) -> Result<End> {
         ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
         ensure!(!self.listen.is_unspecified(), "--listen {} names no address that others can reach", self.listen);
-        self.network.metrics.serve()?;
         let folder = self.network.folder()?;
+        let stop = stop::on_signal_leaving(folder.temporary().map(Path::to_path_buf));
         let network = self.network.network(&folder)?;
         self.check_kills(&network.plan)?;
-        let watcher = Watcher::new(network.plan.windows);
+        self.network.metrics.serve()?;
+        self.network.introduce(Ring::Localnet, &network, &folder);
         if !is_json() {
-            eprintln!("logs of the nodes: {}/nodes/*/log", folder.path().display());
+            say!("  logs     {}/nodes/*/log", folder.path().display());
         }
+        let watcher = Watcher::new(network.plan.windows, Loss::Text);
         if !self.listen.is_loopback() {
             eprintln!(
                 "warning: --listen {}: a development chain trusts its network. Buckets speak plain HTTP, and keys and \
@@ -67,9 +72,9 @@ impl Localnet {
             listen: self.listen,
             guests: self.guests(),
         };
-        let outcome = localnet.run(stop::on_signal(), &mut |news| watcher.on_news(&news)).await;
+        let outcome = localnet.run(stop, &mut |news| watcher.on_news(&news)).await;
         watcher.finish();
-        self.network.finish(outcome, folder)
+        self.network.finish(Ring::Localnet, outcome, folder)
     }
 
     fn check_kills(&self, plan: &Plan) -> Result<()> {

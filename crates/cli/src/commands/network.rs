@@ -3,25 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, ContextCompat, Result, bail, ensure};
+use color_eyre::eyre::{Context, ContextCompat, Report as Failure, Result, ensure, eyre};
 use serde_json::{Value, from_value};
-use templar_data::Dataset;
 use templar_host::engine::EngineName;
-use templar_model::hf;
 use templar_model::presets::{self, Preset};
+use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
 use templar_record::report::Report;
-use templar_sim::local::network::NetworkError;
-use templar_sim::local::network::{Network, Outcome};
+use templar_sim::local::kept::{Definition, Ring};
+use templar_sim::local::needs::{self, Machine};
+use templar_sim::local::network::{Network, NetworkError, Outcome, Text};
 use templar_sim::plan::{Behaviour, Plan};
 
 use crate::commands::corpus::CorpusArgs;
 use crate::commands::engine::TorchArgs;
-use crate::commands::model_folder;
 use crate::end::End;
 use crate::metrics::MetricsArgs;
 use crate::output::{is_json, say};
-use crate::show;
+use crate::outputs::{ModelOut, ReportOut};
+use crate::show::{self, Loss};
 
 /// Options of every rehearsal, with real parts or simulated ones.
 #[derive(Debug, Args)]
@@ -44,9 +44,8 @@ pub(crate) struct RehearsalArgs {
     /// How the last miners behave, one each: noise or withhold.
     #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
-    /// Write the run's report to this file, as JSON.
-    #[arg(long, env = "TEMPLAR_REPORT", value_name = "FILE")]
-    report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) report: ReportOut,
 }
 
 impl RehearsalArgs {
@@ -68,16 +67,13 @@ impl RehearsalArgs {
     }
 
     /// Shows the report, and writes it if that was asked for.
-    pub(crate) fn finish(&self, report: &Report) -> Result<()> {
+    pub(crate) fn finish(&self, report: &Report, loss: Loss) -> Result<()> {
         if is_json() {
             say!("{}", serde_json::to_string(report)?);
         } else {
-            say!("{}", show::summary(report).trim_end());
+            say!("{}", show::summary(report, loss).trim_end());
         }
-        let Some(path) = &self.report else { return Ok(()) };
-        let text = serde_json::to_string_pretty(report)?;
-        std::fs::write(path, text + "\n")
-            .wrap_err_with(|| format!("the report cannot be written to {}", path.display()))
+        self.report.write(report)
     }
 }
 
@@ -105,10 +101,9 @@ pub(crate) struct NetworkArgs {
     /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINES", value_name = "ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
-    /// Write the final model to this folder, in the Hugging Face layout.
-    #[arg(long, env = "TEMPLAR_OUT", value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Keep the network's files (chain, buckets, nodes) in this folder, which must be empty or absent.
+    #[command(flatten)]
+    out: ModelOut,
+    /// Keep the network's files (chain, buckets, nodes) in this folder, and go on with the network that is in it.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
@@ -132,6 +127,14 @@ impl Folder {
         }
     }
 
+    /// The folder, if it is removed at the end.
+    pub(crate) fn temporary(&self) -> Option<&Path> {
+        match self {
+            Self::Kept(_) => None,
+            Self::Temporary(folder) => Some(folder.path()),
+        }
+    }
+
     /// Leaves the folder where it is, for somebody to look into.
     pub(crate) fn keep(self) -> PathBuf {
         match self {
@@ -142,7 +145,7 @@ impl Folder {
 }
 
 impl NetworkArgs {
-    /// The network that was asked for, in `folder`.
+    /// The network that was asked for, in `folder`, if it fits this machine and its results have a place to go.
     pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
         let mut preset = preset(&self.preset)?;
         let text = self.corpus.text(&mut preset)?;
@@ -150,13 +153,18 @@ impl NetworkArgs {
         // Nodes on this machine share its cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = u32::try_from((cores / (plan.miners + plan.validators)).max(1)).ok();
-        Ok(Network {
+        let network = Network {
             plan,
             codec: self.rehearsal.codec,
             text,
             folder: folder.path().to_path_buf(),
             engines: self.torch.engines(&self.engine, threads)?,
-        })
+        };
+        needs::check(&network, Machine::here(folder.path()))?;
+        let temporary = folder.temporary();
+        self.out.check(temporary)?;
+        self.rehearsal.report.check(temporary)?;
+        Ok(network)
     }
 
     pub(crate) fn folder(&self) -> Result<Folder> {
@@ -164,52 +172,148 @@ impl NetworkArgs {
             let folder = tempfile::Builder::new().prefix("templar-").tempdir();
             return Ok(Folder::Temporary(folder.wrap_err("no temporary folder can be made; name one with --folder")?));
         };
-        std::fs::create_dir_all(path).wrap_err_with(|| format!("{} cannot be made", path.display()))?;
-        let is_empty = std::fs::read_dir(path).wrap_err_with(|| path.display().to_string())?.next().is_none();
-        ensure!(is_empty, "{} is not empty: name another folder, or remove what is in it", path.display());
+        if !Definition::is_in(path) && path.exists() {
+            let is_empty = std::fs::read_dir(path).wrap_err_with(|| path.display().to_string())?.next().is_none();
+            ensure!(is_empty, "{} is not empty: name another folder, or remove what is in it", path.display());
+        }
         Ok(Folder::Kept(path.clone()))
     }
 
-    /// Shows the result and writes what was asked for. If something failed, the network's files stay.
-    pub(crate) fn finish(&self, outcome: Result<Option<Outcome>, NetworkError>, folder: Folder) -> Result<End> {
-        if let Err(NetworkError::Prepare(error)) = outcome {
-            // Nothing has run, and there is nothing to look into.
-            return Err(error.into());
+    /// Says what is about to happen, unless events alone are wanted.
+    pub(crate) fn introduce(&self, ring: Ring, network: &Network, folder: &Folder) {
+        if !is_json() {
+            say!("{}", self.introduction(ring, network, folder));
         }
-        let end = outcome.map_err(Into::into).and_then(|outcome| match outcome {
-            Some(outcome) => self.conclude(&outcome, folder.path()),
-            None => Ok(End::Stopped),
-        });
-        end.map_err(|report| {
-            report.wrap_err(format!("the network failed; its files are left in {}", folder.keep().display()))
-        })
     }
 
-    fn conclude(&self, outcome: &Outcome, folder: &Path) -> Result<End> {
-        self.rehearsal.finish(&outcome.report)?;
+    fn introduction(&self, ring: Ring, network: &Network, folder: &Folder) -> String {
+        let plan = &network.plan;
+        let (model, inner) = (&plan.preset.model, &plan.preset.inner);
+        let size = show::parameters(Layout::llama(model).len() as u64);
+        let places = match ring {
+            Ring::Demo => "all in this process",
+            Ring::Localnet => "each a process of its own",
+        };
+        let data = match &network.text {
+            Text::BuiltIn => "the built-in corpus: 4 MB of made-up text, of which the entropy is known".to_owned(),
+            Text::Paths { sources, .. } => {
+                sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+            }
+            Text::Prepared(folder) => format!("the prepared dataset in {}", folder.display()),
+        };
+        let tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(model.seq_len);
+        let files = match folder {
+            Folder::Kept(path) => format!("{} (the same command goes on there if it is interrupted)", path.display()),
+            Folder::Temporary(folder) => {
+                format!("{}, removed at the end (--folder DIR keeps them)", folder.path().display())
+            }
+        };
+        let results =
+            [(&self.out.out, "the model", "--out DIR"), (&self.rehearsal.report.report, "the report", "--report FILE")];
+        let results = results.map(|(path, what, option)| match path {
+            Some(path) => format!("{what} goes to {}", path.display()),
+            None => format!("{option} would keep {what}"),
+        });
+        format!(
+            "{} miners and {} validators, {places}\n  \
+             model    {}, {size}\n  \
+             data     {data}\n  \
+             windows  {}: in each, miners train and publish, validators judge, what counts moves the model\n  \
+             window   {} inner steps of {} sequences of {} tokens: {tokens} tokens per miner\n  \
+             files    {files}\n  \
+             results  {}",
+            plan.miners,
+            plan.validators,
+            plan.preset.name,
+            plan.windows,
+            inner.steps,
+            inner.batch_sequences,
+            model.seq_len,
+            results.join("; "),
+        )
+    }
+
+    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and it is said
+    /// what can be done with them.
+    pub(crate) fn finish(
+        &self,
+        ring: Ring,
+        outcome: Result<Option<Outcome>, NetworkError>,
+        folder: Folder,
+    ) -> Result<End> {
+        let outcome = match outcome {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return Ok(End::Stopped),
+            // Nothing has run, and there is nothing to look into.
+            Err(error) if error.is_before_start() => return Err(error.into()),
+            Err(error) => return Err(left(ring, "the network failed", None, folder, error.into())),
+        };
+        if let Err(error) = self.rehearsal.finish(&outcome.report, Loss::Text) {
+            return Err(left(ring, "the network's result could not be written", Some(&outcome), folder, error));
+        }
         if !outcome.failures.is_empty() {
             let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
-            bail!("{}", failures.join("\n  "));
+            return Err(left(ring, "the network failed", Some(&outcome), folder, eyre!("{}", failures.join("\n  "))));
         }
-        if let Some(out) = &self.out {
-            Self::export(out, outcome, &folder.join("dataset"))?;
+        if outcome.stopped && outcome.theta.is_none() {
+            return Ok(End::Stopped);
+        }
+        let written = match self.out.write(&outcome, &folder.path().join("dataset")) {
+            Ok(written) => written,
+            Err(error) => {
+                return Err(left(ring, "the network's result could not be written", Some(&outcome), folder, error));
+            }
+        };
+        if !is_json() {
+            say!("{}", self.next_steps(ring, &outcome, written, &folder));
         }
         Ok(if outcome.stopped { End::Stopped } else { End::Done })
     }
 
-    fn export(out: &Path, outcome: &Outcome, folder: &Path) -> Result<()> {
-        let theta = outcome.theta.as_ref().wrap_err("no validator has a state to export: no window was settled")?;
-        let dataset = Dataset::open(folder)?;
-        let model = &outcome.spec.model;
-        hf::export(out, model, theta, Some(dataset.manifest().end_of_text))
-            .wrap_err_with(|| format!("the model cannot be written to {}", out.display()))?;
-        model_folder::export_tokenizer(out, model, folder, dataset.manifest())?;
-        let sample = dataset.sample(templar_data::Split::HeldOut, 0)?;
-        let tokens = &sample[..sample.len().min(64)];
-        hf::export_logits(out, model, theta, tokens, 1)?;
-        if !is_json() {
-            say!("model written to {}", out.display());
+    /// What can be done with the result.
+    fn next_steps(&self, ring: Ring, outcome: &Outcome, model: Option<&Path>, folder: &Folder) -> String {
+        let mut lines = vec!["\nNext:".to_owned()];
+        match (model, folder) {
+            (Some(model), _) => {
+                let model = model.display();
+                lines.push(format!(
+                    "  the model is in {model}; let it write: templar generate {model} --prompt \"The \""
+                ));
+            }
+            (None, Folder::Kept(folder)) => {
+                lines.push(format!("  make the model of what is kept: templar export {} --out DIR", folder.display()));
+            }
+            (None, Folder::Temporary(_)) => {
+                lines.push(format!("  this model is gone; the next one stays: templar {} --out DIR", ring.verb()));
+            }
         }
-        Ok(())
+        match &self.rehearsal.report.report {
+            Some(report) => lines.push(format!("  every window and node in figures: {}", report.display())),
+            None => lines.push("  all figures of a run: --report FILE".to_owned()),
+        }
+        if let (Folder::Kept(_), true) = (folder, outcome.stopped) {
+            lines.push(format!(
+                "  go on with the same command: templar {} … --folder {}",
+                ring.verb(),
+                folder.path().display()
+            ));
+        }
+        lines.join("\n")
     }
+}
+
+/// An error after which files are left: which, and what they are good for.
+fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error: Failure) -> Failure {
+    let folder = folder.keep();
+    let (shown, verb) = (folder.display(), ring.verb());
+    let mut advice = format!("{what}; its files are left in {shown}:\n  look into them, or remove them: rm -r {shown}");
+    if outcome.is_some_and(|outcome| outcome.theta.is_some()) {
+        advice +=
+            &format!("\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE");
+    }
+    if outcome.is_none_or(|outcome| !outcome.failures.is_empty()) && Definition::is_in(&folder) {
+        advice +=
+            &format!("\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}");
+    }
+    error.wrap_err(advice)
 }

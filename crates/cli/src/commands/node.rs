@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use color_eyre::eyre::Result;
+use color_eyre::eyre::{Result, ensure};
 use templar_host::connection::Connection;
 use templar_host::engine::EngineName;
 use templar_host::home::{BucketFile, LocatorFile};
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_record::event::{NodeEvent, Role};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::commands::engine::TorchArgs;
+use crate::commands::tenure::{Ending, Tenure};
 use crate::end::End;
 use crate::files::{BUCKET_KEYS, LOCATOR_KEYS, read_key, read_run, read_secret};
 use crate::metrics::{self, MetricsArgs};
@@ -49,6 +50,9 @@ pub(crate) struct NodeArgs {
     /// What trains and evaluates: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
+    /// End after so many windows of the run; a localnet tells its guests how many it has. Without it a node never ends.
+    #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = clap::value_parser!(u64).range(1..))]
+    until_window: Option<u64>,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -115,19 +119,33 @@ pub(crate) async fn run(
     };
     args.metrics.serve()?;
     let (sender, receiver) = mpsc::channel(256);
-    let printing = tokio::spawn(print_events(receiver));
-    let stop = stop::on_signal();
-    let mut stopped = stop.clone();
+    // The node stops on a signal, or when its part is over.
+    let (stop, (halt, mut halted)) = (stop::on_signal(), watch::channel(false));
+    tokio::spawn(forward(stop.clone(), halt.clone()));
+    let is_shown = args.until_window.is_some() || !output::is_json();
+    let hotkey = connection.keypair.hotkey();
+    let tenure = Tenure::new(args.until_window, is_shown, connection.chain.clone(), hotkey, role);
+    let printing = tokio::spawn(print_events(receiver, tenure, halt));
     let setup = tokio::select! {
         biased;
-        _ = stopped.wait_for(|stop| *stop) => None,
+        _ = halted.wait_for(|halt| *halt) => None,
         setup = connection.open(sender) => Some(setup?),
     };
     if let Some(setup) = setup {
-        wrap(setup).run(stop.clone()).await?;
+        wrap(setup).run(halted).await?;
     }
-    printing.await??;
+    ensure!(
+        printing.await?? != Some(Ending::ChainGone),
+        "the chain is gone: its network has ended early, or its machine is down; start again to go on from here"
+    );
     Ok(if *stop.borrow() { End::Stopped } else { End::Done })
+}
+
+/// Hands a signal on.
+async fn forward(mut stop: watch::Receiver<bool>, halt: watch::Sender<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_ok() {
+        halt.send_replace(true);
+    }
 }
 
 /// A node that its parent cannot stop any more must not go on unseen. Its state on disk is whole at any moment.
@@ -138,12 +156,28 @@ fn end_with_parent() {
     });
 }
 
-/// Prints events as they come, until the last node ended or standard output does not take any more.
-async fn print_events(mut events: mpsc::Receiver<NodeEvent>) -> Result<()> {
+/// Prints events as they come, until the last node ended or standard output does not take any more; ends the node when
+/// its part is over, and says what came of it.
+async fn print_events(
+    mut events: mpsc::Receiver<NodeEvent>,
+    mut tenure: Tenure,
+    halt: watch::Sender<bool>,
+) -> Result<Option<Ending>> {
+    let json = output::is_json();
+    let mut ending = None;
     while let Some(event) = events.recv().await {
         metrics::record(&event);
-        let line = if output::is_json() { serde_json::to_string(&event)? } else { show::event(&event) };
+        let line = if json { serde_json::to_string(&event)? } else { show::event(&event) };
         say!("{line}");
+        if ending.is_none() {
+            ending = tenure.note(&event.event).await;
+            if ending.is_some() {
+                halt.send_replace(true);
+            }
+        }
     }
-    Ok(())
+    if let Some(summary) = tenure.summary(json) {
+        say!("{summary}");
+    }
+    Ok(ending)
 }

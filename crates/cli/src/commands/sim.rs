@@ -8,7 +8,8 @@ use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 use crate::commands::network::RehearsalArgs;
 use crate::end::End;
 use crate::output::{is_json, say};
-use crate::show;
+use crate::show::Loss;
+use crate::watch::Watcher;
 
 /// The real node code on a virtual clock, an in-memory cloud and chain, and a synthetic trainer.
 #[derive(Debug, Args)]
@@ -19,6 +20,7 @@ pub(crate) struct Sim {
 
 impl Sim {
     pub(crate) fn run(self) -> Result<End> {
+        self.rehearsal.report.check(None)?;
         let folder = tempfile::tempdir().wrap_err("no temporary folder can be made")?;
         let plan = self.rehearsal.plan(tiny_preset())?;
         let mut scenario = Scenario::new(plan.miners, plan.validators, plan.windows, plan.seed);
@@ -28,17 +30,19 @@ impl Sim {
             CodecKind::TopkTwoBit => |spec| spec.codec.kind = CodecKind::TopkTwoBit,
             CodecKind::DenseF32 => |spec| spec.codec.kind = CodecKind::DenseF32,
         };
-        let outcome = scenario.run(folder.path());
-        if is_json() {
-            for event in &outcome.log {
-                say!("{}", serde_json::to_string(event)?);
-            }
-        } else {
-            for window in &outcome.report.windows {
-                say!("{}", show::window(window));
-            }
+        let watcher = Watcher::new(scenario.plan.windows, Loss::Synthetic);
+        watcher.set_seats(scenario.plan.seats());
+        if !is_json() {
+            say!(
+                "{} miners and {} validators under a virtual clock, {} windows; the trainer is a synthetic one",
+                scenario.plan.miners,
+                scenario.plan.validators,
+                scenario.plan.windows
+            );
         }
-        self.rehearsal.finish(&outcome.report)?;
+        scenario.on_event = Some(Box::new(move |event, recorder| watcher.on_event(event, recorder)));
+        let outcome = scenario.run(folder.path());
+        self.rehearsal.finish(&outcome.report, Loss::Synthetic)?;
         if !outcome.failures.is_empty() {
             let failures = outcome.failures.iter().map(|(name, error)| format!("node {name} ended: {error}"));
             bail!("{}", failures.collect::<Vec<_>>().join("\n  "));

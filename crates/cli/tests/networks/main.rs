@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod common;
+mod kept;
 #[cfg(target_os = "linux")]
 mod processes;
 
@@ -103,18 +104,35 @@ fn people_see_a_line_a_window_and_a_table() {
         rest.split_whitespace().next().unwrap_or_default().to_owned()
     };
     let number = |text: String| text.parse::<f64>().unwrap_or_else(|_| panic!("{text}: {said}"));
-    let window = line("window   0  certified  2 of 2 nodes' root");
-    let root = after(window, "root ");
-    assert!(root.len() == 8 && root.bytes().all(|digit| digit.is_ascii_hexdigit()), "{window}");
+    for line in said.lines() {
+        assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+    }
+    // What is about to happen comes first, and what to do next last.
+    let intro = said.split("window   0").next().unwrap();
+    for part in [
+        "1 miners and 1 validators",
+        "nano, 857216 parameters",
+        "built-in corpus",
+        "removed at the end",
+        "2 nodes are up",
+    ] {
+        assert!(intro.contains(part), "{part}: {intro}");
+    }
+    let end = said.split("final root").nth(1).unwrap();
+    for part in ["nats per token", "worth nothing", "templar demo --out DIR", "--report FILE"] {
+        assert!(end.contains(part), "{part}: {end}");
+    }
+    let window = line("window   0  certified  train loss");
     // Nats a token of one byte, and bits a byte of text: little better than a guess.
     assert!((1.0..6.0).contains(&number(after(window, "train loss "))), "{window}");
     assert!((1.0..8.2).contains(&number(after(window, "held-out "))) && window.contains("bits/byte"), "{window}");
-    assert!(number(after(window, "1 contributions of ")) > 1.0 && window.trim_end().ends_with("kB"), "{window}");
+    assert!(number(after(window, "1 of 1 counted ")) > 1.0 && window.trim_end().ends_with("kB each"), "{window}");
     let columns: Vec<&str> = line("uid").split_whitespace().collect();
-    assert_eq!(columns, ["uid", "node", "behaviour", "score", "weight", "emission", "restarts", "final", "root"]);
+    assert_eq!(columns, ["uid", "node", "behaviour", "score", "weight", "paid", "restarts", "final", "root"]);
     for (uid, name) in [("0", "miner-0"), ("1", "validator-0")] {
         let row: Vec<&str> = line(&format!("{uid}  {name}")).split_whitespace().collect();
-        assert_eq!((row.len(), row[2], row[6], row[7]), (8, "honest", "0", root.as_str()), "{row:?}");
+        assert_eq!((row.len(), row[2], row[6]), (8, "honest", "0"), "{row:?}");
+        assert!(row[7].len() == 8 && row[7].bytes().all(|digit| digit.is_ascii_hexdigit()), "{row:?}");
         number(row[5].to_owned());
         assert_eq!(row[3].parse::<f64>().is_ok(), name == "miner-0", "{row:?}");
         number(row[4].trim_end_matches('%').to_owned());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -170,20 +171,30 @@ fn a_guest_with_nothing_but_its_folder_and_its_key_takes_part() {
         fs::rename(network.join("guests/guest-0").join(name), home.join(name)).unwrap();
     }
     fs::rename(key, home.join("key.hex")).unwrap();
-    let binary = Path::new(env!("CARGO_BIN_EXE_templar")).parent().unwrap();
-    let path_variable = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     let mut start = Command::new("sh");
     let (address, script) = (free_address(), home.join("start.sh"));
     let metrics = format!("--metrics={address}");
-    let mut guest = start.arg(script).arg(metrics).env("PATH", path_variable).stdout(Stdio::null()).spawn().unwrap();
+    // There is no templar in this PATH: the script knows the one that wrote it.
+    let guest = start.arg(script).arg(metrics).env("PATH", "/usr/bin:/bin").stdout(Stdio::piped()).spawn().unwrap();
+    let total = "templar_contributions_total{node=\"guest-0\"}";
+    within(Duration::from_mins(2), "the guest contributes", || {
+        let is_up = TcpStream::connect(address).is_ok();
+        is_up.then(|| scrape(address)).filter(|metrics| metrics.contains(total))
+    });
     assert!(localnet.wait().unwrap().success());
-    let metrics = scrape(address);
-    assert!(metrics.contains("templar_contributions_total{node=\"guest-0\"}"), "{metrics}");
-    guest.kill().unwrap();
-    guest.wait().unwrap();
+    // It ends by itself, and says what it came to.
+    let guest = guest.wait_with_output().unwrap();
+    let said = String::from_utf8(guest.stdout).unwrap();
+    assert!(guest.status.success(), "{said}");
+    for part in ["uid 3 in the end: contributions counted in ", "score ", "weight ", "paid "] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     let report = report(&path);
     assert_certified(&report);
     let counted = windows(&report).iter().filter(|window| window["accepted"].as_array().unwrap().contains(&json!(3)));
     assert!(counted.count() > 0, "uid 3 is the guest's: {}", report["windows"]);
+    let guest = &report["nodes"][3];
+    assert_eq!((&guest["name"], &guest["behaviour"]), (&json!("guest-0"), &json!("guest")));
+    assert!(guest["emission"].as_f64().unwrap() > 0.0 && guest["score"].as_f64().unwrap() > 0.0, "{guest}");
     assert!(home.join("state").exists() && home.join("dataset/manifest").exists());
 }

@@ -200,9 +200,10 @@ impl Failure {
                 (full.contains(&error.kind()), error.to_string())
             }
         };
-        match is_full {
-            true => NodeError::DiskFull { path, needed_bytes: self.needed_bytes },
-            false => NodeError::Local { path, reason },
+        if is_full {
+            NodeError::DiskFull { path, needed_bytes: self.needed_bytes }
+        } else {
+            NodeError::Local { path, reason }
         }
     }
 }

@@ -33,12 +33,14 @@ impl Stage {
     /// The one list of what may follow what.
     fn may_become(&self, next: &Self) -> bool {
         use Stage::{Committed, Lost, Opened, Published, Sealed, Uploaded};
-        match (self, next) {
-            (Sealed, Uploaded) | (Uploaded, Committed) | (Opened, Published) => true,
-            // After a restart the chain may have what this process has not uploaded.
-            (Sealed | Uploaded | Committed, Opened | Lost(_)) => true,
-            _ => false,
-        }
+        // Opened may follow all three: after a restart the chain may have what this process has not uploaded.
+        matches!(
+            (self, next),
+            (Sealed, Uploaded)
+                | (Uploaded, Committed)
+                | (Opened, Published)
+                | (Sealed | Uploaded | Committed, Opened | Lost(_))
+        )
     }
 }
 

@@ -84,11 +84,10 @@ impl Seat {
             return Ok(Progress::Nothing);
         }
         let error = match self.replica.advance(&self.ctx, head, opened).await {
-            Ok(None) => return Ok(Progress::Nothing),
+            // Without access to storage it goes on in the block in which that comes back: see [`crate::frame::access`].
+            Ok(None) | Err(NodeError::OwnStorage) => return Ok(Progress::Nothing),
             Ok(Some(settled)) => return Ok(Progress::Settled(Box::new(settled))),
             Err(error) if error.needs_resynchronisation() => error,
-            // It goes on in the same block if the access comes back: see [`crate::frame::access`].
-            Err(NodeError::OwnStorage) => return Ok(Progress::Nothing),
             Err(error) => return Err(error),
         };
         if self.ctx.access.broken().is_some() {

@@ -17,7 +17,6 @@ mod upkeep;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use templar_protocol::hash::Hash32;
 use templar_protocol::word::Vote;
 use templar_record::event::Role;
 use templar_train::Trainer;
@@ -90,7 +89,7 @@ impl Validator {
     ) -> Result<Self, NodeError> {
         let head = ctx.chain.head().await?.number;
         let mut endings = Endings::load(&ctx, &local, head)?;
-        let seat = Seat::open(ctx.clone(), local, Role::Validator).await?;
+        let mut seat = Seat::open(ctx.clone(), local, Role::Validator).await?;
         let settled = seat.replica.newest().run.settled;
         let book = seat.local.get::<ScoresRecord>()?.unwrap_or_default().book;
         let checkpoints = seat.local.get::<CheckpointsRecord>()?.unwrap_or_default().digests;

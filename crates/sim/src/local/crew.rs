@@ -1,24 +1,35 @@
 //! The watch over a local network's nodes, from their start to the last window.
 
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use templar_node::frame::local::{Disk, Local};
+use templar_protocol::clock::Schedule;
+use templar_protocol::run::RunSpec;
 use templar_record::event::{NodeEvent, Role};
-use templar_record::recorder::Recorder;
 use templar_record::report::Final;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::chain_record;
-use crate::local::network::{NetworkError, News, NodeFailure, Outcome};
-use crate::local::services::Services;
+use crate::local::network::{Moment, NetworkError, News, NodeFailure, Outcome, Phase};
+use crate::local::services::{Services, state_folder};
+use crate::local::steps::Steps;
 use crate::local::wait::{sleep_until, stopped};
 use crate::plan::{Member, Plan};
 
 /// How long the end waits for the slowest node.
 const LAST_CALL: Duration = Duration::from_mins(1);
+/// Blocks for which chain and buckets stay after the end, so that guests see the last window settled, and how long these
+/// blocks may take.
+const GUEST_BLOCKS: u64 = 3;
+const GUEST_PATIENCE: Duration = Duration::from_secs(30);
 /// Events that may wait to be shown.
 const EVENTS: usize = 256;
+/// How much of a paced window's time its training takes: all but a moment.
+const TRAINING_SHARE: f64 = 0.9;
 
 /// The nodes at work.
 pub(crate) struct Crew {
@@ -28,12 +39,17 @@ pub(crate) struct Crew {
     stop: watch::Sender<bool>,
     /// Whether a network does without a node that ended.
     goes_on: bool,
+    /// Inner steps of the miners of this process.
+    steps: Vec<Steps>,
+    /// Blocks that did not wait for somebody: how many were told.
+    late_told: u64,
 }
 
 impl Crew {
     pub(crate) fn new(goes_on: bool) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
-        Self { nodes: JoinSet::new(), sender, events, stop: watch::Sender::new(false), goes_on }
+        let (nodes, stop) = (JoinSet::new(), watch::Sender::new(false));
+        Self { nodes, sender, events, stop, goes_on, steps: Vec::new(), late_told: 0 }
     }
 
     /// Starts a node, given where its events go and what tells it to stop.
@@ -42,6 +58,13 @@ impl Crew {
         F: Future<Output = Result<(), NodeFailure>> + Send + 'static,
     {
         self.nodes.spawn(node(self.sender.clone(), self.stop.subscribe()));
+    }
+
+    /// Counts the inner steps of one more miner.
+    pub(crate) fn count_steps(&mut self) -> Steps {
+        let steps = Steps::default();
+        self.steps.push(steps.clone());
+        steps
     }
 
     /// Runs the network to the last window, or until `stop`, and takes it down.
@@ -53,14 +76,17 @@ impl Crew {
         stop: &mut watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Outcome, NetworkError> {
-        let mut recorder = Recorder::new(services.members.iter().map(Member::participant).collect());
+        tell(News::Stands { spec: &services.spec, nodes: services.members.len() });
         let mut failures = Vec::new();
-        let ended = self.watch(&mut services, plan.windows - 1, stop, &mut recorder, &mut failures, tell).await;
+        let ended = self.watch(&mut services, plan.windows - 1, stop, &mut failures, tell).await;
+        if matches!(ended, Ok(false)) && !services.kept.definition.guests.is_empty() {
+            self.wait_for_guests(&mut services, stop, tell).await;
+        }
         let _ = self.stop.send(true);
         // From now on nobody waits for a place in the channel.
         self.events.close();
         while let Ok(event) = self.events.try_recv() {
-            hear(&event, &mut recorder, tell);
+            hear(&event, &mut services, tell);
         }
         while self.nodes.join_next().await.is_some() {}
         let last = Final {
@@ -69,8 +95,9 @@ impl Crew {
             ..Final::default()
         };
         let (neurons, late) = (chain_record::neurons(&services.chain), chain_record::late(&services.chain));
-        let report = recorder.finish(&services.spec, plan.seed, plan.windows, &neurons, late, last);
-        let (theta, spec) = (final_theta(&services, plan.windows), services.spec.clone());
+        let report = services.kept.recorder.finish(&services.spec, plan.seed, plan.windows, &neurons, late, last);
+        let theta = final_theta(&services.folder, &services.members, &services.spec, plan.windows);
+        let spec = services.spec.clone();
         services.shutdown().await?;
         Ok(Outcome { report, spec, theta, stopped: ended?, failures })
     }
@@ -81,11 +108,13 @@ impl Crew {
         services: &mut Services,
         last: u64,
         stop: &mut watch::Receiver<bool>,
-        recorder: &mut Recorder,
         failures: &mut Vec<NodeFailure>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<bool, NetworkError> {
         let everybody = services.members.len();
+        let schedule = Schedule::new(&services.spec);
+        let mut clock = tokio::time::interval(Duration::from_secs(1));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut deadline = None;
         while !self.nodes.is_empty() {
             tokio::select! {
@@ -97,15 +126,19 @@ impl Crew {
                     Ok(Err(failure)) => failures.push(failure),
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 },
-                Some(event) = self.events.recv() => hear(&event, recorder, tell),
+                Some(event) = self.events.recv() => hear(&event, services, tell),
                 () = sleep_until(deadline) => break,
+                _ = clock.tick() => {
+                    self.tell_late(services, &schedule, tell);
+                    tell(News::Moment(self.moment(services, &schedule)));
+                }
             }
             if !failures.is_empty() && !self.goes_on {
                 break;
             }
-            let settled = recorder.settled(last);
-            let is_validated =
-                recorder.validated(last) || failures.iter().any(|failure| services.validates(&failure.name));
+            let settled = services.kept.recorder.settled(last);
+            let is_validated = services.kept.recorder.validated(last)
+                || failures.iter().any(|failure| services.validates(&failure.name));
             if settled + failures.len() >= everybody && is_validated {
                 break;
             }
@@ -113,25 +146,92 @@ impl Crew {
                 deadline = Some(tokio::time::Instant::now() + LAST_CALL);
             }
         }
+        self.tell_late(services, &schedule, tell);
         Ok(false)
+    }
+
+    /// Lets guests see the end: they come to know of the last block when the nodes here do.
+    async fn wait_for_guests(
+        &mut self,
+        services: &mut Services,
+        stop: &mut watch::Receiver<bool>,
+        tell: &mut dyn FnMut(News<'_>),
+    ) {
+        let end = services.chain.newest().number + GUEST_BLOCKS;
+        let deadline = tokio::time::Instant::now() + GUEST_PATIENCE;
+        while services.chain.newest().number < end {
+            tokio::select! {
+                biased;
+                () = stopped(stop) => return,
+                Some(event) = self.events.recv() => hear(&event, services, tell),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = sleep_until(Some(deadline)) => return,
+            }
+        }
+    }
+
+    /// Names those for whom blocks did not wait since the last time.
+    fn tell_late(&mut self, services: &Services, schedule: &Schedule, tell: &mut dyn FnMut(News<'_>)) {
+        let total = services.chain.late_total();
+        let new = usize::try_from(total - self.late_told).unwrap_or(usize::MAX);
+        self.late_told = total;
+        let late = services.chain.late();
+        for (block, hotkey) in &late[late.len().saturating_sub(new)..] {
+            let member = services.members.iter().find(|member| member.keypair.hotkey() == *hotkey);
+            if let Some(member) = member {
+                tell(News::Late { node: &member.name, block: *block, window: schedule.window_at(*block) });
+            }
+        }
+    }
+
+    fn moment(&self, services: &Services, schedule: &Schedule) -> Moment {
+        let spec = &services.spec;
+        let all = self.steps.len() as u64 * u64::from(spec.inner.steps);
+        let done = self.steps.iter().map(|steps| steps.load(Ordering::Relaxed)).sum::<u64>().min(all);
+        let steps = (all > 0).then_some((done, all));
+        moment(services.chain.newest().number, spec, schedule, steps)
     }
 }
 
-fn hear(event: &NodeEvent, recorder: &mut Recorder, tell: &mut dyn FnMut(News<'_>)) {
-    recorder.record(event);
-    tell(News::Event(event, recorder));
+fn moment(block: u64, spec: &RunSpec, schedule: &Schedule, steps: Option<(u64, u64)>) -> Moment {
+    let Some(window) = schedule.window_at(block) else {
+        return Moment { block, window: None, phase: Phase::Waiting, share: 0.0, steps: None };
+    };
+    let into = block - schedule.first_block(window);
+    let put = spec.windows.put_block;
+    let phase = match into {
+        _ if into < put - (put / 5).max(1) => Phase::Training,
+        _ if into < put => Phase::Uploading,
+        _ => Phase::Judging,
+    };
+    let of_blocks = into as f64 / spec.windows.blocks.max(1) as f64;
+    // Paced blocks say little: they wait for the steps.
+    let share = match (phase, steps) {
+        (Phase::Training, Some((done, all))) => TRAINING_SHARE * done as f64 / all as f64,
+        (_, Some(_)) => TRAINING_SHARE + (1.0 - TRAINING_SHARE) * of_blocks,
+        (_, None) => of_blocks,
+    };
+    Moment { block, window: Some(window), phase, share, steps: steps.filter(|_| phase == Phase::Training) }
+}
+
+fn hear(event: &NodeEvent, services: &mut Services, tell: &mut dyn FnMut(News<'_>)) {
+    services.kept.hear(event);
+    tell(News::Event(event, &services.kept.recorder));
 }
 
 /// θ from the disk of the first validator, once it has stopped. Whoever started the network may look there; its nodes
 /// may not, and do not.
-fn final_theta(services: &Services, windows: u64) -> Option<Vec<f32>> {
-    let validator = services.members.iter().find(|member| member.role == Role::Validator)?;
-    let (folder, hotkey) = (services.state_folder(validator), validator.keypair.hotkey());
-    let local = Local::open(&folder, services.spec.id(), &hotkey, Disk::Durable).ok()?;
-    let states = local.states(services.spec.id()).ok()?;
+pub(crate) fn final_theta(folder: &Path, members: &[Member], spec: &RunSpec, windows: u64) -> Option<Vec<f32>> {
+    let validator = members.iter().find(|member| member.role == Role::Validator)?;
+    let state_folder = state_folder(folder, validator);
+    if !state_folder.exists() {
+        return None;
+    }
+    let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).ok()?;
+    let states = local.states(spec.id()).ok()?;
     // A network on a clock may have gone on meanwhile.
     let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();
-    local.theta(&state, &services.spec.layout()).ok()
+    local.theta(&state, &spec.layout()).ok()
 }
 
 #[cfg(test)]
@@ -142,6 +242,7 @@ mod tests {
     use templar_protocol::run::CodecKind;
 
     use super::*;
+    use crate::local::kept::Ring;
     use crate::local::network::{Network, Text};
     use crate::r#virtual::scenario::tiny_preset;
 
@@ -159,7 +260,8 @@ mod tests {
         };
         let (_keep, mut stop) = watch::channel(false);
         let time = |_: &[_]| BlockTime::Fixed(Duration::from_hours(1));
-        let services = Services::start(&network, Ipv4Addr::LOCALHOST.into(), &[], time, &mut stop, &mut |_| {}).await;
+        let (ring, here) = (Ring::Localnet, Ipv4Addr::LOCALHOST.into());
+        let services = Services::start(ring, &network, here, &[], time, &mut stop, &mut |_| {}).await;
         let mut services = services.unwrap().unwrap();
         let full = || DevError::Storage { doing: "made a block".to_owned(), reason: "the disk is full".to_owned() };
         services.blocks.spawn(async move { Err(full().into()) });
@@ -172,5 +274,23 @@ mod tests {
         let running = crew.run(services, &network.plan, Instant::now(), &mut stop, &mut tell);
         let ended = tokio::time::timeout(Duration::from_secs(30), running).await.expect("it waits for blocks");
         assert!(matches!(ended, Err(NetworkError::Blocks(_))), "{ended:?}");
+    }
+
+    #[test]
+    fn a_moment_says_what_the_nodes_do_and_how_far_the_window_is() {
+        let plan =
+            Plan { miners: 1, validators: 1, windows: 1, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
+        let spec = plan.spec(templar_protocol::hash::Hash32::of(b"g"), templar_protocol::hash::Hash32::of(b"m"));
+        let schedule = Schedule::new(&spec);
+        let at = |into: u64, steps| moment(schedule.first_block(3) + into, &spec, &schedule, steps);
+        assert_eq!(moment(0, &spec, &schedule, None).phase, Phase::Waiting);
+        let phases: Vec<Phase> = [0, 9, 10, 11, 12, 19].into_iter().map(|into| at(into, None).phase).collect();
+        use Phase::{Judging, Training, Uploading};
+        assert_eq!(phases, [Training, Training, Uploading, Uploading, Judging, Judging]);
+        assert_eq!((at(5, None).window, at(5, None).share), (Some(3), 0.25));
+        // Where blocks wait for the steps, steps say how far it is, and the share never falls.
+        let shares = [at(0, Some((0, 32))), at(9, Some((16, 32))), at(10, Some((32, 32))), at(19, Some((32, 32)))];
+        assert!(shares.windows(2).all(|pair| pair[0].share < pair[1].share), "{shares:?}");
+        assert_eq!((shares[1].share, shares[1].steps, shares[3].steps), (0.45, Some((16, 32)), None));
     }
 }

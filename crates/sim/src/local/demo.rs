@@ -8,12 +8,14 @@ use templar_host::connection::Connection;
 use templar_host::engine::Engine;
 use templar_node::frame::local::Saving;
 use templar_node::pretrain::setup::Setup;
-use templar_record::event::NodeEvent;
+use templar_record::event::{NodeEvent, Role};
 use tokio::sync::{mpsc, watch};
 
 use crate::local::crew::Crew;
+use crate::local::kept::Ring;
 use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
 use crate::local::services::Services;
+use crate::local::steps::{self, Steps};
 use crate::local::wait::stopped;
 use crate::plan::{Behaviour, Member};
 use crate::zoo;
@@ -40,14 +42,16 @@ impl Demo {
             cap: self.pace_cap,
         };
         let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let Some(services) = Services::start(&self.network, here, &[], pacing, &mut stop, tell).await? else {
+        let Some(services) = Services::start(Ring::Demo, &self.network, here, &[], pacing, &mut stop, tell).await?
+        else {
             return Ok(None);
         };
         let mut crew = Crew::new(false);
         for (nth, member) in services.members.iter().enumerate() {
             let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
             let behaviour = member.behaviour;
-            crew.start(|events, stop| run_node(connection, behaviour, events, stop));
+            let steps = (member.role == Role::Miner).then(|| crew.count_steps());
+            crew.start(|events, stop| run_node(connection, behaviour, steps, events, stop));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
     }
@@ -56,6 +60,7 @@ impl Demo {
 async fn run_node(
     connection: Connection,
     behaviour: Behaviour,
+    steps: Option<Steps>,
     events: mpsc::Sender<NodeEvent>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), NodeFailure> {
@@ -66,7 +71,11 @@ async fn run_node(
         () = stopped(&mut stop) => return Ok(()),
         setup = connection.open(events) => setup.map_err(|error| failed(&error))?,
     };
-    // A node that ends, ends the demonstration: none is started again in the middle of it.
+    let setup = match steps {
+        Some(steps) => steps::counted(setup, steps),
+        None => setup,
+    };
+    // What it writes is read again only if the demonstration is killed and goes on from its folder.
     let setup = Setup { saving: Saving::Sparing, ..setup };
     zoo::misbehave(behaviour, setup).run(stop).await.map_err(|error| failed(&error))
 }

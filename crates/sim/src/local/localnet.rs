@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use templar_chain::BlockTime;
 use templar_host::engine::Engine;
 use templar_host::home::Home;
+use templar_protocol::keys::Hotkey;
 use templar_record::event::{Event, NodeEvent};
 use templar_record::trouble::Trouble;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::local::crew::Crew;
 use crate::local::guest::{Guest, Invitation};
+use crate::local::kept::Ring;
 use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
@@ -79,7 +81,8 @@ impl Localnet {
     ) -> Result<Option<Outcome>, NetworkError> {
         let started = Instant::now();
         let time = |_: &[Member]| BlockTime::Fixed(self.block);
-        let services = Services::start(&self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
+        let services =
+            Services::start(Ring::Localnet, &self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
         let Some(services) = services else { return Ok(None) };
         let mut crew = Crew::new(true);
         for (nth, member) in services.members.iter().enumerate() {
@@ -101,7 +104,9 @@ impl Localnet {
         }
         for guest in &self.guests {
             let folder = services.folder.join("guests").join(&guest.name);
-            let invitation = invite(&services, guest, folder.clone()).map_err(NetworkError::io(&folder))?;
+            let windows = self.network.plan.windows;
+            let invitation =
+                invite(&services, guest, folder.clone(), windows, &self.binary).map_err(NetworkError::io(&folder))?;
             tell(News::Invited(&invitation));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
@@ -109,7 +114,13 @@ impl Localnet {
 }
 
 /// Writes what a guest needs; its key is its own affair.
-fn invite(services: &Services, guest: &Guest, folder: PathBuf) -> std::io::Result<Invitation> {
+fn invite(
+    services: &Services,
+    guest: &Guest,
+    folder: PathBuf,
+    windows: u64,
+    binary: &Path,
+) -> std::io::Result<Invitation> {
     let home = Home {
         name: &guest.name,
         role: guest.role,
@@ -119,15 +130,39 @@ fn invite(services: &Services, guest: &Guest, folder: PathBuf) -> std::io::Resul
         data: &services.data(),
     };
     home.write(&folder)?;
-    let arguments = home.arguments(Path::new(""));
-    let command = arguments.join(" ");
-    let script = format!(
-        "#!/bin/sh\n# Needs templar in the PATH, and beside this file key.hex: the key of hotkey\n# {}\n\
-         cd \"$(dirname \"$0\")\" && exec templar {command} \"$@\"\n",
-        guest.hotkey
-    );
-    std::fs::write(folder.join("start.sh"), script)?;
+    let mut arguments = home.arguments(Path::new(""));
+    arguments.extend(["--until-window".to_owned(), windows.to_string()]);
+    std::fs::write(folder.join("start.sh"), start_script(&guest.hotkey, &arguments, binary))?;
     Ok(Invitation { guest: guest.clone(), folder, arguments })
+}
+
+/// The script that starts a guest's node: it finds the binary, or says where it looked.
+fn start_script(hotkey: &Hotkey, arguments: &[String], binary: &Path) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let (command, binary) = (arguments.join(" "), quoted(&binary.display().to_string()));
+    format!(
+        r#"#!/bin/sh
+# Starts the node of hotkey {hotkey},
+# whose key must lie beside this file as key.hex. Options given here are handed on.
+cd "$(dirname "$0")" || exit 1
+written_by={binary}
+if [ -n "$TEMPLAR_BIN" ]; then
+  templar=$TEMPLAR_BIN
+elif command -v templar >/dev/null 2>&1; then
+  templar=templar
+elif [ -x "$written_by" ]; then
+  templar=$written_by
+else
+  echo "start.sh: there is no templar in the PATH. Install it, or say where it is: TEMPLAR_BIN=/path/to/templar sh start.sh" >&2
+  exit 127
+fi
+if [ ! -f key.hex ]; then
+  echo "start.sh: key.hex is missing here: it must hold the key of hotkey {hotkey}" >&2
+  exit 1
+fi
+exec "$templar" {command} "$@"
+"#
+    )
 }
 
 /// A node's process, started again whenever it dies.
@@ -226,4 +261,36 @@ async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
     // Its state on disk is whole at any moment, so it can be killed.
     child.start_kill()?;
     child.wait().await
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::keys::Keypair;
+
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_start_script_finds_the_binary_or_says_where_it_looked() {
+        let folder = tempfile::tempdir().unwrap();
+        let hotkey = Keypair::insecure_dev(1, "guest").hotkey();
+        let (script, binary) = (folder.path().join("start.sh"), folder.path().join("it's here"));
+        std::fs::write(&script, start_script(&hotkey, &["miner".to_owned(), "--name".to_owned()], &binary)).unwrap();
+        let start = |chosen: Option<&str>| {
+            let mut command = std::process::Command::new("sh");
+            command.arg(&script).arg("--extra").env("PATH", "/usr/bin:/bin").env_remove("TEMPLAR_BIN");
+            command.envs(chosen.map(|chosen| ("TEMPLAR_BIN", chosen)));
+            let output = command.output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, _, said) = start(None);
+        assert!(code == Some(127) && said.contains("TEMPLAR_BIN=/path/to/templar"), "{said}");
+        let (code, _, said) = start(Some("echo"));
+        assert!(code == Some(1) && said.contains(&format!("the key of hotkey {hotkey}")), "{said}");
+        std::fs::write(folder.path().join("key.hex"), "").unwrap();
+        assert_eq!(start(Some("echo")).1, "miner --name --extra\n");
+        std::fs::write(&binary, "#!/bin/sh\necho found $*\n").unwrap();
+        std::fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert_eq!(start(None).1, "found miner --name --extra\n");
+    }
 }

@@ -13,6 +13,7 @@ use templar_record::report::Report;
 use templar_store::{ServerError, StoreError};
 
 use crate::local::guest::Invitation;
+use crate::local::kept::KeptError;
 use crate::plan::Plan;
 
 /// A network of this machine.
@@ -30,10 +31,63 @@ pub struct Network {
 /// What whoever started a network gets to hear.
 #[derive(Debug)]
 pub enum News<'a> {
-    Preparing(Progress),
+    /// Long work before the network stands.
+    Starting(Work),
+    /// A network that was killed goes on after so many windows, of which so many are validated too.
+    Resumed {
+        windows: u64,
+        measured: u64,
+    },
+    /// Chain and buckets are served, and the nodes start: what they will train.
+    Stands {
+        spec: &'a RunSpec,
+        nodes: usize,
+    },
     /// A node on another machine may join.
     Invited(&'a Invitation),
     Event(&'a NodeEvent, &'a Recorder),
+    /// Where the network is, every second.
+    Moment(Moment),
+    /// A paced block did not wait any longer for this node, in this window.
+    Late {
+        node: &'a str,
+        block: u64,
+        window: Option<u64>,
+    },
+}
+
+/// Long work before a network stands, and how much of it is done.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    Text(Progress),
+    /// The root of θ₀.
+    Theta0 {
+        done_parameters: u64,
+        parameters: u64,
+    },
+}
+
+/// Where a network is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moment {
+    pub block: u64,
+    /// None before the first window.
+    pub window: Option<u64>,
+    pub phase: Phase,
+    /// How much of the window is behind the network, 0 to 1.
+    pub share: f64,
+    /// Inner steps that the miners of this process have done in this window, of so many.
+    pub steps: Option<(u64, u64)>,
+}
+
+/// What the nodes of a network do in a part of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// For the first window.
+    Waiting,
+    Training,
+    Uploading,
+    Judging,
 }
 
 /// What came of it.
@@ -90,9 +144,16 @@ pub enum NetworkError {
     Io { path: String, source: std::io::Error },
     #[error("the development chain makes no more blocks: {0}")]
     Blocks(ChainError),
+    #[error(transparent)]
+    Kept(#[from] KeptError),
 }
 
 impl NetworkError {
+    /// Whether it came before anything ran, so that there is nothing to look into.
+    pub fn is_before_start(&self) -> bool {
+        matches!(self, Self::Prepare(_) | Self::Spec(_) | Self::Kept(_))
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.display().to_string(), source }
     }

@@ -2,24 +2,27 @@
 //! nodes of other machines are to join.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
-use templar_chain::{BlockTime, ChainError, DevChain, RpcServer, run_blocks};
+use templar_chain::{BlockTime, ChainError, DevChain, RpcError, RpcServer, run_blocks};
 use templar_data::{Dataset, Grammar, PrepareOptions, Progress, prepare, prepare_text};
 use templar_host::connection::Connection;
 use templar_host::engine::Engine;
 use templar_node::frame::dataset;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
+use templar_protocol::hash::Hash32;
 use templar_protocol::run::RunSpec;
 use templar_record::event::Role;
-use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, dev_credentials};
+use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, ServerError, dev_credentials};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::local::guest::Guest;
-use crate::local::network::{Network, NetworkError, News, Text};
+use crate::local::kept::{Definition, Kept, Ring};
+use crate::local::network::{Network, NetworkError, News, Text, Work};
 use crate::local::wait::stopped;
 use crate::plan::{Member, Plan, stake_rao};
 
@@ -40,14 +43,17 @@ pub struct Services {
     pub s3: S3Server,
     /// Entropy of the text, where it is known.
     pub floor_bits_per_byte: Option<f64>,
+    pub(crate) kept: Kept,
     pub(crate) blocks: JoinSet<Result<(), ChainError>>,
     stop_blocks: watch::Sender<bool>,
 }
 
 impl Services {
-    /// Prepares the text and starts everything but the nodes, at `address`; none if `stop` came first. `guests` are
-    /// registered after the members, and have buckets too. `time` makes the blocks.
+    /// Prepares the text and starts everything but the nodes, at `address`; none if `stop` came first. A network that
+    /// stood in the folder before goes on. `guests` are registered after the members, and have buckets too. `time`
+    /// makes the blocks.
     pub async fn start(
+        ring: Ring,
         network: &Network,
         address: IpAddr,
         guests: &[Guest],
@@ -55,10 +61,20 @@ impl Services {
         stop: &mut watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Option<Self>, NetworkError> {
-        let Some((dataset, floor_bits_per_byte)) = prepare_dataset(network, stop, tell).await? else {
+        let kept = Kept::open(&network.folder, Definition::new(ring, network, guests))?;
+        if kept.spec.is_some() {
+            let (windows, measured) = kept.progress();
+            tell(News::Resumed { windows, measured });
+        }
+        let Some((dataset, floor_bits_per_byte)) = prepare_dataset(network, &kept, stop, tell).await? else {
             return Ok(None);
         };
-        let open = Self::open(network, SocketAddr::new(address, 0), guests, &dataset, time);
+        let chain = DevChain::open(Some(&network.folder.join("chain.sqlite")), network.plan.chain_config())?;
+        let manifest = dataset.manifest().hash();
+        let Some(spec) = spec(network, &kept, chain.genesis_hash(), manifest, stop, tell).await? else {
+            return Ok(None);
+        };
+        let open = Self::open(network, address, guests, &dataset, (kept, chain, spec), time);
         tokio::select! {
             biased;
             () = stopped(stop) => Ok(None),
@@ -68,37 +84,27 @@ impl Services {
 
     async fn open(
         network: &Network,
-        address: SocketAddr,
+        address: IpAddr,
         guests: &[Guest],
         dataset: &Dataset,
+        (mut kept, chain, spec): (Kept, DevChain, RunSpec),
         time: impl FnOnce(&[Member]) -> BlockTime,
     ) -> Result<Self, NetworkError> {
         let Network { plan, folder, .. } = network;
         let members = plan.members();
-        let names = members.iter().map(|member| member.name.as_str()).chain(guests.iter().map(|guest| &*guest.name));
-        let buckets = names.chain([DATA_BUCKET]).map(|name| bucket(plan.seed, name)).collect();
-        let s3 = S3Server::start_exposed(&folder.join("s3"), address, buckets).await?;
-        let own = s3.own_bucket(DATA_BUCKET).expect("its bucket was asked for");
-        dataset::publish(&S3Store::new(own, S3Options::default())?, dataset).await?;
-        let chain = DevChain::open(Some(&folder.join("chain.sqlite")), plan.chain_config())?;
-        for member in &members {
-            chain.register(member.keypair.hotkey(), member.stake_rao)?;
+        let s3 = start_s3(network, address, guests, &members, kept.definition.buckets).await?;
+        if kept.spec.is_none() {
+            let own = s3.own_bucket(DATA_BUCKET).expect("its bucket was asked for");
+            dataset::publish(&S3Store::new(own, S3Options::default())?, dataset).await?;
         }
-        for guest in guests {
-            chain.register(guest.hotkey, stake_rao(guest.role))?;
-        }
-        chain.produce_block()?;
-        let mut spec = plan.spec(chain.genesis_hash(), dataset.manifest().hash());
-        spec.codec.kind = network.codec;
-        spec.validate()?;
-        let path = folder.join("run.toml");
-        std::fs::write(&path, spec.to_toml()).map_err(NetworkError::io(&path))?;
-        let rpc = RpcServer::start(chain.clone(), address).await?;
+        register(&chain, &members, guests)?;
+        let rpc = start_rpc(&chain, address, kept.definition.chain).await?;
+        kept.stands(&spec, socket(&rpc.url()), socket(&s3.endpoint()))?;
         let (stop_blocks, stopped) = watch::channel(false);
         let mut blocks = JoinSet::new();
         blocks.spawn(run_blocks(chain.clone(), time(&members), stopped));
         let folder = folder.clone();
-        Ok(Self { folder, spec, members, chain, rpc, s3, floor_bits_per_byte: None, blocks, stop_blocks })
+        Ok(Self { folder, spec, members, chain, rpc, s3, floor_bits_per_byte: None, kept, blocks, stop_blocks })
     }
 
     /// What a member is told. Only the first validator validates θ, since all of them would find the same.
@@ -114,7 +120,7 @@ impl Services {
             bucket: self.bucket(&member.name),
             data: self.data(),
             data_folder: home.join("dataset"),
-            state_folder: home.join("state"),
+            state_folder: state_folder(&self.folder, member),
             engine,
             options: ValidatorOptions { validation_samples },
         }
@@ -132,10 +138,6 @@ impl Services {
     /// Whether this member validates θ.
     pub(crate) fn validates(&self, name: &str) -> bool {
         self.members.iter().find(|member| member.role == Role::Validator).is_some_and(|first| first.name == name)
-    }
-
-    pub fn state_folder(&self, member: &Member) -> PathBuf {
-        self.folder.join("nodes").join(&member.name).join("state")
     }
 
     /// Ends if the chain can make no more blocks: without them the network would wait for ever.
@@ -163,49 +165,156 @@ impl Services {
     }
 }
 
+/// Where a member's own state lies.
+pub(crate) fn state_folder(folder: &Path, member: &Member) -> PathBuf {
+    folder.join("nodes").join(&member.name).join("state")
+}
+
+/// The S3 server, where it was before if that is free: on the chain stands where the buckets were.
+async fn start_s3(
+    network: &Network,
+    address: IpAddr,
+    guests: &[Guest],
+    members: &[Member],
+    before: Option<SocketAddr>,
+) -> Result<S3Server, ServerError> {
+    let names = members.iter().map(|member| member.name.as_str()).chain(guests.iter().map(|guest| &*guest.name));
+    let buckets: Vec<_> = names.chain([DATA_BUCKET]).map(|name| bucket(network.plan.seed, name)).collect();
+    let root = network.folder.join("s3");
+    if let Some(before) = before.filter(|before| before.ip() == address) {
+        match S3Server::start_exposed(&root, before, buckets.clone()).await {
+            Err(error @ ServerError::Listen { .. }) => {
+                tracing::warn!(
+                    "the buckets move: {error}; the nodes publish the new place, and guests need a new invitation"
+                );
+            }
+            started => return started,
+        }
+    }
+    S3Server::start_exposed(&root, SocketAddr::new(address, 0), buckets).await
+}
+
+/// The chain's server, where it was before if that is free.
+async fn start_rpc(chain: &DevChain, address: IpAddr, before: Option<SocketAddr>) -> Result<RpcServer, ChainError> {
+    if let Some(before) = before.filter(|before| before.ip() == address) {
+        match RpcServer::start(chain.clone(), before).await {
+            Err(error) if matches!(error.adapter_error(), Some(RpcError::Bind { .. })) => {
+                tracing::warn!("the chain moves: {error}; guests need a new invitation");
+            }
+            started => return started,
+        }
+    }
+    RpcServer::start(chain.clone(), SocketAddr::new(address, 0)).await
+}
+
+/// The address in the URL of a server of ours.
+fn socket(url: &str) -> SocketAddr {
+    let (_, address) = url.split_once("://").expect("servers have URLs");
+    address.parse().expect("servers are named by their address")
+}
+
+/// Registers everybody: with a first block, or on a chain that goes on with its next one.
+fn register(chain: &DevChain, members: &[Member], guests: &[Guest]) -> Result<(), ChainError> {
+    let known: Vec<_> = chain.emissions().into_iter().map(|neuron| neuron.hotkey).collect();
+    let members = members.iter().map(|member| (member.keypair.hotkey(), member.stake_rao));
+    let guests = guests.iter().map(|guest| (guest.hotkey, stake_rao(guest.role)));
+    for (hotkey, stake_rao) in members.chain(guests).filter(|(hotkey, _)| !known.contains(hotkey)) {
+        chain.register(hotkey, stake_rao)?;
+    }
+    // A block more in the middle of a paced window would come before its nodes are ready.
+    if chain.newest().number == 0 {
+        chain.produce_block()?;
+    }
+    Ok(())
+}
+
 fn bucket(seed: u64, name: &str) -> BucketSpec {
     let (write, read) = dev_credentials(seed, name);
     BucketSpec { name: name.to_owned(), write, read }
 }
 
-/// A dataset, and the entropy of its text where that is known.
-type Prepared = (Dataset, Option<f64>);
-
-/// Prepares the text on a thread of its own, so that `stop` is heard meanwhile: then nothing comes of it.
-async fn prepare_dataset(
+/// The run: the one that stood before, or a new one, whose θ₀ takes minutes if the model is large. None if `stop` came.
+async fn spec(
     network: &Network,
+    kept: &Kept,
+    genesis: Hash32,
+    manifest: Hash32,
     stop: &mut watch::Receiver<bool>,
     tell: &mut dyn FnMut(News<'_>),
-) -> Result<Option<Prepared>, NetworkError> {
-    let (plan, text, folder) = (network.plan.clone(), network.text.clone(), network.folder.join("dataset"));
+) -> Result<Option<RunSpec>, NetworkError> {
+    if let Some(spec) = &kept.spec {
+        return Ok(Some(spec.clone()));
+    }
+    let mut spec = network.plan.spec_without_root(genesis, manifest);
+    spec.codec.kind = network.codec;
+    spec.validate()?;
+    let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {
+        let layout = spec.layout();
+        let parameters = layout.len() as u64;
+        let watch = |done_parameters| tell(Work::Theta0 { done_parameters, parameters });
+        match layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch) {
+            ControlFlow::Continue(root) => spec.theta0.root = root,
+            ControlFlow::Break(()) => return None,
+        }
+        Some(spec)
+    };
+    Ok(beside(work, stop, tell).await.flatten())
+}
+
+/// Does long work on a thread of its own, so that `stop` is heard meanwhile, and tells how far it is. None if `stop`
+/// came: then the work is waited for, so that nothing is written into a folder that is removed meanwhile.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce(&dyn Fn(Work) -> ControlFlow<()>) -> T + Send + 'static,
+    stop: &mut watch::Receiver<bool>,
+    tell: &mut dyn FnMut(News<'_>),
+) -> Option<T> {
     let (sender, mut progress) = watch::channel(None);
-    let mut preparing = tokio::task::spawn_blocking(move || {
-        prepare_text_of(&plan, &text, &folder, &mut |progress| {
-            if sender.send(Some(progress)).is_err() {
-                // Nobody wants the rest, and there is no other way out of the middle of it.
-                resume_unwind(Box::new("stopped"));
-            }
-        })
+    let mut working = tokio::task::spawn_blocking(move || {
+        work(&|done| if sender.send(Some(done)).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     });
     loop {
         tokio::select! {
             biased;
             () = stopped(stop) => {
+                // Nobody wants the rest, and whoever does the work sees that.
                 drop(progress);
-                // Waited for, so that nothing is written into a folder that is removed meanwhile.
-                let _ = preparing.await;
-                return Ok(None);
+                let _ = working.await;
+                return None;
             }
-            done = &mut preparing => {
-                return done.unwrap_or_else(|panic| resume_unwind(panic.into_panic())).map(Some);
-            }
+            done = &mut working => return Some(done.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))),
             Ok(()) = progress.changed() => {
-                if let Some(progress) = *progress.borrow_and_update() {
-                    tell(News::Preparing(progress));
+                if let Some(work) = *progress.borrow_and_update() {
+                    tell(News::Starting(work));
                 }
             }
         }
     }
+}
+
+/// A dataset, and the entropy of its text where that is known.
+type Prepared = (Dataset, Option<f64>);
+
+/// Prepares the text, unless that was done before.
+async fn prepare_dataset(
+    network: &Network,
+    kept: &Kept,
+    stop: &mut watch::Receiver<bool>,
+    tell: &mut dyn FnMut(News<'_>),
+) -> Result<Option<Prepared>, NetworkError> {
+    let (plan, text, folder) = (network.plan.clone(), network.text.clone(), network.folder.join("dataset"));
+    if kept.spec.is_some() {
+        let floor = matches!(text, Text::BuiltIn).then(|| Grammar::new(plan.seed).entropy_bits_per_byte());
+        return Ok(Some((Dataset::open(&folder)?, floor)));
+    }
+    let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {
+        prepare_text_of(&plan, &text, &folder, &mut |progress| {
+            if tell(Work::Text(progress)).is_break() {
+                // There is no other way out of the middle of it.
+                resume_unwind(Box::new("stopped"));
+            }
+        })
+    };
+    beside(work, stop, tell).await.transpose()
 }
 
 fn prepare_text_of(
@@ -233,4 +342,34 @@ fn prepare_text_of(
         }
     };
     Ok((Dataset::open(folder)?, floor))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn long_work_before_the_start_is_told_and_can_be_stopped() {
+        let (stop, mut stopped) = watch::channel(false);
+        let mut told = 0;
+        let endless = |tell: &dyn Fn(Work) -> ControlFlow<()>| {
+            while tell(Work::Theta0 { done_parameters: 1, parameters: 2 }).is_continue() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let mut tell = |news: News<'_>| {
+            assert!(matches!(news, News::Starting(Work::Theta0 { done_parameters: 1, parameters: 2 })));
+            told += 1;
+            if told == 3 {
+                stop.send_replace(true);
+            }
+        };
+        let working = beside(endless, &mut stopped, &mut tell);
+        let ended = tokio::time::timeout(Duration::from_secs(30), working).await.expect("it hears nothing");
+        assert_eq!((ended, told), (None, 3));
+        let (_keep, mut stop) = watch::channel(false);
+        assert_eq!(beside(|_| 7, &mut stop, &mut |_| {}).await, Some(7));
+    }
 }

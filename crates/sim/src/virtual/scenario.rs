@@ -62,6 +62,9 @@ pub enum What {
 /// A hook that decides which operations on the cloud fail.
 pub type CloudFault = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
 
+/// What hears every event as it comes, with what all of them add up to so far.
+pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
+
 /// What stands between a node and the world, by the node's name: for adversaries and mishaps that only a test needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Seams {
@@ -96,6 +99,7 @@ pub struct Scenario {
     /// Blocks are made as soon as every node is done with its part, or after this time; else one every twelve seconds.
     /// Incidents need the latter.
     pub pace_cap: Option<Duration>,
+    pub on_event: Option<OnEvent>,
 }
 
 /// What came of it.
@@ -146,8 +150,16 @@ impl Scenario {
     /// `miners` and `validators` of the tiny model, nothing amiss.
     pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
         let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
-        let (incidents, seams) = (Vec::new(), Seams::default());
-        Self { plan, adjust: |_| {}, adjust_chain: |_| {}, incidents, cloud_fault: None, seams, pace_cap: None }
+        Self {
+            plan,
+            adjust: |_| {},
+            adjust_chain: |_| {},
+            incidents: Vec::new(),
+            cloud_fault: None,
+            seams: Seams::default(),
+            pace_cap: None,
+            on_event: None,
+        }
     }
 
     /// Simulates it. Files of the nodes lie below `folder`.
@@ -157,7 +169,8 @@ impl Scenario {
     }
 
     async fn simulate(mut self, folder: &Path) -> Outcome {
-        let mut world = World::new(&self, folder);
+        let on_event = self.on_event.take();
+        let mut world = World::new(&self, folder, on_event);
         if let Some(fault) = self.cloud_fault.take() {
             world.cloud.set_fault(fault);
         }
@@ -194,14 +207,14 @@ struct World {
     running: BTreeMap<String, Running>,
     failures: Vec<(String, NodeError)>,
     sender: mpsc::Sender<NodeEvent>,
-    collector: JoinHandle<Vec<NodeEvent>>,
+    collector: JoinHandle<(Vec<NodeEvent>, Recorder)>,
 }
 
 /// A node at work: how to stop it, and its end.
 type Running = (watch::Sender<bool>, JoinHandle<Result<(), NodeError>>);
 
 impl World {
-    fn new(scenario: &Scenario, folder: &Path) -> Self {
+    fn new(scenario: &Scenario, folder: &Path, mut on_event: Option<OnEvent>) -> Self {
         let plan = &scenario.plan;
         let data = folder.join("dataset");
         let options =
@@ -224,12 +237,17 @@ impl World {
         (scenario.adjust)(&mut spec);
         spec.validate().expect("the scenario's run is valid");
         let (sender, mut receiver) = mpsc::channel(64);
+        let mut recorder = Recorder::new(plan.members().iter().map(Member::participant).collect());
         let collector = tokio::spawn(async move {
             let mut log = Vec::new();
             while let Some(event) = receiver.recv().await {
+                recorder.record(&event);
+                if let Some(hear) = &mut on_event {
+                    hear(&event, &recorder);
+                }
                 log.push(event);
             }
-            log
+            (log, recorder)
         });
         let (folder, seams) = (folder.to_path_buf(), scenario.seams);
         let (running, failures) = (BTreeMap::new(), Vec::new());
@@ -310,13 +328,15 @@ impl World {
             }
         }
         drop(self.sender);
-        let log = self.collector.await.unwrap_or_default();
-        let mut recorder = Recorder::new(plan.members().iter().map(Member::participant).collect());
-        for event in &log {
-            recorder.record(event);
-        }
+        let (log, recorder) = match self.collector.await {
+            Ok(collected) => collected,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
         let (neurons, late) = (chain_record::neurons(&self.chain), chain_record::late(&self.chain));
-        let report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
+        let mut report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
+        // The synthetic trainer's loss is of no text: in bits per byte it would pretend to be.
+        report.windows.iter_mut().for_each(|window| window.val_bits_per_byte = None);
+        report.last.val_bits_per_byte = None;
         Outcome { spec: self.spec, log, report, cloud: self.cloud, failures: self.failures }
     }
 }

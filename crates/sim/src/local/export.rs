@@ -1,0 +1,38 @@
+//! The result of a network that ran, from its folder alone.
+
+use std::path::Path;
+
+use templar_chain::{ChainError, DevChain};
+use templar_data::Grammar;
+use templar_record::report::Final;
+
+use crate::chain_record;
+use crate::local::crew::final_theta;
+use crate::local::kept::{Kept, KeptError};
+use crate::local::network::Outcome;
+
+/// Why nothing could be made of a folder.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    #[error(transparent)]
+    Kept(#[from] KeptError),
+    #[error("the development chain of the network in {folder}: {source}")]
+    Chain { folder: String, source: ChainError },
+}
+
+/// What a network has come to so far. Nothing in its folder changes; nobody else may have it in use.
+pub fn outcome(folder: &Path) -> Result<Outcome, ExportError> {
+    let (kept, spec) = Kept::read(folder)?;
+    let definition = &kept.definition;
+    let plan = definition.plan(&spec);
+    let chain = DevChain::open(Some(&folder.join("chain.sqlite")), plan.chain_config());
+    let chain = chain.map_err(|source| ExportError::Chain { folder: folder.display().to_string(), source })?;
+    let floor = definition.has_built_in_text().then(|| Grammar::new(plan.seed).entropy_bits_per_byte());
+    let last = Final { floor_bits_per_byte: floor, ..Final::default() };
+    let (neurons, late) = (chain_record::neurons(&chain), chain_record::late(&chain));
+    let report = kept.recorder.finish(&spec, plan.seed, plan.windows, &neurons, late, last);
+    let theta = final_theta(folder, &plan.members(), &spec, plan.windows);
+    let stopped = !kept.recorder.validated(plan.windows - 1);
+    Ok(Outcome { report, spec, theta, stopped, failures: Vec::new() })
+}
