@@ -164,7 +164,8 @@ impl Watcher {
 
     /// The first starts of all nodes are one line, any other is news.
     fn on_started(&self, event: &NodeEvent) {
-        let (is_first, up) = (self.up.borrow_mut().insert(event.node.clone()), self.up.borrow().len());
+        let mut nodes = self.up.borrow_mut();
+        let (is_first, up) = (nodes.insert(event.node.clone()), nodes.len());
         if !is_first {
             self.print(&show::event(event));
         } else if up == self.nodes.get() {
