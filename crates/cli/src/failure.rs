@@ -10,6 +10,9 @@ use templar_host::connection::ConnectError;
 use templar_node::frame::dataset::DatasetError;
 use templar_node::frame::error::NodeError;
 use templar_protocol::run::RunSpecError;
+use templar_sim::local::export::ExportError;
+use templar_sim::local::kept::KeptError;
+use templar_sim::local::needs::NeedsError;
 use templar_sim::local::network::NetworkError;
 use templar_store::StoreError;
 use templar_train::TrainError;
@@ -81,7 +84,10 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         (error.is::<ChainError>(), "chain"),
         (error.is::<StoreError>(), "storage"),
         (error.is::<TrainError>(), "engine"),
-        (error.is::<NetworkError>(), "network"),
+        (
+            error.is::<NetworkError>() || error.is::<KeptError>() || error.is::<ExportError>() || error.is::<NeedsError>(),
+            "network",
+        ),
         (error.is::<std::io::Error>(), "io"),
     ];
     kinds.into_iter().find_map(|(is, code)| is.then_some(code))
