@@ -85,7 +85,10 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         (error.is::<StoreError>(), "storage"),
         (error.is::<TrainError>(), "engine"),
         (
-            error.is::<NetworkError>() || error.is::<KeptError>() || error.is::<ExportError>() || error.is::<NeedsError>(),
+            error.is::<NetworkError>()
+                || error.is::<KeptError>()
+                || error.is::<ExportError>()
+                || error.is::<NeedsError>(),
             "network",
         ),
         (error.is::<std::io::Error>(), "io"),

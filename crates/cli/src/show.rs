@@ -207,6 +207,11 @@ pub(crate) fn work(what: &str, unit: Unit, done: u64, all: Option<u64>, since: D
     format!("{what}: {done} of {}, about {left} left", amount(all))
 }
 
+/// So many of something.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A number of parameters, for people.
 pub(crate) fn parameters(count: u64) -> String {
     match count as f64 {

@@ -192,7 +192,7 @@ impl NetworkArgs {
         let size = show::parameters(Layout::llama(model).len() as u64);
         let places = match ring {
             Ring::Demo => "all in this process",
-            Ring::Localnet => "each a process of its own",
+            Ring::Localnet => "each in a process of its own",
         };
         let data = match &network.text {
             Text::BuiltIn => "the built-in corpus: 4 MB of made-up text, of which the entropy is known".to_owned(),
@@ -215,15 +215,15 @@ impl NetworkArgs {
             None => format!("{option} would keep {what}"),
         });
         format!(
-            "{} miners and {} validators, {places}\n  \
+            "{} and {}, {places}\n  \
              model    {}, {size}\n  \
              data     {data}\n  \
              windows  {}: in each, miners train and publish, validators judge, what counts moves the model\n  \
              window   {} inner steps of {} sequences of {} tokens: {tokens} tokens per miner\n  \
              files    {files}\n  \
              results  {}",
-            plan.miners,
-            plan.validators,
+            show::count(plan.miners, "miner"),
+            show::count(plan.validators, "validator"),
             plan.preset.name,
             plan.windows,
             inner.steps,

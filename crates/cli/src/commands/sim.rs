@@ -8,7 +8,7 @@ use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 use crate::commands::network::RehearsalArgs;
 use crate::end::End;
 use crate::output::{is_json, say};
-use crate::show::Loss;
+use crate::show::{self, Loss};
 use crate::watch::Watcher;
 
 /// The real node code on a virtual clock, an in-memory cloud and chain, and a synthetic trainer.

@@ -110,7 +110,7 @@ fn people_see_a_line_a_window_and_a_table() {
     // What is about to happen comes first, and what to do next last.
     let intro = said.split("window   0").next().unwrap();
     for part in [
-        "1 miners and 1 validators",
+        "1 miner and 1 validator, all",
         "nano, 857216 parameters",
         "built-in corpus",
         "removed at the end",
