@@ -34,10 +34,10 @@ impl Sim {
         watcher.set_seats(scenario.plan.seats());
         if !is_json() {
             say!(
-                "{} miners and {} validators under a virtual clock, {} windows; the trainer is a synthetic one",
-                scenario.plan.miners,
-                scenario.plan.validators,
-                scenario.plan.windows
+                "{} and {} under a virtual clock, {}; the trainer is a synthetic one",
+                show::count(scenario.plan.miners, "miner"),
+                show::count(scenario.plan.validators, "validator"),
+                show::count(scenario.plan.windows as usize, "window")
             );
         }
         scenario.on_event = Some(Box::new(move |event, recorder| watcher.on_event(event, recorder)));
