@@ -49,7 +49,8 @@ pub(crate) fn assert_certified(report: &Value) {
         assert!(window["certified"].as_bool().unwrap() && window["one_root"].as_bool().unwrap(), "{window}");
     }
     let last = &windows(report).last().unwrap()["state_root"];
-    for node in report["nodes"].as_array().unwrap() {
+    // Nobody here hears what root a guest has.
+    for node in report["nodes"].as_array().unwrap().iter().filter(|node| node["behaviour"] != "guest") {
         assert_eq!(&node["final_state_root"], last, "{node}");
     }
 }
