@@ -122,7 +122,7 @@ fn row(node: &NodeReport) -> String {
         Role::Validator => "-".to_owned(),
     };
     let restarts = if is_guest { "-".to_owned() } else { node.restarts.to_string() };
-    let root = if is_guest { "-".to_owned() } else { node.final_state_root.short().to_string() };
+    let root = if is_guest { "-".to_owned() } else { node.final_state_root.short() };
     format!(
         "{:>4}  {:<12} {:<9} {:>8} {:>7.1}% {:>10.3} {:>9}  {}\n",
         node.uid.0,

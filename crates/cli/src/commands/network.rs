@@ -1,5 +1,6 @@
 //! What rehearsals have in common: who takes part, the folder, and what is left in the end.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -308,12 +309,16 @@ fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error
     let (shown, verb) = (folder.display(), ring.verb());
     let mut advice = format!("{what}; its files are left in {shown}:\n  look into them, or remove them: rm -r {shown}");
     if outcome.is_some_and(|outcome| outcome.theta.is_some()) {
-        advice +=
-            &format!("\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE");
+        let _ = write!(
+            advice,
+            "\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE"
+        );
     }
     if outcome.is_none_or(|outcome| !outcome.failures.is_empty()) && Definition::is_in(&folder) {
-        advice +=
-            &format!("\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}");
+        let _ = write!(
+            advice,
+            "\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}"
+        );
     }
     error.wrap_err(advice)
 }

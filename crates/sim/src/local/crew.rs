@@ -285,8 +285,10 @@ mod tests {
         let at = |into: u64, steps| moment(schedule.first_block(3) + into, &spec, &schedule, steps);
         assert_eq!(moment(0, &spec, &schedule, None).phase, Phase::Waiting);
         let phases: Vec<Phase> = [0, 9, 10, 11, 12, 19].into_iter().map(|into| at(into, None).phase).collect();
-        use Phase::{Judging, Training, Uploading};
-        assert_eq!(phases, [Training, Training, Uploading, Uploading, Judging, Judging]);
+        assert_eq!(
+            phases,
+            [Phase::Training, Phase::Training, Phase::Uploading, Phase::Uploading, Phase::Judging, Phase::Judging]
+        );
         assert_eq!((at(5, None).window, at(5, None).share), (Some(3), 0.25));
         // Where blocks wait for the steps, steps say how far it is, and the share never falls.
         let shares = [at(0, Some((0, 32))), at(9, Some((16, 32))), at(10, Some((32, 32))), at(19, Some((32, 32)))];

@@ -238,7 +238,7 @@ pub struct Kept {
 
 impl Kept {
     /// The folder of a network that is to start, or to go on.
-    pub(crate) fn open(folder: &Path, now: Definition) -> Result<Self, KeptError> {
+    pub(crate) fn open(folder: &Path, now: &Definition) -> Result<Self, KeptError> {
         fs::create_dir_all(folder).map_err(io(folder))?;
         let lock = lock(folder)?;
         let name = || folder.display().to_string();
@@ -251,7 +251,7 @@ impl Kept {
                 let reason = format!("it is of `templar {was}`, not of `templar {is}`");
                 return Err(KeptError::Malformed { path: folder.join(DEFINITION).display().to_string(), reason });
             }
-            if let Some((option, was, is)) = was.difference(&now) {
+            if let Some((option, was, is)) = was.difference(now) {
                 return Err(KeptError::Differs { folder: name(), option, was, is });
             }
             (definition.chain, definition.buckets) = (was.chain, was.buckets);
@@ -387,10 +387,7 @@ fn text(path: &Path) -> Result<String, KeptError> {
 fn remove_leftovers(folder: &Path) -> Result<(), KeptError> {
     for name in LEFTOVERS {
         let path = folder.join(name);
-        let removed = match path.is_dir() {
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(error)),
             _ => {}
@@ -429,7 +426,7 @@ mod tests {
     }
 
     fn open(folder: &Path, network: &Network) -> Result<Kept, KeptError> {
-        Kept::open(folder, Definition::new(Ring::Demo, network, &[]))
+        Kept::open(folder, &Definition::new(Ring::Demo, network, &[]))
     }
 
     fn stand(kept: &mut Kept, network: &Network) {
@@ -486,7 +483,7 @@ mod tests {
         let text = Text::Paths { sources: vec!["/a.txt".into()], tokenizer: None, end_of_text: None };
         assert!(said(&Network { text, ..network(1, 2) }).contains("--data was not given, and is /a.txt now"));
         let localnet = Definition::new(Ring::Localnet, &network(1, 2), &[]);
-        let said = Kept::open(folder.path(), localnet).unwrap_err().to_string();
+        let said = Kept::open(folder.path(), &localnet).unwrap_err().to_string();
         assert!(said.contains("it is of `templar demo`"), "{said}");
     }
 

@@ -61,7 +61,7 @@ impl Services {
         stop: &mut watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Option<Self>, NetworkError> {
-        let kept = Kept::open(&network.folder, Definition::new(ring, network, guests))?;
+        let kept = Kept::open(&network.folder, &Definition::new(ring, network, guests))?;
         if kept.spec.is_some() {
             let (windows, measured) = kept.progress();
             tell(News::Resumed { windows, measured });
