@@ -54,7 +54,10 @@ fn code(report: &Report) -> &'static str {
 fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref::<NodeError>() {
         return Some(match error {
-            NodeError::InUse { .. } | NodeError::Local { .. } => "local-state",
+            NodeError::InUse { .. }
+            | NodeError::Local { .. }
+            | NodeError::LocalRecord { .. }
+            | NodeError::DiskFull { .. } => "local-state",
             NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
             NodeError::WrongTheta0 { .. } => "run",
             NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",

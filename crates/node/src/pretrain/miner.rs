@@ -97,7 +97,7 @@ impl Miner {
         saving: Saving,
     ) -> Result<Self, NodeError> {
         let seat = Seat::open(ctx.clone(), local, Role::Miner).await?;
-        let (error_feedback, damage) = ErrorFeedback::load(&seat.local, &ctx.codec)?;
+        let (error_feedback, damage) = ErrorFeedback::load(&seat.local, ctx.codec.layout().len())?;
         if let Some(cause) = damage {
             ctx.trouble(Trouble::LocalDamage { what: LocalPart::ErrorFeedback, cause }).await;
         }

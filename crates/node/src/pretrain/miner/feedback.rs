@@ -3,8 +3,6 @@
 //! On the disk of a sparing miner it is in bf16: a restart then rounds each value by at most one part in 256, which is far
 //! less than the codec's one or two bits a value leave of it anyway.
 
-use templar_codec::Codec;
-
 use crate::frame::error::NodeError;
 use crate::frame::files::{floats, to_bf16, to_bytes};
 use crate::frame::local::{Local, Saving};
@@ -18,9 +16,8 @@ pub(super) struct ErrorFeedback {
 }
 
 impl ErrorFeedback {
-    /// What is on disk, or zeros; and what is wrong with what is on disk, if something is.
-    pub(super) fn load(local: &Local, codec: &Codec) -> Result<(Self, Option<String>), NodeError> {
-        let length = codec.layout().len();
+    /// The `length` values on disk, or zeros; and what is wrong with what is on disk, if something is.
+    pub(super) fn load(local: &Local, length: usize) -> Result<(Self, Option<String>), NodeError> {
         let Some(record) = local.get::<ErrorFeedbackRecord>()? else { return Ok((Self::zero(length), None)) };
         let cause = match local.file(&record.file) {
             Ok(bytes) => {
@@ -55,5 +52,35 @@ impl ErrorFeedback {
         };
         let file = local.put_file("error", &bytes)?;
         Ok(self.record.insert(ErrorFeedbackRecord { file, format }).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::hash::Hash32;
+    use templar_protocol::keys::Keypair;
+    use templar_protocol::run::RunId;
+
+    use super::*;
+    use crate::frame::local::Disk;
+
+    #[test]
+    fn a_sparing_miner_rounds_and_an_exact_one_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let hotkey = Keypair::insecure_dev(0, "a").hotkey();
+        let mut local = Local::open(folder.path(), RunId(Hash32::of(b"run")), &hotkey, Disk::Durable).unwrap();
+        let values: Vec<f32> = (1..100u16).map(|nth| 1.0 / f32::from(nth)).collect();
+        for (saving, error, bytes_a_value) in [(Saving::Exact, 0.0, 4), (Saving::Sparing, 1.0 / 256.0, 2)] {
+            let mut feedback = ErrorFeedback::zero(values.len());
+            feedback.values_mut().copy_from_slice(&values);
+            let record = feedback.store(&local, saving).unwrap();
+            assert_eq!(local.file(&record.file).unwrap().len(), bytes_a_value * values.len());
+            local.set(&record).unwrap();
+            let (loaded, damage) = ErrorFeedback::load(&local, values.len()).unwrap();
+            let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * b;
+            assert!(damage.is_none() && loaded.values.iter().zip(&values).all(is_near), "{saving:?}");
+            // What does not fit this run is damage, and not a shorter one.
+            assert!(ErrorFeedback::load(&local, values.len() + 1).unwrap().1.is_some());
+        }
     }
 }
