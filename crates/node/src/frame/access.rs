@@ -226,8 +226,11 @@ impl Shared {
         };
         let cause = match own {
             Some(Ok(_)) => return Ok(()),
-            // Its own service refuses it: a wrong clock or credential, whatever others say.
-            Some(Err(error)) if !error.is_transient() => return Err(error.to_string()),
+            // The node itself is wrong, its clock for one, whatever others say. A credential without the right to list is
+            // told from one that is good for nothing by others.
+            Some(Err(error)) if !error.is_transient() && !matches!(error, StoreError::Denied { .. }) => {
+                return Err(error.to_string());
+            }
             Some(Err(error)) => error.to_string(),
             None => format!("its own bucket does not answer within {} s", PROBE_PATIENCE.as_secs()),
         };

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::pretrain::fetch::{Location, Opened, PARALLEL_FETCHES};
-use crate::pretrain::intake::fetching::{Fetch, Fetched};
-use crate::pretrain::intake::slot::Slot;
+use crate::pretrain::intake::fetching::Fetch;
+use crate::pretrain::intake::slot::{Fetched, Slot};
 use crate::pretrain::window::Window;
 
 /// All slots of one window: candidates first, in their order, then miners drawn for evaluation.

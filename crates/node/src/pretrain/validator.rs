@@ -2,7 +2,7 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | the window being judged, up to the vote | [`round`] |
+//! | the window being judged, up to the vote | [`judge`] |
 //! | the copies of what it votes for, in its own bucket | [`held`] |
 //! | sweeps and checkpoints, beside everything else | [`upkeep`] |
 //! | ratings and weights | [`scoring`] |
@@ -10,11 +10,10 @@
 
 mod endings;
 mod held;
-mod round;
+mod judge;
 mod scoring;
 mod upkeep;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use templar_protocol::word::Vote;
@@ -29,19 +28,14 @@ use crate::frame::records::{CheckpointsRecord, HeldRecord, ScoresRecord, Stored,
 use crate::frame::signals::Signals;
 use crate::pretrain::checkpoint::Renewal;
 use crate::pretrain::evaluate::{Evaluated, Task};
-use crate::pretrain::fetch::Opened;
-use crate::pretrain::intake::Intake;
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};
 use crate::pretrain::state::State;
-use crate::pretrain::validator::endings::{Endings, Part};
+use crate::pretrain::validator::endings::Endings;
 use crate::pretrain::validator::held::Held;
-use crate::pretrain::validator::round::Round;
+use crate::pretrain::validator::judge::Judge;
 use crate::pretrain::validator::scoring::{Job, Scoring};
 use crate::pretrain::validator::upkeep::Upkeep;
-
-/// Windows whose contributions are kept until they are settled, and evaluations that may wait.
-const TASKS_MAX: usize = 2;
 
 /// What a validator does beyond its duty.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,22 +52,16 @@ pub struct Validator {
     options: ValidatorOptions,
     /// The newest block.
     head: u64,
-    round: Round,
-    /// The vote that must get onto the chain.
-    vote: Option<Vote>,
-    /// Judged and not settled yet, oldest first.
-    judged: VecDeque<Intake>,
-    held: Held,
+    judge: Judge,
     upkeep: Upkeep,
     scoring: Scoring,
-    endings: Endings,
 }
 
 impl std::fmt::Debug for Validator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Validator")
             .field("entry", &self.seat.entry)
-            .field("window", &self.round.window())
+            .field("window", &self.judge.window())
             .finish_non_exhaustive()
     }
 }
@@ -96,33 +84,26 @@ impl Validator {
         let served = seat.local.get::<HeldRecord>()?.unwrap_or_default().contributions;
         let vote = seat.local.get::<VoteRecord>()?.map(Vote::from);
         let vote = vote.filter(|vote| u64::from(vote.window) >= settled);
-        if let Some(vote) = &vote {
-            endings.note(u64::from(vote.window), Part::Voted);
-        }
-        let next = vote.as_ref().map_or(settled, |vote| u64::from(vote.window) + 1);
         let (mut upkeep, held) = (Upkeep::new(checkpoints), Held::new(served));
         let keep_from = held_from(&ctx, settled);
         upkeep.sweep(&ctx, keep_from, held.served().clone(), head + ctx.spec.windows.blocks);
         seat.local.set(&endings.record(settled))?;
         endings.jump(&ctx, settled).await;
-        let (round, judged) = (Round::ahead(next), VecDeque::new());
-        let scoring = Scoring::new(book, trainer);
-        Ok(Self { ctx, seat, signals, options, head, round, vote, judged, held, upkeep, scoring, endings })
+        let judge = Judge::new(ctx.clone(), settled, vote, held, endings);
+        Ok(Self { ctx, seat, signals, options, head, judge, upkeep, scoring: Scoring::new(book, trainer) })
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
         loop {
-            let opened: Vec<Arc<Opened>> = self.judged.iter().flat_map(Intake::opened).cloned().collect();
-            match self.seat.advance(head, &opened).await? {
+            match self.seat.advance(head, &self.judge.opened()).await? {
                 Progress::Nothing => return Ok(()),
                 Progress::Settled(settled) => self.after_settling(*settled, head).await?,
                 Progress::Adopted => {
-                    (self.round, self.vote) = (Round::ahead(self.round.window()), None);
-                    self.judged.clear();
+                    self.judge.start_over();
                     self.scoring.clear();
                     let settled = self.seat.replica.newest().run.settled;
                     self.save(settled)?;
-                    self.endings.jump(&self.ctx, settled).await;
+                    self.judge.endings.jump(&self.ctx, settled).await;
                 }
             }
         }
@@ -130,17 +111,16 @@ impl Validator {
 
     /// Puts the state after `settled` windows on disk, and that their ends are told: they are, right after this.
     fn save(&mut self, settled: u64) -> Result<(), NodeError> {
-        self.seat.save(&[Stored::of(&self.endings.record(settled))])
+        self.seat.save(&[Stored::of(&self.judge.endings.record(settled))])
     }
 
     /// What follows from a settled window. Only the own disk can fail here: the window is settled once.
     async fn after_settling(&mut self, settled: Settled, head: u64) -> Result<(), NodeError> {
         let newest = self.seat.replica.newest().clone();
         self.save(newest.run.settled)?;
-        self.endings.tell(&self.ctx, &self.seat.entry, &settled).await;
+        self.judge.endings.tell(&self.ctx, &self.seat.entry, &settled).await;
         let window = settled.certificate.window;
-        let judged = self.judged.iter().position(|intake| intake.window.number == window);
-        if let Some(intake) = judged.and_then(|nth| self.judged.remove(nth))
+        if let Some(intake) = self.judge.take_judged(window)
             && let (Some(base), Some(put_hash)) = (settled.base_theta, intake.put_hash())
         {
             let validation =
@@ -169,16 +149,16 @@ impl Validator {
             state,
             previous: self.seat.replica.previous().cloned(),
             published: self.upkeep.checkpoints.clone(),
-            expired: self.held.served().iter().filter(|(window, _)| *window < keep_from).copied().collect(),
+            expired: self.judge.held.served().iter().filter(|(window, _)| *window < keep_from).copied().collect(),
         };
         self.upkeep.renew(&self.ctx, renewal, until).await;
     }
 
     /// Takes in what became of the upkeep of the bucket.
     async fn note_upkeep(&mut self) -> Result<(), NodeError> {
-        if self.upkeep.note(&self.ctx, &mut self.held).await {
+        if self.upkeep.note(&self.ctx, &mut self.judge.held).await {
             self.seat.local.set(&CheckpointsRecord { digests: self.upkeep.checkpoints.clone() })?;
-            self.seat.local.set(&self.held.record())?;
+            self.seat.local.set(&self.judge.held.record())?;
         }
         Ok(())
     }
@@ -201,19 +181,18 @@ impl Duty for Validator {
         steps.take(&ctx, self.seat.renew_entry(head).await).await?;
         steps.take(&ctx, self.settle(head).await).await?;
         steps.take(&ctx, self.seat.keep_listed(head).await).await?;
-        steps.take(&ctx, self.confirm_vote(head).await).await?;
-        steps.take(&ctx, self.judge(head).await).await?;
+        steps.take(&ctx, self.judge.confirm_vote(&mut self.seat, head).await).await?;
+        steps.take(&ctx, self.judge.judge(&mut self.seat, head).await).await?;
         Ok((self.scoring.start(&ctx, &self.signals), steps))
     }
 
     /// Waits until a fetch, a copy or an upload has ended, if one is under way; then [`Validator::on_arrival`] is due.
     async fn arrival(&mut self) {
-        let Self { round, held, upkeep, .. } = self;
+        let Self { judge, upkeep, .. } = self;
         tokio::select! {
             biased;
             () = upkeep.arrival() => {}
-            () = held.arrival() => {}
-            () = round.arrival() => {}
+            () = judge.arrival() => {}
         }
     }
 
@@ -221,7 +200,7 @@ impl Duty for Validator {
     async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
         self.note_upkeep().await?;
-        steps.take(&ctx, self.judge(self.head).await).await?;
+        steps.take(&ctx, self.judge.judge(&mut self.seat, self.head).await).await?;
         Ok(steps)
     }
 
@@ -233,19 +212,10 @@ impl Duty for Validator {
     /// The last block before which this validator has nothing outstanding.
     fn paced_through(&self) -> u64 {
         let schedule = &self.ctx.schedule;
-        let vote = schedule.vote_deadline(self.round.window()) - 1;
+        let vote = schedule.vote_deadline(self.judge.window()) - 1;
         let settle = schedule.vote_deadline(self.seat.replica.newest().run.settled);
-        let (fetching, looking) = match &self.round {
-            Round::Open { intake, .. } => {
-                // Once keys may come, it looks at every block for those that are not there yet.
-                let is_looking = intake.put_hash().is_some() && !intake.is_resolved();
-                (intake.is_fetching().then_some(self.head), is_looking.then_some(self.head + 1))
-            }
-            _ => (None, None),
-        };
-        let copying = self.held.is_copying().then_some(self.head);
         // The evaluation of a window is in the weights that are set when the next one is settled.
         let evaluation = self.scoring.outstanding().map(|window| schedule.vote_deadline(window + 1) - 1);
-        evaluation.chain(fetching).chain(looking).chain(copying).chain([vote, settle]).min().expect("not empty")
+        evaluation.chain(self.judge.busy_at(self.head)).chain([vote, settle]).min().expect("not empty")
     }
 }

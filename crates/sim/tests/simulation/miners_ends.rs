@@ -1,7 +1,7 @@
 //! How windows end for miners: each once, whatever happens in between.
 
 use templar_protocol::roster::Uid;
-use templar_record::event::{Event, NodeEvent, Source};
+use templar_record::event::{Event, Source};
 use templar_record::outcome::{Miss, Outcome};
 use templar_sim::r#virtual::scenario::{Outcome as Result, Scenario, What};
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -72,10 +73,20 @@ fn assert_waited_and_went_on(outcome: &Outcome, case: &str) {
 
 #[test]
 fn a_validator_that_is_cut_off_blames_nobody_and_goes_on_when_it_is_back() {
-    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_secs(3000))] {
+    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_mins(50))] {
         let mut scenario = Scenario::new(3, 3, 7, 100);
-        scenario.cloud_fault = Some(during(time(2, 5)..time(4, 5), fault, |op| op.actor == "validator-2"));
+        let operations: Arc<AtomicU64> = Arc::default();
+        let counter = operations.clone();
+        scenario.cloud_fault = Some(during(time(2, 5)..time(4, 5), fault, move |op| {
+            let hit = op.actor == "validator-2";
+            counter.fetch_add(hit.into(), Ordering::Relaxed);
+            hit
+        }));
         assert_waited_and_went_on(&run(scenario), &format!("{fault:?}"));
+        // In eight minutes: a look after each of three contributions at a few blocks, then a probe of five buckets in
+        // half a minute.
+        let operations = operations.load(Ordering::Relaxed);
+        assert!((20..=140).contains(&operations), "{fault:?}: {operations}");
     }
 }
 
@@ -86,10 +97,9 @@ struct Skewed {
 }
 
 impl Skewed {
-    fn check(&self, bucket: &str, key: &str) -> Result<(), StoreError> {
+    fn check(&self, bucket: &str) -> Result<(), StoreError> {
         let is_wrong = (time(2, 5)..time(4, 5)).contains(&self.since.elapsed());
-        let refused = || StoreError::Denied { bucket: bucket.to_owned(), key: key.to_owned() };
-        if is_wrong { Err(refused()) } else { Ok(()) }
+        if is_wrong { Err(StoreError::ClockSkew { bucket: bucket.to_owned(), ahead_s: 3600 }) } else { Ok(()) }
     }
 }
 
@@ -100,24 +110,24 @@ impl Store for Skewed {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.check("own", key)?;
+        self.check("own")?;
         self.honest.put(key, bytes).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.check("own", key)?;
+        self.check("own")?;
         self.honest.delete(key).await
     }
 
     async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.check("own", prefix)?;
+        self.check("own")?;
         self.honest.list(prefix, max).await
     }
 
     async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
         // A hostile service looks at no clock.
         if from.bucket != "miner-0" {
-            self.check(&from.bucket, key)?;
+            self.check(&from.bucket)?;
         }
         self.honest.get(from, key, max_bytes).await
     }
@@ -129,7 +139,10 @@ fn a_validator_whose_clock_is_wrong_blames_nobody_though_one_bucket_lets_it_in()
     scenario.seams.store = |node, honest| {
         if node == "validator-2" { Arc::new(Skewed { honest, since: Instant::now() }) } else { honest }
     };
-    assert_waited_and_went_on(&run(scenario), "wrong clock");
+    let outcome = run(scenario);
+    assert_waited_and_went_on(&outcome, "wrong clock");
+    let says_why = |trouble: &Trouble| matches!(trouble, Trouble::OwnStorage { cause } if cause.contains("3600 s ahead of the server's"));
+    assert_eq!(told(&outcome, "validator-2", says_why), 1);
 }
 
 #[test]
@@ -162,7 +175,7 @@ fn an_outage_that_ends_before_the_vote_deadline_costs_no_vote() {
 
 #[test]
 fn buckets_of_others_that_fail_in_everything_make_no_validator_doubt_itself() {
-    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_secs(3000))] {
+    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_mins(50))] {
         let mut scenario = Scenario::new(3, 2, 4, 104);
         // From window 2 on, all of them: only its own bucket answers a validator.
         let from_two = time(2, 0)..Duration::MAX;

@@ -9,7 +9,7 @@ use templar_record::trouble::{Put, Trouble};
 use templar_sim::r#virtual::scenario::{Outcome as Result, Scenario};
 use templar_store::{Fault, Op, OpKind};
 
-use crate::{assert_one_history, certified, count, faults_of, run};
+use crate::{assert_one_history, certified, count, ends, faults_of, run};
 
 /// Longer than any run.
 const FOR_EVER: Duration = Duration::from_hours(1000);

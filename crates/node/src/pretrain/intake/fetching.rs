@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::frame::context::Context;
 use crate::pretrain::fetch::{self, Location, Obstacle, Opened};
-use crate::pretrain::intake::slot::{Parts, Slot};
+use crate::pretrain::intake::slot::{Fetched, Parts, Slot};
 
 /// How long a fetch may keep others waiting for one of [`fetch::PARALLEL_FETCHES`] turns: after that it goes on beside
 /// them, so that slow buckets block no turn. So all slots may be on their way at once, which takes no more memory than
@@ -29,16 +29,6 @@ pub(super) struct Fetch {
     is_final: bool,
     /// The slot's: says what this waits for.
     obstacle: watch::Sender<Obstacle>,
-}
-
-/// What it brought.
-pub(super) struct Fetched {
-    pub(super) nth: usize,
-    pub(super) committed: Hash32,
-    pub(super) parts: Parts,
-    pub(super) is_final: bool,
-    /// The whole contribution, if it is final; why not, if something is in the way.
-    pub(super) result: Result<Option<Arc<Opened>>, Obstacle>,
 }
 
 impl Fetch {

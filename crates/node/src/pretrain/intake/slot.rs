@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::pretrain::fetch::{Location, Obstacle, Opened};
-use crate::pretrain::intake::fetching::Fetched;
 
 /// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
 const MISREADS_MAX: u32 = 2;
@@ -59,6 +58,16 @@ pub(super) struct Coming {
 pub(super) struct Parts {
     pub(super) header: Option<SignedHeader>,
     pub(super) ciphertext: Option<Bytes>,
+}
+
+/// What a look after it brought.
+pub(super) struct Fetched {
+    pub(super) nth: usize,
+    pub(super) committed: Hash32,
+    pub(super) parts: Parts,
+    pub(super) is_final: bool,
+    /// The whole contribution, if it is final; why not, if something is in the way.
+    pub(super) result: Result<Option<Arc<Opened>>, Obstacle>,
 }
 
 #[derive(Debug)]

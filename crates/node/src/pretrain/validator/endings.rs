@@ -35,8 +35,9 @@ impl Endings {
     pub(super) fn load(ctx: &Context, local: &Local, head: u64) -> Result<Self, NodeError> {
         let undecided = || {
             let newest = ctx.schedule.window_at(head).unwrap_or(0);
+            // With a delay, the window before is decided in the newest one.
             let is_undecided = |window: &u64| ctx.schedule.vote_deadline(*window) > head;
-            (newest.saturating_sub(2)..=newest).find(is_undecided).unwrap_or(newest + 1)
+            (newest.saturating_sub(1)..=newest).find(is_undecided).unwrap_or(newest + 1)
         };
         let next = local.get::<OutcomesRecord>()?.map_or_else(undecided, |record| record.next_window);
         Ok(Self { next, parts: BTreeMap::new() })

@@ -16,8 +16,10 @@ use crate::frame::local::Local;
 use crate::frame::records::ScoresRecord;
 use crate::frame::signals::Signals;
 use crate::pretrain::evaluate::{Evaluated, Task};
-use crate::pretrain::validator::TASKS_MAX;
 use crate::pretrain::window::Window;
+
+/// Evaluations that may wait.
+const TASKS_MAX: usize = 2;
 
 /// An evaluation that is under way.
 pub(super) type Job = BoxFuture<'static, Evaluated>;

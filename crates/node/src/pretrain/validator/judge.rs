@@ -1,5 +1,8 @@
 //! The window that a validator judges now: contributions come in, copies go out, and a vote is cast.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use templar_protocol::fault::{Fault, FaultKind};
 use templar_protocol::roster::Uid;
 use templar_protocol::word::Vote;
@@ -9,20 +12,38 @@ use templar_record::trouble::Trouble;
 use tokio::time::{Duration, Instant};
 
 use crate::frame::access::Finding;
+use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::records::VoteRecord;
 use crate::pretrain::evaluate::drawn_miners;
+use crate::pretrain::fetch::Opened;
 use crate::pretrain::intake::Intake;
-use crate::pretrain::validator::endings::Part;
-use crate::pretrain::validator::{TASKS_MAX, Validator};
+use crate::pretrain::seat::Seat;
+use crate::pretrain::validator::endings::{Endings, Part};
+use crate::pretrain::validator::held::Held;
 use crate::pretrain::window::Window;
 
+/// Windows whose contributions are kept until they are settled.
+const JUDGED_MAX: usize = 2;
 /// How long copies may still take in the last block in which a vote can be cast.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What a validator judges, and what it owes for what it has judged.
+#[derive(Debug)]
+pub(super) struct Judge {
+    ctx: Arc<Context>,
+    round: Round,
+    /// The vote that must get onto the chain.
+    vote: Option<Vote>,
+    /// Judged and not settled yet, oldest first.
+    judged: VecDeque<Intake>,
+    pub(super) held: Held,
+    pub(super) endings: Endings,
+}
+
 /// How far a window is with this validator.
 #[derive(Debug)]
-pub(super) enum Round {
+enum Round {
     /// It has not begun, or the state that it starts from is not at hand.
     Ahead { window: u64, lack: Abstention },
     /// Contributions come in.
@@ -34,7 +55,7 @@ pub(super) enum Round {
 
 /// What an open window has to do with this node's own access to storage.
 #[derive(Debug)]
-pub(super) struct Doubt {
+struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
@@ -43,11 +64,11 @@ pub(super) struct Doubt {
 }
 
 impl Round {
-    pub(super) fn ahead(window: u64) -> Self {
+    fn ahead(window: u64) -> Self {
         Self::Ahead { window, lack: Abstention::NoTimeLeft }
     }
 
-    pub(super) fn window(&self) -> u64 {
+    fn window(&self) -> u64 {
         match self {
             Self::Ahead { window, .. } => *window,
             Self::Open { intake, .. } | Self::Promising { intake, .. } => intake.window.number,
@@ -66,15 +87,73 @@ impl Round {
     }
 }
 
-impl Validator {
+impl Judge {
+    /// Begins with the window after that of `vote`, which is this node's newest; without one, with `window`.
+    pub(super) fn new(ctx: Arc<Context>, window: u64, vote: Option<Vote>, held: Held, mut endings: Endings) -> Self {
+        let mut next = window;
+        if let Some(vote) = &vote {
+            next = u64::from(vote.window) + 1;
+            endings.note(u64::from(vote.window), Part::Voted);
+        }
+        Self { ctx, round: Round::ahead(next), vote, judged: VecDeque::new(), held, endings }
+    }
+
+    /// The window being judged.
+    pub(super) fn window(&self) -> u64 {
+        self.round.window()
+    }
+
+    /// Another state took the place of the one that all this stood on.
+    pub(super) fn start_over(&mut self) {
+        (self.round, self.vote) = (Round::ahead(self.round.window()), None);
+        self.judged.clear();
+    }
+
+    /// What this node has opened itself of windows that are not settled.
+    pub(super) fn opened(&self) -> Vec<Arc<Opened>> {
+        self.judged.iter().flat_map(Intake::opened).cloned().collect()
+    }
+
+    /// What came in for `window`, which is settled.
+    pub(super) fn take_judged(&mut self, window: u64) -> Option<Intake> {
+        let nth = self.judged.iter().position(|intake| intake.window.number == window)?;
+        self.judged.remove(nth)
+    }
+
+    /// The newest block, of those up to `head`, for which something is still to come.
+    pub(super) fn busy_at(&self, head: u64) -> Option<u64> {
+        let is_on_its_way = match &self.round {
+            Round::Open { intake, .. } if intake.is_fetching() => true,
+            _ => self.held.is_copying(),
+        };
+        if is_on_its_way {
+            return Some(head);
+        }
+        match &self.round {
+            // Once keys may come, it looks at every block for those that are not there yet.
+            Round::Open { intake, .. } if intake.put_hash().is_some() && !intake.is_resolved() => Some(head + 1),
+            _ => None,
+        }
+    }
+
+    /// Waits until a copy is complete, or a contribution has come or will not; then [`Judge::judge`] is due.
+    pub(super) async fn arrival(&mut self) {
+        let Self { round, held, .. } = self;
+        tokio::select! {
+            biased;
+            () = held.arrival() => {}
+            () = round.arrival() => {}
+        }
+    }
+
     /// Everything that is due by `head` for the window being judged.
-    pub(super) async fn judge(&mut self, head: u64) -> Result<(), NodeError> {
+    pub(super) async fn judge(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         while head >= self.ctx.schedule.vote_deadline(self.round.window()) {
             self.lapse().await;
         }
-        self.begin(head).await?;
-        self.gather(head).await?;
-        self.promise(head).await
+        self.begin(seat, head).await?;
+        self.gather(seat, head).await?;
+        self.promise(seat, head).await
     }
 
     /// When waiting for contributions ends, to leave time for the vote to get onto the chain.
@@ -109,19 +188,19 @@ impl Validator {
 
     fn keep_judged(&mut self, intake: Intake) {
         self.judged.push_back(intake);
-        while self.judged.len() > TASKS_MAX {
+        while self.judged.len() > JUDGED_MAX {
             self.judged.pop_front();
         }
     }
 
     /// Opens the intake once the window has begun.
-    async fn begin(&mut self, head: u64) -> Result<(), NodeError> {
+    async fn begin(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let Round::Ahead { window, lack } = &mut self.round else { return Ok(()) };
         let window = *window;
         if head < self.ctx.schedule.first_block(window) {
             return Ok(());
         }
-        let Some(base) = self.seat.replica.base(&self.ctx, window).cloned() else {
+        let Some(base) = seat.replica.base(&self.ctx, window).cloned() else {
             *lack = match self.ctx.access.broken() {
                 Some(cause) => Abstention::OwnStorage { cause },
                 // Once it is healed, the window is too old.
@@ -139,7 +218,7 @@ impl Validator {
     }
 
     /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
-    async fn gather(&mut self, head: u64) -> Result<(), NodeError> {
+    async fn gather(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let last_call = self.last_call(self.round.window());
         let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
         let (ctx, window) = (&self.ctx, intake.window.number);
@@ -150,9 +229,9 @@ impl Validator {
         intake.read(ctx, head).await?;
         let put_hash = intake.put_hash();
         if let Some(put_hash) = put_hash
-            && let Some(base) = self.seat.replica.base(ctx, window)
+            && let Some(base) = seat.replica.base(ctx, window)
         {
-            let (drawn, _) = drawn_miners(ctx, &self.seat.entry, &intake.window, &put_hash);
+            let (drawn, _) = drawn_miners(ctx, &seat.entry, &intake.window, &put_hash);
             intake.add(ctx, drawn, &base.theta.clone()).await;
         }
         if let Some(cause) = ctx.access.broken() {
@@ -180,7 +259,7 @@ impl Validator {
     }
 
     /// Casts the vote once all that it accepts is in the own bucket.
-    async fn promise(&mut self, head: u64) -> Result<(), NodeError> {
+    async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
         let window = intake.window.number;
         let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
@@ -204,10 +283,10 @@ impl Validator {
                 return Ok(());
             }
         }
-        self.cast_vote(head).await
+        self.cast_vote(seat, head).await
     }
 
-    async fn cast_vote(&mut self, head: u64) -> Result<(), NodeError> {
+    async fn cast_vote(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let Round::Promising { intake, .. } = &self.round else { return Ok(()) };
         let window = intake.window.number;
         let root = intake.window.base_digest;
@@ -228,10 +307,10 @@ impl Validator {
                 uids.extend(verdict.is_ok().then_some(entry.uid));
             }
         }
-        self.seat.local.set(&self.held.record())?;
+        seat.local.set(&self.held.record())?;
         // On disk before it is on chain: a restarted validator says what it said.
         let vote = Vote { window: window as u32, root, accept, exclude };
-        self.seat.local.set(&VoteRecord::from(&vote))?;
+        seat.local.set(&VoteRecord::from(&vote))?;
         self.vote = Some(vote);
         self.endings.note(window, Part::Voted);
         self.held.give_up(window);
@@ -240,16 +319,16 @@ impl Validator {
         }
         let accept: Vec<Uid> = uids;
         self.ctx.emit(Event::Voted { window, accept, faults, comm_s }).await;
-        self.confirm_vote(head).await
+        self.confirm_vote(seat, head).await
     }
 
     /// Makes sure that the vote gets onto the chain while it can count.
-    pub(super) async fn confirm_vote(&mut self, head: u64) -> Result<(), NodeError> {
+    pub(super) async fn confirm_vote(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let Some(vote) = &self.vote else { return Ok(()) };
         if head >= self.ctx.schedule.vote_deadline(u64::from(vote.window)) {
             self.vote = None;
             return Ok(());
         }
-        self.seat.publisher.ensure_vote(&self.ctx, &self.seat.entry, vote, head).await
+        seat.publisher.ensure_vote(&self.ctx, &seat.entry, vote, head).await
     }
 }
