@@ -18,16 +18,12 @@
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use templar_protocol::{
-    layout::Layout,
-    run::{CANDIDATES_MAX, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CANDIDATES_MAX, MeanOver, OuterSpec};
 
-use crate::{
-    contribution::{Chunks, Contribution, Sent},
-    plan::Segment,
-    segment::Entry,
-};
+use crate::contribution::{Chunks, Contribution, Sent};
+use crate::plan::Segment;
+use crate::segment::Entry;
 
 /// 2^40: one in the fixed-point numbers in which contributions are added.
 const ONE: f64 = (1u64 << 40) as f64;

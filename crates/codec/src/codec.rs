@@ -8,18 +8,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use templar_protocol::{
-    layout::Layout,
-    run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN};
 
-use crate::{
-    contribution::Contribution,
-    format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits},
-    frame,
-    plan::{Plan, Segment},
-    segment::{self, Feedback, NotFinite, Reader, Scratch},
-};
+use crate::contribution::Contribution;
+use crate::format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits};
+use crate::frame;
+use crate::plan::{Plan, Segment};
+use crate::segment::{self, Feedback, NotFinite, Reader, Scratch};
 
 /// The codec of one run: chunked top-k with one or two magnitudes a chunk (SparseLoCo), or dense f32 (DiLoCo) for
 /// comparison.

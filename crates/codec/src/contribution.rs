@@ -1,16 +1,15 @@
 //! A decoded contribution: which parameters a miner wants moved, and by how much.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::run::CodecKind;
 
-use crate::{
-    plan::{Plan, Segment},
-    segment::{Entry, Reader},
-};
+use crate::plan::{Plan, Segment};
+use crate::segment::{Entry, Reader};
 
 /// A valid contribution to one run: a payload that has been checked. [`Codec::decode`](crate::Codec::decode) makes it,
 /// nothing else. It takes the memory of the payload, which it shares, and 8 bytes for each 65,536 parameters.

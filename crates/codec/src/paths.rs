@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use pulp::Arch;
-use templar_protocol::{
-    hash::Hasher,
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 use crate::{Codec, Contribution, outer_step};
 

@@ -1,15 +1,11 @@
 //! Where everything lies: chunks, sent values and the bounds of all lengths follow from the layout and the codec's
 //! specification alone, so a stranger's bytes can never choose the size of an allocation.
 
-use std::{
-    ops::{Range, RangeInclusive},
-    sync::Arc,
-};
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 use crate::format::{HEAD_BYTES, LENGTH_BYTES};
 

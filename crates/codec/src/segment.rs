@@ -5,12 +5,10 @@
 
 use pulp::Simd;
 
-use crate::{
-    bits::{BitWriter, Bits},
-    format::{ChunkError, Limits, low_level, round_ratio, scale_value},
-    plan::{RATIO_BITS, SCALE_BITS, Segment},
-    select::{Selection, magnitude_bits},
-};
+use crate::bits::{BitWriter, Bits};
+use crate::format::{ChunkError, Limits, low_level, round_ratio, scale_value};
+use crate::plan::{RATIO_BITS, SCALE_BITS, Segment};
+use crate::select::{Selection, magnitude_bits};
 
 /// A value in the segment is not finite.
 #[derive(Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! The forward pass: row-wise work in blocks of rows, attention by sequence and key-value head, in turns.
 
-use std::{mem, ops::Range};
+use std::mem;
+use std::ops::Range;
 
 use crate::aligned::Aligned;
 use crate::attention::{Attention, Projections};

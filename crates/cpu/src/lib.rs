@@ -59,15 +59,15 @@ use std::time::Instant;
 
 use templar_protocol::layout::ModelSpec;
 
-use aligned::Aligned;
-use buffers::Buffers;
-use forward::Context;
-use jobs::Job;
-use loss::HeadGradient;
-use meter::Meter;
-use product::{Matrix, Onto, Panels};
-use rope::Rotation;
-use shape::{Batch, Shape};
+use crate::aligned::Aligned;
+use crate::buffers::Buffers;
+use crate::forward::Context;
+use crate::jobs::Job;
+use crate::loss::HeadGradient;
+use crate::meter::Meter;
+use crate::product::{Matrix, Onto, Panels};
+use crate::rope::Rotation;
+use crate::shape::{Batch, Shape};
 
 pub use arch::simd;
 pub use meter::Work;

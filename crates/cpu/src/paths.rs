@@ -5,10 +5,8 @@
 
 use proptest::prelude::*;
 use pulp::Arch;
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::ModelSpec,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::ModelSpec;
 
 use crate::arch::{FORCED, simd};
 use crate::kernels::{

@@ -1,11 +1,10 @@
 //! The engine against the plain reference: losses, logits, every gradient; and the reference against finite differences.
 
 use proptest::prelude::*;
-use templar_cpu::{Engine, oracle::Oracle};
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::{Layout, ModelSpec},
-};
+use templar_cpu::Engine;
+use templar_cpu::oracle::Oracle;
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::{Layout, ModelSpec};
 
 fn spec(heads: u32, kv_heads: u32, tied_embeddings: bool) -> ModelSpec {
     ModelSpec {

@@ -1,6 +1,7 @@
 //! BLAKE3 digests, one per purpose, and the deterministic stream that replaces a random source.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
+use std::str::FromStr;
 
 pub(crate) use blake3::OutputReader;
 use borsh::{BorshDeserialize, BorshSerialize};

@@ -1,6 +1,7 @@
 //! Hotkeys: sr25519 keys as Bittensor uses them, signing under a context of our own.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
+use std::str::FromStr;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use schnorrkel::{ExpansionMode, MiniSecretKey, PublicKey};

@@ -7,9 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use templar_cpu::simd;
-use templar_protocol::{layout::Layout, run::InnerSpec};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::InnerSpec;
 
-use crate::{state, trainer::TrainError};
+use crate::state;
+use crate::trainer::TrainError;
 
 /// Elements that one task takes; it decides no bit of the result.
 const CHUNK: usize = 1 << 15;

@@ -3,18 +3,14 @@
 use std::ops::ControlFlow;
 
 use templar_cpu::oracle;
-use templar_protocol::{
-    hash::Hasher,
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 
-use crate::{
-    batch::TokenBatch,
-    schedule::learning_rate,
-    speed::flops_per_token,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer},
-};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::speed::flops_per_token;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
 
 /// Deterministic batches for a model, made of `label`: other labels give other tokens.
 pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -> Vec<TokenBatch> {

@@ -1,21 +1,18 @@
 //! The built-in engine behind the seam: losses and gradients by [`Engine`], AdamW on flat parameters.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::ops::ControlFlow;
+use std::time::Instant;
 
 use templar_cpu::{Engine, product_flops_per_s};
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
-use crate::{
-    adamw::{AdamW, global_norm},
-    batch::TokenBatch,
-    schedule::learning_rate,
-    speed::{flops_per_token, peak_memory_bytes},
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
-};
+use crate::adamw::{AdamW, global_norm};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::speed::{flops_per_token, peak_memory_bytes};
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
 /// How long the machine's matrix products are measured, once a trainer.
 const PRODUCTS_S: f64 = 0.05;

@@ -6,18 +6,14 @@
 
 use std::ops::ControlFlow;
 
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 
-use crate::{
-    adamw::global_norm,
-    batch::TokenBatch,
-    schedule::learning_rate,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
-};
+use crate::adamw::global_norm;
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
 /// Distance of the shared point from 0, in every coordinate.
 const SHARED: f32 = 0.5;

@@ -1,6 +1,7 @@
 //! The one seam for training: θ and batches in, Δ and statistics out.
 
-use std::{error::Error, ops::ControlFlow};
+use std::error::Error;
+use std::ops::ControlFlow;
 
 use templar_protocol::layout::ModelSpec;
 use templar_record::engine::EngineStats;

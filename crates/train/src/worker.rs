@@ -10,28 +10,24 @@ mod folder;
 mod message;
 mod process;
 
-use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
 pub use error::WorkerError;
 pub use message::{LINE_BYTES_MAX, PROTOCOL};
 
-use self::{
-    exchange::Exchange,
-    message::{Failure, Options, Reply, Request},
-    process::{Launch, Process},
-};
-use crate::{
-    batch::TokenBatch,
-    schedule::learning_rate,
-    state,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs},
-};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::state;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs};
+use crate::worker::exchange::Exchange;
+use crate::worker::message::{Failure, Options, Reply, Request};
+use crate::worker::process::{Launch, Process};
 
 /// Longest name of a device that is passed on.
 const DEVICE_CHARS_MAX: usize = 100;

@@ -6,11 +6,10 @@ mod tiny;
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::{layout::Layout, run::InnerSpec};
-use templar_train::{
-    CpuTrainer, SyntheticTrainer, TrainJob, Trainer,
-    conformance::{self, Distance},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::InnerSpec;
+use templar_train::conformance::{self, Distance};
+use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 

@@ -3,11 +3,9 @@
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::{
-    hash::Hasher,
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_train::{
     CpuTrainer, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
 };

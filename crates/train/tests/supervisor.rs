@@ -7,19 +7,17 @@
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::{
-    fs::File,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use templar_protocol::layout::Layout;
+use templar_train::worker::{LINE_BYTES_MAX, Timeouts};
 use templar_train::{
     StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer, WorkerError,
     conformance,
-    worker::{LINE_BYTES_MAX, Timeouts},
 };
 
 use tiny::tiny;

@@ -8,17 +8,16 @@
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, process::Command};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::Command;
 
 use templar_model::presets;
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
-use templar_train::{
-    TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer,
-    conformance::{self, Distance},
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
+use templar_train::conformance::{self, Distance};
+use templar_train::{TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 

@@ -4,10 +4,8 @@ use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, EncodeError};
 use templar_protocol::run::{CodecKind, CodecSpec};
 
-use crate::{
-    plain,
-    samples::{codec, codecs, crafted, encode, layout, stream, values},
-};
+use crate::plain;
+use crate::samples::{codec, codecs, crafted, encode, layout, stream, values};
 
 /// What the contribution adds to zeros.
 fn dense(codec: &Codec, contribution: &Contribution) -> Vec<f32> {

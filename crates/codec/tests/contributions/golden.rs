@@ -3,7 +3,8 @@
 //!
 //! `TEMPLAR_BLESS=1 cargo test -p templar-codec golden` writes them anew. A difference is a change of the protocol.
 
-use std::{fs, path::PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use templar_codec::{Codec, DecodeError};

@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use templar_codec::{Codec, Contribution, clip_factors, outer_step};
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 use crate::samples::{codec, codecs, encode, layout, stream, values};
 

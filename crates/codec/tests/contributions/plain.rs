@@ -1,9 +1,7 @@
 //! A second writer of the format, bit by bit from its specification: what every other implementation must do.
 
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 /// The one payload that sends exactly `sent`: values that a payload of this codec can hold.
 pub(crate) fn write(layout: &Layout, spec: &CodecSpec, sent: &[f32]) -> Vec<u8> {

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use templar_codec::{Codec, EncodeError};
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 pub(crate) fn layout(lengths: &[u64]) -> Arc<Layout> {
     Arc::new(Layout::new(lengths.iter().enumerate().map(|(index, &len)| (format!("tensor{index}"), vec![len]))))

@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use Bound::{At, Of};
+use crate::run::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
 
-use super::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
+use Bound::{At, Of};
 
 /// A key of `run.toml`.
 #[derive(Debug)]

@@ -2,9 +2,9 @@
 
 use toml::{Table, Value};
 
-use super::keys::{RunKey, Values};
-use super::spec::RunSpec;
-use super::validate::RunSpecError;
+use crate::run::keys::{RunKey, Values};
+use crate::run::spec::RunSpec;
+use crate::run::validate::RunSpecError;
 
 /// Why a value of a run cannot be set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::keys::{KEYS, Values};
-use super::spec::{CANDIDATES_MAX, RunSpec};
+use crate::run::keys::{KEYS, Values};
+use crate::run::spec::{CANDIDATES_MAX, RunSpec};
 
 /// Most parameters that a model may have: far above any that trains today, and few enough to count on.
 const PARAMETERS_MAX: u64 = 1 << 40;

@@ -3,24 +3,19 @@
 //! Files are written and read, never mapped, on this side: a full folder is an error then, not a signal that kills the
 //! node, and nobody changes bytes under its feet.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
-};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use templar_protocol::layout::Layout;
 
-use super::{
-    error::WorkerError,
-    folder::{self, PrivateFolder},
-};
-use crate::{batch::TokenBatch, state};
+use crate::batch::TokenBatch;
+use crate::state;
+use crate::worker::error::WorkerError;
+use crate::worker::folder::{self, PrivateFolder};
 
 /// Largest header that is read; a model of 80 layers takes 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;

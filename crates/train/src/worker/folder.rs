@@ -3,11 +3,9 @@
 //! Each folder is locked by the node that made it for as long as that node lives, whatever ends it. So one without a lock is
 //! what a node that was killed together with its worker has left: the next one removes it, because it may be memory.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 

@@ -1,7 +1,8 @@
 //! The words of `docs/spec/worker.md`: one JSON object a line, told apart by `type`.
 
 use serde::{Deserialize, Serialize};
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
 /// Version of the protocol; another one is refused.
 pub const PROTOCOL: u64 = 1;

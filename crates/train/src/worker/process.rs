@@ -1,21 +1,15 @@
 //! A worker's process: lines in and out, with a limit on each wait and each line, and its last words.
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{
-    error::WorkerError,
-    message::{Failure, LINE_BYTES_MAX, Reply, Request},
-};
+use crate::worker::error::WorkerError;
+use crate::worker::message::{Failure, LINE_BYTES_MAX, Reply, Request};
 
 /// Bytes of the worker's log that an error carries.
 const LAST_WORDS_BYTES: usize = 1500;

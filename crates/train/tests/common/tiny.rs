@@ -1,7 +1,8 @@
 //! A model of a few hundred parameters.
 
 use templar_model::presets;
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
 /// Three sequences in its micro-batches of two make a last one that is smaller.
 pub(crate) fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
