@@ -80,7 +80,8 @@ impl BucketLocator {
         if *version != VERSION {
             return Err(malformed("its version is unknown"));
         }
-        let (before, after) = ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("its form of endpoint is unknown"))?;
+        let (before, after) =
+            ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("its form of endpoint is unknown"))?;
         let mut rest = rest;
         let mut texts: [String; 5] = Default::default();
         for text in &mut texts {

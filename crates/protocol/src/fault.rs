@@ -71,7 +71,9 @@ pub enum FaultKind {
     PayloadMalformed,
     #[error("its payload repeats another miner's")]
     Duplicate,
-    #[error("it could not be judged: this validator's own copy of the data is damaged, or the validator asked too late")]
+    #[error(
+        "it could not be judged: this validator's own copy of the data is damaged, or the validator asked too late"
+    )]
     NotJudged,
 }
 

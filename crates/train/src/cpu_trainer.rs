@@ -14,7 +14,7 @@ use crate::schedule::learning_rate;
 use crate::speed::{flops_per_token, peak_memory_bytes};
 use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
-/// How long the machine's matrix products are measured, once a trainer.
+/// How long the machine's matrix products are measured, once per trainer.
 const PRODUCTS_S: f64 = 0.05;
 
 /// Trains on this machine's processor.
@@ -23,10 +23,10 @@ pub struct CpuTrainer {
     inner: InnerSpec,
     engine: Engine,
     optimiser: AdamW,
-    /// Of the step that is being made, kept for the next one.
+    /// The gradient of the current step; its memory is kept for the next one.
     gradient: Vec<f32>,
     optimiser_s: f64,
-    /// Of plain matrix products, measured after the first job.
+    /// Speed of plain matrix products, measured after the first job.
     product_flops_per_s: Option<f64>,
     stats: Option<EngineStats>,
 }
@@ -51,7 +51,7 @@ impl CpuTrainer {
         &self.engine
     }
 
-    /// Seconds that went into norms of gradients and updates so far.
+    /// Seconds spent on norms of gradients and on updates so far.
     pub fn optimiser_s(&self) -> f64 {
         self.optimiser_s
     }
@@ -75,7 +75,7 @@ impl CpuTrainer {
         Ok(StepStats { step, loss, grad_norm, lr, tokens: batch.tokens.len() as u64 })
     }
 
-    /// How fast the steps with these batches were. No data sheet says what a CPU's peak is.
+    /// Records how fast the steps with these batches were. No data sheet states a CPU's peak.
     fn measure(&mut self, batches: &[TokenBatch], seconds: f64) {
         if batches.is_empty() {
             return;

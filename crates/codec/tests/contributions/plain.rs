@@ -16,8 +16,8 @@ pub(crate) fn write(layout: &Layout, spec: &CodecSpec, sent: &[f32]) -> Vec<u8> 
         }
     }
     let mut payload = vec![b'T', b'C', 1, spec.kind as u8];
-    for (segment, says_length) in &segments {
-        if *says_length {
+    for (segment, states_length) in &segments {
+        if *states_length {
             payload.extend((segment.len() as u16).to_le_bytes());
         }
     }

@@ -62,9 +62,9 @@ pub(crate) fn pack(fields: &[(u64, u32)]) -> Vec<u8> {
     bits.chunks(8).map(|byte| byte.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit))).collect()
 }
 
-/// A payload of one segment, made of integers of a few bits. `says_length`: whether it can have another length.
-pub(crate) fn crafted(kind: CodecKind, says_length: bool, fields: &[(u64, u32)]) -> Vec<u8> {
+/// A payload of one segment, made of integers of a few bits. `states_length`: whether it can have another length.
+pub(crate) fn crafted(kind: CodecKind, states_length: bool, fields: &[(u64, u32)]) -> Vec<u8> {
     let body = pack(fields);
     let length = (body.len() as u16).to_le_bytes();
-    [&b"TC\x01"[..], &[kind as u8], if says_length { &length } else { &[] }, &body].concat()
+    [&b"TC\x01"[..], &[kind as u8], if states_length { &length } else { &[] }, &body].concat()
 }
