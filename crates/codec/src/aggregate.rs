@@ -10,8 +10,8 @@
 //! correctly rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
 //!
 //! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. R is at least the number
-//! of addends, which is at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays finite,
-//! since the subtrahend is far below half a unit in the last place of `f32::MAX`.
+//! of addends, which is at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays
+//! finite, since the subtrahend is far below half a unit in the last place of `f32::MAX`.
 //!
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.

@@ -97,13 +97,13 @@ impl Codec {
     /// e ← β·e + Δ, the payload of this e, and e ← e − what the payload sends (SparseLoCo, eq. 2): the same bytes for any
     /// number of threads and any processor.
     ///
-    /// From each chunk it sends the `k` values of the largest magnitude (of equal ones, those at lower positions) as signs
-    /// and one or two magnitudes: the means of the magnitudes that they stand for, each capped at `max_abs`, rounded as
-    /// [`mod@format`] says. The difference is taken in f64 and rounded to f32 once. [`Contribution::add_scaled`] puts what
-    /// was sent back if it turns out not to count.
+    /// From each chunk it sends the `k` values of the largest magnitude (of equal ones, those at lower positions) as
+    /// signs and one or two magnitudes: the means of the magnitudes that they stand for, each capped at `max_abs`,
+    /// rounded as [`mod@format`] says. The difference is taken in f64 and rounded to f32 once.
+    /// [`Contribution::add_scaled`] puts what was sent back if it turns out not to count.
     ///
-    /// Makes one pass over `e` and `delta`; memory beyond the payload is a few chunks per thread. After an error, `e` is
-    /// not usable.
+    /// Makes one pass over `e` and `delta`; memory beyond the payload is a few chunks per thread. After an error, `e`
+    /// is not usable.
     ///
     /// # Panics
     /// If `e` and `delta` do not have the length of the run's parameters.
@@ -219,7 +219,8 @@ impl WithSimd for EncodeSegment<'_> {
     }
 }
 
-/// Gives the sum of the squares of what the segment sends, chunk by chunk in order, or the number of the first bad chunk.
+/// Gives the sum of the squares of what the segment sends, chunk by chunk in order, or the number of the first bad
+/// chunk.
 struct CheckSegment<'a> {
     limits: Limits,
     segment: &'a Segment,

@@ -125,14 +125,14 @@ impl Contribution {
 
     /// L2 norm of every tensor, in canonical order.
     ///
-    /// All in f64: squares are added serially within a chunk, the chunks' sums in their order within a segment, then the
-    /// segments' sums. So the bits are the same on every node, for any number of threads.
+    /// All in f64: squares are added serially within a chunk, the chunks' sums in their order within a segment, then
+    /// the segments' sums. So the bits are the same on every node, for any number of threads.
     pub fn norms(&self) -> &[f64] {
         &self.norms
     }
 
-    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. It serves to evaluate θ and to put what
-    /// did not count back into error feedback; what nodes must agree on is [`outer_step`](crate::outer_step).
+    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. It serves to evaluate θ and to put
+    /// what did not count back into error feedback; what nodes must agree on is [`outer_step`](crate::outer_step).
     ///
     /// # Panics
     /// If `params` does not have the length of the run's parameters.
@@ -146,8 +146,8 @@ impl Contribution {
     /// How alike the choices of two contributions to one run are: the share of a chunk's positions that both have in
     /// common, 0 ..= 1, averaged over the chunks, weighted by their numbers of values.
     ///
-    /// Chunks in which either sends nothing are left out, because their positions are filler; the overlap is 0 if no chunk
-    /// remains. By chance it is k / chunk; for dense contributions it is always 1.
+    /// Chunks in which either sends nothing are left out, because their positions are filler; the overlap is 0 if no
+    /// chunk remains. By chance it is k / chunk; for dense contributions it is always 1.
     ///
     /// # Panics
     /// If the two belong to different layouts or codecs.

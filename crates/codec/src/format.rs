@@ -125,8 +125,8 @@ impl Limits {
         f64::from(f32::from_bits(magnitude_bits(value).min(self.f32_bits)))
     }
 
-    /// Rounds a magnitude to a scale: to the nearest f32, then to the nearest scale, ties to even both times; to the run's
-    /// largest scale above that, and to 0 below the smallest.
+    /// Rounds a magnitude to a scale: to the nearest f32, then to the nearest scale, ties to even both times; to the
+    /// run's largest scale above that, and to 0 below the smallest.
     #[inline(always)]
     pub(crate) fn round_scale(self, magnitude: f64) -> u8 {
         let bits = (magnitude as f32).to_bits();

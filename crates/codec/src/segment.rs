@@ -44,8 +44,8 @@ impl Feedback<'_> {
     }
 }
 
-/// Accumulates Δ into e, writes what is sent into `out`, which has room for the longest segment, and subtracts it from e.
-/// Returns the length of the segment in bytes.
+/// Accumulates Δ into e, writes what is sent into `out`, which has room for the longest segment, and subtracts it from
+/// e. Returns the length of the segment in bytes.
 #[inline(always)]
 pub(crate) fn encode<S: Simd>(
     simd: S,
@@ -151,7 +151,8 @@ fn one_level(magnitudes: &[f64], limits: Limits) -> u8 {
     limits.round_scale(above(magnitudes, 0.0).0 / magnitudes.len() as f64)
 }
 
-/// Sum and number of the magnitudes that are not below a threshold, in eight lanes, so that no addition waits for the last.
+/// Sum and number of the magnitudes that are not below a threshold, in eight lanes, so that no addition waits for the
+/// last.
 #[inline(always)]
 fn above(magnitudes: &[f64], threshold: f64) -> (f64, f64) {
     let (mut sums, mut counts) = ([0.0; 8], [0.0; 8]);
@@ -283,7 +284,8 @@ impl<'a> Reader<'a> {
         }
         self.fixed_at += segment.fixed_bits;
         self.unary_at = end;
-        // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, so their order does not matter.
+        // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, so their order does not
+        // matter.
         let [low, _, high, _] = head.values(segment.has_two_levels());
         let square = |value: f32, count: usize| f64::from(value) * f64::from(value) * count as f64;
         Ok(square(high, highs) + square(low, k - highs))
@@ -352,8 +354,8 @@ impl<'a> Reader<'a> {
         head
     }
 
-    /// Finds the next `count` (1 to 64) ones of the unary part, counted from its first remaining bit, and consumes these
-    /// bits. The segment has been checked, so that many exist.
+    /// Finds the next `count` (1 to 64) ones of the unary part, counted from its first remaining bit, and consumes
+    /// these bits. The segment has been checked, so that many exist.
     #[inline(always)]
     fn take_ones(&mut self, count: usize, ones: &mut [u32; 128]) {
         /// Written at once, whether a word has that many or not: cheaper than a mispredicted branch.

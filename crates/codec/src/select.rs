@@ -50,8 +50,8 @@ fn reached<S: Simd>(simd: S, group: &[f32; 64], bound: u32) -> u64 {
 }
 
 impl Selection {
-    /// Selects the `k` values of the largest magnitude (of equal ones, those at lower positions) and returns the bits of
-    /// the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
+    /// Selects the `k` values of the largest magnitude (of equal ones, those at lower positions) and returns the bits
+    /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
     #[inline(always)]
     pub(crate) fn select_largest<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
         let bound = self.bound(simd, chunk, k);

@@ -17,8 +17,8 @@ use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 const CHUNK: usize = 4096;
 const PEERS: usize = 20;
 const SEGMENT_PARAMS: usize = 1 << 16;
-/// Working memory of one thread. Encoding needs positions and magnitudes of the candidates, a whole chunk of them if all
-/// values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
+/// Working memory of one thread. Encoding needs positions and magnitudes of the candidates, a whole chunk of them if
+/// all values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
 /// entries per peer.
 const THREAD_BYTES: usize = 4 * CHUNK * size_of::<f32>();
 /// Two slices, a start, and a length or a checked sum.

@@ -78,9 +78,9 @@ impl Attention<'_> {
         });
     }
 
-    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is the output
-    /// of [`Attention::forward`] and `d_mixed` its gradient, both from the group's first head on with rows `mixed_stride`
-    /// apart.
+    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is the
+    /// output of [`Attention::forward`] and `d_mixed` its gradient, both from the group's first head on with rows
+    /// `mixed_stride` apart.
     pub(crate) fn backward(
         &self,
         d: &mut [f32],

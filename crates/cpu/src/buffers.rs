@@ -86,8 +86,8 @@ pub(crate) struct GradientBuffers {
 }
 
 impl Buffers {
-    /// Makes room for a batch and, with `training`, for all that a backward pass needs. Returns the number of layers that
-    /// have a buffer.
+    /// Makes room for a batch and, with `training`, for all that a backward pass needs. Returns the number of layers
+    /// that have a buffer.
     pub(crate) fn fit(&mut self, shape: &Shape, batch: Batch, training: bool) -> usize {
         let (rows, hidden, ffn) = (batch.rows(), shape.hidden, shape.ffn);
         let kept = if training { shape.layers.len() } else { shape.layers.len().min(2) };

@@ -197,8 +197,8 @@ fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer
     run(jobs);
 }
 
-/// Tasks that bring into panels the weights that blocks of rows between layers `at − 1` and `at` multiply with. `turned`
-/// may transpose them from `[out, in]`.
+/// Tasks that bring into panels the weights that blocks of rows between layers `at − 1` and `at` multiply with.
+/// `turned` may transpose them from `[out, in]`.
 pub(crate) fn pack_weights<'a>(
     jobs: &mut Vec<Job<'a>>,
     context: Context<'a>,

@@ -126,8 +126,8 @@ impl Engine {
         means(&loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, chunk, None), sequences)
     }
 
-    /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean or, with `accumulate`, has that
-    /// added to it.
+    /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean or, with `accumulate`,
+    /// has that added to it.
     ///
     /// # Panics
     /// As [`Engine::losses`], and if `gradient` does not have one element per parameter.
@@ -231,8 +231,8 @@ impl Engine {
     }
 }
 
-/// Floating-point operations per second of plain matrix products on all threads, measured for at least `seconds`: the most
-/// that this machine can deliver. Every thread multiplies its own matrices, which stay in its second-level cache.
+/// Floating-point operations per second of plain matrix products on all threads, measured for at least `seconds`: the
+/// most that this machine can deliver. Every thread multiplies its own matrices, which stay in its second-level cache.
 pub fn product_flops_per_s(seconds: f64) -> f64 {
     const ROWS: usize = 240;
     const COLUMNS: usize = 512;

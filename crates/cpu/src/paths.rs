@@ -1,7 +1,7 @@
 //! Every instruction set gives the same bits: each one that this processor has runs all vector kernels.
 //!
-//! For matrix products this holds among the sets that fuse multiplication and addition, which all but very old processors
-//! have; the others round each product before they add it.
+//! For matrix products this holds among the sets that fuse multiplication and addition, which all but very old
+//! processors have; the others round each product before they add it.
 
 use proptest::prelude::*;
 use pulp::Arch;
@@ -33,7 +33,8 @@ fn values(count: usize, stream: &mut Stream) -> Vec<f32> {
     (0..count).map(|_| value()).collect()
 }
 
-/// Results of all kernels for `rows` rows of `width` values. NaNs count as one value: their sign and payload do not matter.
+/// Results of all kernels for `rows` rows of `width` values. NaNs count as one value: their sign and payload do not
+/// matter.
 fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
     let mut stream = Hasher::new("templar engine paths").update_value(&seed).clone().into_stream();
     let epsilon = 1e-5;

@@ -1,13 +1,14 @@
 //! Matrix products on the thread that asks for them.
 //!
-//! The engine splits its work into pieces that depend on shapes alone and gives those to rayon, so that no thread count can
-//! change a bit. Every element of a product is also summed in one order, whatever else is computed beside it: step after
-//! step for at most [`PART`] steps, and these parts one after the other.
+//! The engine splits its work into pieces that depend on shapes alone and gives those to rayon, so that no thread count
+//! can change a bit. Every element of a product is also summed in one order, whatever else is computed beside it: step
+//! after step for at most [`PART`] steps, and these parts one after the other.
 //!
-//! out = a · b, in the manner of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a tile of
-//! 12 × 32 sums stays in registers (4 × 16 with narrower vectors). It reads [`PART`] rows of a panel of `b`, 32 columns side by
-//! side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of four rows side by side,
-//! which stay in the second-level cache. Callers pass `b` as [`Panels`], since most of them multiply with it more than once.
+//! out = a · b, in the manner of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a
+//! tile of 12 × 32 sums stays in registers (4 × 16 with narrower vectors). It reads [`PART`] rows of a panel of `b`, 32
+//! columns side by side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of
+//! four rows side by side, which stay in the second-level cache. Callers pass `b` as [`Panels`], since most of them
+//! multiply with it more than once.
 
 #![expect(clippy::inline_always, reason = "a call would leave the instructions that its caller chose")]
 
@@ -149,8 +150,8 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Copies the first `columns` values of each row of a source whose rows are `stride` apart. The compiler knows the usual
-/// number of columns.
+/// Copies the first `columns` values of each row of a source whose rows are `stride` apart. The compiler knows the
+/// usual number of columns.
 #[inline(always)]
 fn copy_rows<const N: usize>(out: &mut [[f32; N]], mut source: &[f32], stride: usize, columns: usize) {
     for out in out {
@@ -270,8 +271,8 @@ impl Product<'_> {
     }
 }
 
-/// Sets `quads`, parts of `[count][part][4]`, to as many steps of all rows of `a`, from step `from` on. Values past the last
-/// row are arbitrary. It takes four rows at a time with all of their steps, so that what it reads lies together.
+/// Sets `quads`, parts of `[count][part][4]`, to as many steps of all rows of `a`, from step `from` on. Values past the
+/// last row are arbitrary. It takes four rows at a time with all of their steps, so that what it reads lies together.
 #[inline(always)]
 fn pack_quads(quads: &mut [[f32; 4]], a: Matrix<'_>, from: usize, count: usize, part: usize) {
     let a = a.transposed();

@@ -132,7 +132,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn slices_are_disjoint_and_complete(miners in 1usize..9, steps in 1u32..5, batch in 1u32..5, samples in 1u64..400) {
+        fn slices_partition_an_epoch(miners in 1usize..9, steps in 1u32..5, batch in 1u32..5, samples in 1u64..400) {
             one_epoch(miners, steps, batch, samples);
         }
     }

@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_order_of_ballots_is_irrelevant(roots in proptest::collection::vec(0u8..3, VALIDATORS), bits in any::<[bool; 8]>()) {
+        fn ballot_order_is_irrelevant(roots in proptest::collection::vec(0u8..3, VALIDATORS), bits in any::<[bool; 8]>()) {
             let votes: Vec<_> = roots.iter().zip(bits.chunks(2)).map(|(root, b)| vote(&[*root], [b[0], b[1]])).collect();
             let mut reversed = ballots(&votes);
             reversed.reverse();

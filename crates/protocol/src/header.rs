@@ -71,7 +71,8 @@ impl SignedHeader {
         borsh::to_vec(self).expect("a header has no value that Borsh lacks")
     }
 
-    /// Reads a header from a stranger's bytes. It must be canonical, the one that was committed, and signed by its miner.
+    /// Reads a header from a stranger's bytes. It must be canonical, the one that was committed, and signed by its
+    /// miner.
     pub fn from_bytes(bytes: &[u8], committed: &Hash32) -> Result<Self, FaultKind> {
         let signed: Self = borsh::from_slice(bytes).map_err(|_| FaultKind::HeaderMalformed)?;
         if signed.header.hash() != *committed {

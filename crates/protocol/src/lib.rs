@@ -2,8 +2,8 @@
 //!
 //! The crate does no I/O, reads no wall clock, uses no random source but the one passed in, and knows neither tensors
 //! nor chain types. Anybody with the run's specification and the finalised state of the chain can replay every
-//! decision, and an auditor needs nothing else. Integers and + − × ÷ √ decide what nodes must agree on; floats in scores
-//! are one validator's opinion.
+//! decision, and an auditor needs nothing else. Integers and + − × ÷ √ decide what nodes must agree on; floats in
+//! scores are one validator's opinion.
 //!
 //! In the order in which a window uses them:
 //!

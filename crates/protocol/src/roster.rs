@@ -99,9 +99,9 @@ pub struct Roster {
 impl Roster {
     /// The roster that follows from the snapshot at `S_w` and the one `stake_age_blocks` before it.
     ///
-    /// A neuron takes part if its commitment is recent and its first field is a bucket locator. With a permit and enough
-    /// stake it is a validator; otherwise it is a miner. The lower of its two stakes counts, so that stake borrowed for
-    /// a moment carries no vote.
+    /// A neuron takes part if its commitment is recent and its first field is a bucket locator. With a permit and
+    /// enough stake it is a validator; otherwise it is a miner. The lower of its two stakes counts, so that stake
+    /// borrowed for a moment carries no vote.
     pub fn new(now: &Snapshot, earlier: &Snapshot, spec: &RosterSpec) -> Self {
         let mut roster = Self { miners: Vec::new(), validators: Vec::new(), malformed: Vec::new() };
         for neuron in &now.neurons {

@@ -50,8 +50,8 @@ impl SealKey {
         &self.0
     }
 
-    /// What the header states of the key. ChaCha20-Poly1305 alone does not commit to a key: without this, one ciphertext
-    /// could be made to open to two payloads.
+    /// What the header states of the key. ChaCha20-Poly1305 alone does not commit to a key: without this, one
+    /// ciphertext could be made to open to two payloads.
     pub fn commitment(&self) -> Hash32 {
         Hash32::derive("templar v1 key commitment", &self.0)
     }

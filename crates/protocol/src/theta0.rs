@@ -1,7 +1,8 @@
 //! The initial parameters θ₀ and their root, computed on all cores; the root alone takes a few megabytes of memory.
 //!
 //! The elements of a tensor come from one stream of BLAKE3 output, 16 bytes each. Any position in that stream can be
-//! reached directly, so blocks of a tensor are computed in parallel. The bits depend on neither threads nor block lengths.
+//! reached directly, so blocks of a tensor are computed in parallel. The bits depend on neither threads nor block
+//! lengths.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -32,7 +33,8 @@ impl Layout {
         theta
     }
 
-    /// [`Layout::theta0`] that reports to `watch` now and then how many parameters are done, and ends early if it breaks.
+    /// [`Layout::theta0`] that reports to `watch` now and then how many parameters are done, and ends early if it
+    /// breaks.
     pub fn theta0_watched<B>(
         &self,
         model: &ModelSpec,
@@ -60,8 +62,8 @@ impl Layout {
         root
     }
 
-    /// [`Layout::theta0_root`] that reports to `watch` now and then how many of [`Layout::len`] parameters are done, and
-    /// ends early if it breaks.
+    /// [`Layout::theta0_root`] that reports to `watch` now and then how many of [`Layout::len`] parameters are done,
+    /// and ends early if it breaks.
     ///
     /// ```
     /// use std::ops::ControlFlow;

@@ -152,7 +152,8 @@ impl Constants {
     }
 }
 
-/// The global norm in f64. Sums are taken in fixed lanes within fixed chunks, so that neither threads nor vectors change it.
+/// The global norm in f64. Sums are taken in fixed lanes within fixed chunks, so that neither threads nor vectors
+/// change it.
 pub fn global_norm(values: &[f32]) -> f64 {
     let sum = |chunk: &[f32]| {
         let (blocks, rest) = chunk.as_chunks::<LANES>();

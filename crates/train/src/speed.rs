@@ -4,8 +4,8 @@ use std::fs;
 
 use templar_protocol::layout::{Layout, ModelSpec};
 
-/// FLOPs per token of training, in sequences of `seq_len` tokens: 6·(P − P of the input embedding) + 6·L·d·s, for L layers
-/// of width d. Attention is counted causally. A tied embedding is also the output projection, so it stays in P.
+/// FLOPs per token of training, in sequences of `seq_len` tokens: 6·(P − P of the input embedding) + 6·L·d·s, for L
+/// layers of width d. Attention is counted causally. A tied embedding is also the output projection, so it stays in P.
 pub fn flops_per_token(model: &ModelSpec, seq_len: usize) -> f64 {
     let layout = Layout::llama(model);
     let lookup = if model.tied_embeddings { 0 } else { layout.tensors()[0].len() };

@@ -1,5 +1,5 @@
-//! The optimiser's state as bytes. They are the same for every engine with AdamW, so that a node can change its engine and
-//! keep its moments.
+//! The optimiser's state as bytes. They are the same for every engine with AdamW, so that a node can change its engine
+//! and keep its moments.
 //!
 //! 16 bytes of magic, the number of steps as u64, all first moments and all second moments as f32, little-endian.
 

@@ -2,8 +2,9 @@
 //! model.
 //!
 //! Every sequence s has a target: a point shared by all data, plus a deviation that its tokens alone decide. With n
-//! parameters, loss(s, θ) = Σᵢ (θᵢ − targetᵢ(s))² / n. A miner that follows its true gradient lowers the loss of its own
-//! sequences most and that of all others too; noise, or the gradient of other data, does not. Scoring needs no more.
+//! parameters, loss(s, θ) = Σᵢ (θᵢ − targetᵢ(s))² / n. A miner that follows its true gradient lowers the loss of its
+//! own sequences most and that of all others too; noise, or the gradient of other data, does not. Scoring needs no
+//! more.
 
 use std::ops::ControlFlow;
 

@@ -169,7 +169,8 @@ impl Trainer for TorchTrainer {
         check_inputs(&self.model, self.layout.len(), job.theta, job.batches)?;
         let (outcome, stats) = self.in_worker(|worker, inner, limits, state| {
             let result = worker.train(inner, limits, state.as_deref(), job, on_step);
-            // Moments that only the worker has would be lost with it. After divergence, too, they hold the steps before.
+            // Moments that only the worker has would be lost with it. After divergence, too, they hold the steps
+            // before.
             if matches!(result, Ok(_) | Err(TrainError::NonFiniteStep { .. })) {
                 *state = Some(worker.export_state(limits)?);
             }

@@ -96,8 +96,8 @@ fn divergence_names_the_step() {
     assert!(matches!(error, TrainError::NonFiniteLoss { sequence: 0 }), "{error:?}");
 }
 
-/// What scoring relies on: an honest contribution helps on unseen data, and most on its own data; noise of the same size
-/// does not.
+/// What scoring relies on: an honest contribution helps on unseen data, and most on its own data; noise of the same
+/// size does not.
 #[test]
 fn synthetic_contributions_can_be_told_apart() {
     let (model, inner) = tiny();

@@ -1,4 +1,5 @@
-//! How a node handles workers that misbehave: always a typed error, another worker for the next job, and no moments lost.
+//! How a node handles workers that misbehave: always a typed error, another worker for the next job, and no moments
+//! lost.
 //!
 //! Workers here are fakes in plain Python (`tests/fake_worker`), so that these tests run without PyTorch.
 

@@ -1,7 +1,7 @@
 //! The engine on PyTorch, against the suite for every engine, the plain reference and the built-in engine.
 //!
-//! These tests are ignored by default, because PyTorch is not installed everywhere:
-//! `TEMPLAR_PYTHON=/path/to/python cargo test --release --workspace --test torch -- --ignored` runs them in a few minutes.
+//! These tests are ignored by default, because PyTorch is not installed everywhere: `TEMPLAR_PYTHON=/path/to/python
+//! cargo test --release --workspace --test torch -- --ignored` runs them in a few minutes.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests panic and print as tests do")]
 
@@ -104,7 +104,8 @@ fn presets_of_the_bench_have_the_shapes_of_the_runs() {
     }
 }
 
-/// Both engines from the same θ on the same batches: losses, gradient norms and Δ. Each then adopts the other's moments.
+/// Both engines from the same θ on the same batches: losses, gradient norms and Δ. Each then adopts the other's
+/// moments.
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn engines_agree_and_can_be_exchanged() {
@@ -142,8 +143,8 @@ fn compare(one: &mut dyn Trainer, two: &mut dyn Trainer, theta: &[f32], batches:
         assert!((one.loss - two.loss).abs() < 1e-4 && (one.grad_norm / two.grad_norm - 1.0).abs() < 1e-3);
         assert!((one.step, one.lr, one.tokens) == (two.step, two.lr, two.tokens), "{one:?} {two:?}");
     }
-    // Adam's first steps divide a gradient by its own size. Where the gradient is all rounding, the engines may differ by
-    // twice the learning rate; over all parameters they must not.
+    // Adam's first steps divide a gradient by its own size. Where the gradient is all rounding, the engines may differ
+    // by twice the learning rate; over all parameters they must not.
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let difference = square(&mut one.delta.iter().zip(&two.delta).map(|(one, two)| f64::from(one - two)));
     let size = square(&mut two.delta.iter().map(|&value| f64::from(value)));

@@ -1,5 +1,5 @@
-//! Attacks on the bytes of contributions that are known from another network, with their numbers there: what that network
-//! left open must hold here. Attacks 4, 5 and 12 need a network, so they are among the simulations.
+//! Attacks on the bytes of contributions that are known from another network, with their numbers there: what that
+//! network left open must hold here. Attacks 4, 5 and 12 need a network, so they are among the simulations.
 
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, outer_step};
@@ -46,8 +46,8 @@ fn attack_1_every_code_has_a_value_or_an_error() {
     assert_eq!(accepted, 6 * 8 * (6 * 16 + 1));
 }
 
-/// Three values of a chunk of 11, at 0, 2 and 4: whether a payload with these codes is accepted. If so, it must send what
-/// the specification says, and move θ by that.
+/// Three values of a chunk of 11, at 0, 2 and 4: whether a payload with these codes is accepted. If so, it must send
+/// what the specification says, and move θ by that.
 fn check_codes(scale: u64, ratio: u64, signs: u64, levels: u64) -> bool {
     let codec = codec(CodecKind::TopkTwoBit, &[11], 16, 4, 1.0);
     let fields = [(scale, 8), (ratio, 4), (signs, 3), (levels, 3), (0b110, 3), (0b111, 3)];
@@ -80,7 +80,8 @@ fn check_codes(scale: u64, ratio: u64, signs: u64, levels: u64) -> bool {
     true
 }
 
-/// Scales so large that the sum of many is not finite: here θ moves by what the run allows, or the payload has an error.
+/// Scales so large that the sum of many is not finite: here θ moves by what the run allows, or the payload has an
+/// error.
 #[test]
 fn attack_2_the_largest_scales_of_the_most_peers_leave_theta_finite() {
     for (max_abs, most) in [(1024.0, 255), (1.0, 224)] {

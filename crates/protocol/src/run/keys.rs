@@ -153,8 +153,8 @@ const fn number(
     RunKey { key, values: Values::Number { get, min, max }, unit, doc }
 }
 
-/// The on-chain record of the next window replaces this window's, which must have been read before that; and if the next
-/// window starts from this one's θ, this one must end before the next one starts.
+/// The on-chain record of the next window replaces this window's, which must have been read before that; and if the
+/// next window starts from this one's θ, this one must end before the next one starts.
 fn last_vote(run: &RunSpec) -> u64 {
     run.windows.blocks - 1 + u64::from(run.windows.delay_windows) * run.windows.put_block
 }

@@ -1,7 +1,7 @@
 //! The folder shared with a worker: tensors in the safetensors layout, in memory where the system has files in memory.
 //!
-//! This side writes and reads files and never maps them, so that a full folder is an error and not a signal that kills the
-//! node, and so that nobody changes bytes under its feet.
+//! This side writes and reads files and never maps them, so that a full folder is an error and not a signal that kills
+//! the node, and so that nobody changes bytes under its feet.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

@@ -40,8 +40,8 @@ impl PrivateFolder {
     }
 }
 
-/// The folder in memory if it has room for `bytes`, else the one for temporary files. First removes what dead nodes left in
-/// either.
+/// The folder in memory if it has room for `bytes`, else the one for temporary files. First removes what dead nodes
+/// left in either.
 pub(super) fn parent(bytes: u64) -> PathBuf {
     let (memory, temporary) = (Path::new(MEMORY), std::env::temp_dir());
     [memory, &temporary].into_iter().for_each(sweep);

@@ -171,8 +171,8 @@ impl Process {
 impl Drop for Process {
     /// Returns when all processes of the worker are gone, so that the next one finds their memory free.
     fn drop(&mut self) {
-        // This also ends what a worker that has ended left behind. No other group can have its number yet: systems hand out
-        // all other numbers first.
+        // This also ends what a worker that has ended left behind. No other group can have its number yet: systems hand
+        // out all other numbers first.
         #[cfg(unix)]
         let _ = rustix::process::kill_process_group(
             rustix::process::Pid::from_child(&self.child),
