@@ -12,7 +12,8 @@ use crate::run::{RunId, RunSpec};
 /// The replicated state of a run. θ itself is named by its root.
 ///
 /// Its digest is what validators vote on, so the chain of certificates is the history of the model *and* of
-/// everything else that later windows depend on. A node with a state of a certified digest need trust nothing else.
+/// everything else that later windows depend on. A node that has a state with a certified digest need trust nothing
+/// else.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct RunState {
     pub run: RunId,
