@@ -16,7 +16,7 @@ use common::{alone, assert_certified, report, templar, text, windows};
 
 /// Four windows of four miners and two validators, whose workers are the package of this repository.
 fn demo(engines: &str) -> Value {
-    assert!(std::env::var_os("TEMPLAR_PYTHON").is_some(), "TEMPLAR_PYTHON names no Python that has torch");
+    assert!(std::env::var_os("TEMPLAR_PYTHON").is_some(), "TEMPLAR_PYTHON must name a Python that has torch");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");

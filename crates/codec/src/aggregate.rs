@@ -5,29 +5,25 @@
 //!
 //! > q = round(((f64(v) · clip_c) · α) / R · 2^40), ties to even, as i64
 //!
-//! evaluated from left to right in f64, R being the number of contributions or, by the run, max(senders of this
-//! parameter, m). Then θ′ = f32(f64(θ) − f64(Σq) · 2^-40), and θ untouched where Σq = 0. Each operation is correctly
-//! rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
+//! evaluated from left to right in f64. R is the number of contributions or, if the run says so, max(senders of this
+//! parameter, m). Then θ′ = f32(f64(θ) − f64(Σq) · 2^-40), and θ stays untouched where Σq = 0. Each operation is
+//! correctly rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
 //!
 //! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. R is at least the number
-//! of addends, and that at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays finite,
-//! since what is subtracted is far below half a unit in the last place of `f32::MAX`.
+//! of addends, which is at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays
+//! finite, since the subtrahend is far below half a unit in the last place of `f32::MAX`.
 //!
 //! *Flush-to-zero.* Values are 0 or normal by the format. A sum other than 0 moves θ by at least 2^-40, next to which a
 //! subnormal θ disappears, and θ − Σq · 2^-40 is 0 or at least 2^-64: no subnormal number plays a part.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use templar_protocol::{
-    layout::Layout,
-    run::{CANDIDATES_MAX, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CANDIDATES_MAX, MeanOver, OuterSpec};
 
-use crate::{
-    contribution::{Chunks, Contribution, Sent},
-    plan::Segment,
-    segment::Entry,
-};
+use crate::contribution::{Chunks, Contribution, Sent};
+use crate::plan::Segment;
+use crate::segment::Entry;
 
 /// 2^40: one in the fixed-point numbers in which contributions are added.
 const ONE: f64 = (1u64 << 40) as f64;
@@ -37,8 +33,8 @@ const CONTRIBUTIONS_MAX: usize = CANDIDATES_MAX as usize;
 
 /// By how much each contribution is scaled down, `[contribution][tensor]`: min(1, median / norm).
 ///
-/// The median is that of all contributions' norms of the tensor, the lower one of the two where their number is even,
-/// so that half of them can never raise it. A tensor of norm 0 has factor 1.
+/// The median is taken over all contributions' norms of the tensor; of two middle ones it is the lower, so that half of
+/// the contributions can never raise it. A tensor of norm 0 has factor 1.
 ///
 /// # Panics
 /// If the contributions belong to different layouts or codecs.
@@ -63,7 +59,7 @@ pub fn clip_factors(contributions: &[&Contribution]) -> Vec<Vec<f64>> {
 ///
 /// Neither the order of `contributions` nor the number of threads matters; without contributions θ stays. A chunk of
 /// scale 0 has sent nothing, so it does not count among the senders. Payloads are unpacked as they are added: memory
-/// beyond θ and the payloads is a few chunks a thread.
+/// beyond θ and the payloads is a few chunks per thread.
 ///
 /// # Panics
 /// If `theta` or the contributions do not belong to `layout`, if there are more than 256 contributions, or if `outer`
@@ -90,7 +86,7 @@ struct Step<'a> {
     rate: f64,
     /// R is the number of senders, but at least this.
     min_divisor: u16,
-    /// Every R from the least on.
+    /// Every R, from the least on.
     divisors: Box<[f64; CONTRIBUTIONS_MAX]>,
 }
 
@@ -113,8 +109,8 @@ impl WithSimd for StepSegment<'_> {
 }
 
 struct Scratch {
-    /// Of each parameter of a chunk Σq · 2^8, and in the eight bits below that by how much its R is above the least: one
-    /// place in memory for both. All 0 between chunks.
+    /// For each parameter of a chunk, Σq · 2^8 and, in the eight bits below, how far its R exceeds the least: one place
+    /// in memory for both. All are 0 between chunks.
     slots: Vec<i64>,
     /// q · 2^8 of one contribution's chunk, by code and R.
     table: Box<Table>,
@@ -145,7 +141,7 @@ impl<'a> Step<'a> {
     fn apply(&self, index: usize, segment: &Segment, theta: &mut [f32], scratch: &mut Scratch) {
         let mut peers: Vec<Chunks<'_>> = self.contributions.iter().map(|peer| peer.chunks(index)).collect();
         for theta in theta.chunks_mut(segment.chunk_len) {
-            // Loops rather than iterators where it is hot: what is not inlined here is compiled for the oldest processor.
+            // Hot code uses loops, not iterators: what is not inlined here is compiled for the oldest processor.
             let mut sent = Vec::with_capacity(peers.len());
             for (peer, clips) in peers.iter_mut().zip(&self.clips) {
                 sent.push((peer.next(), clips[segment.tensor]));
@@ -169,7 +165,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Writes into each slot by how much its R is above the least; returns the largest R of the chunk.
+    /// Writes into each slot how far its R exceeds the least; returns the largest R of the chunk.
     #[inline(always)]
     fn count_senders(&self, sent: &[(Sent<'_>, f64)], slots: &mut [i64]) -> u16 {
         let count = sent.len() as u16;
@@ -206,7 +202,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Everybody sends every parameter.
+    /// Adds a dense chunk, in which everybody sends every parameter.
     #[inline(always)]
     fn add_dense(&self, values: &[[u8; 4]], clip: f64, divisor: u16, slots: &mut [i64]) {
         for (slot, value) in slots.iter_mut().zip(values) {
@@ -228,7 +224,7 @@ fn quantise(value: f64, clip: f64, rate: f64, divisor: f64) -> i64 {
 fn add_sparse(entries: &[Entry], table: &Table, slots: &mut [i64]) {
     for entry in entries {
         let slot = &mut slots[entry.position()];
-        // Sums that are checked would take longer; the module says why none overflows.
+        // Checked sums would take longer; the module's documentation says why none overflows.
         *slot = slot.wrapping_add(table[entry.code()][usize::from(*slot as u8)]);
     }
 }
@@ -236,9 +232,9 @@ fn add_sparse(entries: &[Entry], table: &Table, slots: &mut [i64]) {
 /// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, in steps that every processor has for vectors.
 #[inline(always)]
 fn round_to_i64(x: f64) -> i64 {
-    /// From here on every f64 is an integer, and below it a sum with this is rounded to one.
+    /// From here on every f64 is an integer, and adding this to a smaller one rounds it to an integer.
     const INTEGERS: f64 = (1u64 << 52) as f64;
-    /// A sum of this and an integer of magnitude up to 2^51 has that integer in its lowest bits.
+    /// The sum of this and an integer of magnitude up to 2^51 has that integer in its lowest bits.
     const MIDDLE: f64 = 1.5 * INTEGERS;
     const LOW: u32 = 27;
     let whole = if x < INTEGERS { (x + INTEGERS) - INTEGERS } else { x };

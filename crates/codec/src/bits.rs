@@ -29,7 +29,7 @@ impl<'a> BitWriter<'a> {
         self.pending_bits = bits - free;
     }
 
-    /// Appends the first `bits` of `words`; all other bits of them must be 0.
+    /// Appends the first `bits` of `words`; all their other bits must be 0.
     #[inline(always)]
     pub(crate) fn put_words(&mut self, words: &[u64], bits: usize) {
         for (index, &word) in words[..bits.div_ceil(64)].iter().enumerate() {
@@ -37,7 +37,7 @@ impl<'a> BitWriter<'a> {
         }
     }
 
-    /// Writes what is pending, padded with zero bits to a whole byte, and returns the number of bytes in all.
+    /// Writes what is pending, padded with zero bits to a whole byte, and returns the total number of bytes.
     pub(crate) fn finish(self) -> usize {
         let bytes = self.pending_bits.div_ceil(8);
         self.out[self.at..self.at + bytes].copy_from_slice(&self.pending.to_le_bytes()[..bytes]);
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_put_is_read(items in prop::collection::vec((any::<u64>(), 0usize..=64), 0..100)) {
+        fn written_integers_are_read_back(items in prop::collection::vec((any::<u64>(), 0usize..=64), 0..100)) {
             let items: Vec<(u64, usize)> =
                 items.into_iter().map(|(value, bits)| (value & (!0u64).unbounded_shr(64 - bits as u32), bits)).collect();
             let total: usize = items.iter().map(|item| item.1).sum();

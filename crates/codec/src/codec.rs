@@ -8,26 +8,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use templar_protocol::{
-    layout::Layout,
-    run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN};
 
-use crate::{
-    contribution::Contribution,
-    format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits},
-    frame,
-    plan::{Plan, Segment},
-    segment::{self, Feedback, NotFinite, Reader, Scratch},
-};
+use crate::contribution::Contribution;
+use crate::format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits};
+use crate::frame;
+use crate::plan::{Plan, Segment};
+use crate::segment::{self, Feedback, NotFinite, Reader, Scratch};
 
-/// The codec of one run: chunked top-k with one or two magnitudes a chunk (SparseLoCo), or dense f32 (DiLoCo) for
+/// The codec of one run: chunked top-k with one or two magnitudes per chunk (SparseLoCo), or dense f32 (DiLoCo) for
 /// comparison.
 ///
 /// ```
 /// # use std::sync::Arc;
 /// # use templar_codec::{Codec, DecodeError};
-/// # use templar_protocol::{layout::Layout, run::{CodecKind, CodecSpec}};
+/// # use templar_protocol::layout::Layout;
+/// # use templar_protocol::run::{CodecKind, CodecSpec};
 /// let layout = Arc::new(Layout::new([("w".to_owned(), vec![4096])]));
 /// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 };
 /// let codec = Codec::new(layout, &spec);
@@ -40,11 +37,11 @@ pub struct Codec {
     plan: Arc<Plan>,
     limits: Limits,
     error_decay: f64,
-    /// The instructions that this processor has; only a test takes others.
+    /// The vector instructions that this processor has; only tests choose others.
     pub(crate) arch: Arch,
 }
 
-/// Why error feedback has no payload.
+/// Why error feedback cannot be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -83,12 +80,12 @@ impl Codec {
         self.plan.kind != CodecKind::DenseF32
     }
 
-    /// Length of the largest payload that is valid for this run, in bytes: nothing larger is ever downloaded.
+    /// Length of the largest valid payload of this run, in bytes: nothing larger is ever downloaded.
     pub fn max_payload_bytes(&self) -> u64 {
         *self.plan.payload_bytes.end() as u64
     }
 
-    /// e ← β·e + Δ, in place, for a window in which nothing is sent; else [`Codec::encode`] does it.
+    /// e ← β·e + Δ, in place, for a window in which nothing is sent; otherwise [`Codec::encode`] does it.
     ///
     /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end.
     ///
@@ -105,19 +102,20 @@ impl Codec {
     /// e ← β·e + Δ, the payload of this e, and e ← e − what the payload sends (SparseLoCo, eq. 2): the same bytes for any
     /// number of threads and any processor.
     ///
-    /// Per chunk it sends the `k` values of the largest magnitude, of equal ones those at lower positions, as signs and
-    /// one or two magnitudes, the means of the magnitudes (each capped at `max_abs`) that they stand for, rounded as
-    /// [`mod@format`] says. The difference is taken in f64 and rounded to f32 once. [`Contribution::add_scaled`] puts what was
-    /// sent back if it turns out not to count.
+    /// From each chunk it sends the `k` values of the largest magnitude (of equal ones, those at lower positions) as
+    /// signs and one or two magnitudes: the means of the magnitudes that they stand for, each capped at `max_abs`,
+    /// rounded as [`mod@format`] says. The difference is taken in f64 and rounded to f32 once.
+    /// [`Contribution::add_scaled`] puts what was sent back if it turns out not to count.
     ///
-    /// One pass over `e` and `delta`. Memory beyond the payload: a few chunks a thread. After an error `e` is spoilt.
+    /// Makes one pass over `e` and `delta`; memory beyond the payload is a few chunks per thread. After an error, `e`
+    /// is not usable.
     ///
     /// # Panics
     /// If `e` and `delta` do not have the length of the run's parameters.
     pub fn encode(&self, e: &mut [f32], delta: &[f32]) -> Result<Vec<u8>, EncodeError> {
         let plan = &*self.plan;
         assert_eq!(delta.len(), plan.layout.len(), "Δ does not fit the layout");
-        // Each segment has room for its longest form; afterwards the payload is drawn together.
+        // Each segment has room for its longest form; afterwards the gaps between segments are closed.
         let mut payload = vec![0; *plan.payload_bytes.end()];
         frame::write_head(&mut payload, plan.kind);
         let outs = plan.split(&mut payload[plan.bodies_at()..], |segment| *segment.byte_range().end());
@@ -140,8 +138,8 @@ impl Codec {
         }
         payload.truncate(to);
         let directory = &mut payload[HEAD_BYTES..plan.bodies_at()];
-        let said = plan.segments.iter().zip(lengths).filter(|(segment, _)| segment.says_length());
-        for (field, (_, length)) in directory.as_chunks_mut::<LENGTH_BYTES>().0.iter_mut().zip(said) {
+        let stated = plan.segments.iter().zip(lengths).filter(|(segment, _)| segment.states_length());
+        for (field, (_, length)) in directory.as_chunks_mut::<LENGTH_BYTES>().0.iter_mut().zip(stated) {
             *field = (length as u16).to_le_bytes();
         }
         Ok(payload)
@@ -155,14 +153,14 @@ impl Codec {
         EncodeError::NotFinite { tensor: tensor.name.clone(), index: params.start + within - tensor.range().start }
     }
 
-    /// The contribution that `payload` stands for. Total and canonical: any bytes give a contribution or a typed error
-    /// (always the first in the order of the bytes), and no two payloads give equal contributions.
+    /// The contribution that `payload` stands for. Decoding is total and canonical: any bytes give a contribution or a
+    /// typed error (always the first in the order of the bytes), and no two payloads give equal contributions.
     ///
     /// The payload is checked, not unpacked: [`outer_step`](crate::outer_step) unpacks it chunk by chunk.
     pub fn decode(&self, payload: impl Into<Bytes>) -> Result<Contribution, DecodeError> {
         let (plan, payload) = (&*self.plan, payload.into());
         let starts = frame::read_frame(&payload, plan)?;
-        // Errors are collected apart, because collecting into a Result would return whichever thread came first.
+        // Results are collected one by one: collecting into one Result would return the error of the fastest thread.
         let checked: Vec<Result<f64, (usize, ChunkError)>> = (plan.segments.par_iter().zip(starts.par_windows(2)))
             .map(|(segment, ends)| {
                 let bytes = &payload[ends[0]..ends[1]];
@@ -226,7 +224,8 @@ impl WithSimd for EncodeSegment<'_> {
     }
 }
 
-/// The sum of the squares of what the segment sends, chunk by chunk in order; or the number of the first bad chunk.
+/// Gives the sum of the squares of what the segment sends, chunk by chunk in order, or the number of the first bad
+/// chunk.
 struct CheckSegment<'a> {
     limits: Limits,
     segment: &'a Segment,

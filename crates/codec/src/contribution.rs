@@ -1,19 +1,18 @@
 //! A decoded contribution: which parameters a miner wants moved, and by how much.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::run::CodecKind;
 
-use crate::{
-    plan::{Plan, Segment},
-    segment::{Entry, Reader},
-};
+use crate::plan::{Plan, Segment};
+use crate::segment::{Entry, Reader};
 
-/// A valid contribution to one run: a payload that has been checked. [`Codec::decode`](crate::Codec::decode) makes it,
-/// nothing else. It takes the memory of the payload, which it shares, and 8 bytes for each 65,536 parameters.
+/// A valid contribution to one run: a payload that has been checked. Only [`Codec::decode`](crate::Codec::decode)
+/// produces it. It takes the memory of the payload, which it shares, and 8 bytes per 65,536 parameters.
 #[derive(Clone)]
 pub struct Contribution {
     pub(crate) plan: Arc<Plan>,
@@ -63,7 +62,7 @@ impl Sent<'_> {
         }
     }
 
-    /// How many positions two chunks of one place have in common.
+    /// How many positions two chunks at the same place have in common.
     fn common(self, other: Self) -> usize {
         match (self, other) {
             (Self::Sparse(a, _), Self::Sparse(b, _)) => count_common(a, b),
@@ -72,7 +71,7 @@ impl Sent<'_> {
     }
 }
 
-/// Positions in common of two chunks.
+/// Number of positions that two chunks have in common.
 fn count_common(a: &[Entry], b: &[Entry]) -> usize {
     let (mut i, mut j, mut common) = (0, 0, 0);
     while i < a.len() && j < b.len() {
@@ -126,13 +125,13 @@ impl Contribution {
 
     /// L2 norm of every tensor, in canonical order.
     ///
-    /// In f64: squares are added serially within a chunk, the chunks' sums in their order within a segment, then the
-    /// segments' sums; so every node and every number of threads gets the same bits.
+    /// All in f64: squares are added serially within a chunk, the chunks' sums in their order within a segment, then
+    /// the segments' sums. So the bits are the same on every node, for any number of threads.
     pub fn norms(&self) -> &[f64] {
         &self.norms
     }
 
-    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. For the evaluation of θ, and to put
+    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. It serves to evaluate θ and to put
     /// what did not count back into error feedback; what nodes must agree on is [`outer_step`](crate::outer_step).
     ///
     /// # Panics
@@ -145,10 +144,10 @@ impl Contribution {
     }
 
     /// How alike the choices of two contributions to one run are: the share of a chunk's positions that both have in
-    /// common, 0 ..= 1, averaged over the chunks with the number of their values as weight.
+    /// common, 0 ..= 1, averaged over the chunks, weighted by their numbers of values.
     ///
-    /// Chunks in which either sends nothing are left out, because their positions are filler; 0 if none remains. By
-    /// chance it is k / chunk; dense contributions are always 1.
+    /// Chunks in which either sends nothing are left out, because their positions are filler; the overlap is 0 if no
+    /// chunk remains. By chance it is k / chunk; for dense contributions it is always 1.
     ///
     /// # Panics
     /// If the two belong to different layouts or codecs.
@@ -221,7 +220,7 @@ impl WithSimd for AddScaled<'_> {
     }
 }
 
-/// In short: a contribution may hold gigabytes.
+/// Leaves out the values, because a contribution may hold gigabytes.
 impl fmt::Debug for Contribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contribution")

@@ -1,4 +1,4 @@
-//! The bytes of a contribution, version 1. `docs/spec/contribution.md` is the same for readers who write another
+//! The bytes of a contribution, version 1. `docs/spec/contribution.md` says the same to authors of another
 //! implementation; `testdata/contributions` has examples.
 //!
 //! All integers and floats are little-endian; bits are numbered from the least significant bit of the first byte on,
@@ -34,15 +34,15 @@
 //! value takes 7.5 bits of position, where 7.36 is the bound.)
 //!
 //! *One form.* H is at most `codec.max_abs`. A chunk with s = 0 sends nothing: then r, signs, levels and gaps are 0. In
-//! topk-2bit some value has the high level, and where all have, r is 0.
+//! topk-2bit at least one value has the high level; if all have it, r is 0.
 //!
 //! # dense-f32
 //! A segment is its values as f32, each +0 or a normal number of magnitude at most `codec.max_abs`.
 //!
-//! # Why so
-//! *Total*: a length that the bytes name is checked against bounds that follow from the run before anything is read by
-//! it. *Canonical*: positions cannot repeat or run backwards, and where two byte strings could mean the same (filler of
-//! an empty chunk, levels that are not used, padding, −0), one is chosen and the others are errors. Subnormal numbers
+//! # Why
+//! *Total*: a length that the bytes state is checked against bounds that follow from the run before it is used to read
+//! anything. *Canonical*: positions cannot repeat or run backwards, and where two byte strings could mean the same
+//! (filler of an empty chunk, unused levels, padding, −0), one is chosen and the others are errors. Subnormal numbers
 //! are excluded because some processors flush them to zero.
 
 use crate::select::magnitude_bits;
@@ -55,17 +55,17 @@ pub const VERSION: u8 = 1;
 pub(crate) const LENGTH_BYTES: usize = 2;
 pub(crate) const MAGIC: [u8; 2] = *b"TC";
 /// Bits of the smallest normal f32.
-const MIN_NORMAL: u32 = 0x0080_0000;
+const NORMAL_BITS_MIN: u32 = 0x0080_0000;
 /// A scale is bits 20 … 27 of an f32, counted from here: 2^-28.
 const SCALE_ORIGIN: u32 = (127 - 28) << 3;
 
-/// Why a payload is not a contribution. All of them are its miner's fault.
+/// Why a payload is not a contribution. Each of these is its miner's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     #[error("the payload has {found} bytes, but contributions to this run have {least} to {most}; reject it")]
     WrongLength { found: u64, least: u64, most: u64 },
-    #[error("the payload starts with {found:02x?} instead of \"TC\", so it is no contribution; reject it")]
+    #[error("the payload starts with {found:02x?} instead of \"TC\", so it is not a contribution; reject it")]
     WrongMagic { found: [u8; 2] },
     #[error(
         "the payload has format version {found}, but this run's is {VERSION}; its miner must use the run's release"
@@ -87,19 +87,19 @@ pub enum DecodeError {
 pub enum ChunkError {
     #[error("its scale {code} is above the run's codec.max_abs")]
     ScaleTooLarge { code: u8 },
-    #[error("its last position is {found}, outside of its {len} values")]
+    #[error("its last position is {found}, outside its {len} values")]
     PositionOutOfRange { found: u64, len: u64 },
     #[error("its scale is 0, but its other bits are not")]
     EmptyNotCanonical,
-    #[error("no value has the high level, or all have and the ratio is not 0")]
+    #[error("no value has the high level, or all have it and the ratio is not 0")]
     LevelsNotCanonical,
     #[error("value {position} has the bits {bits:#010x}: not finite, subnormal or −0")]
     ValueInvalid { position: u64, bits: u32 },
     #[error("value {position} has the bits {bits:#010x}: above the run's codec.max_abs")]
     ValueTooLarge { position: u64, bits: u32 },
-    #[error("the segment ends before all of its positions are read")]
+    #[error("the segment ends before its last position")]
     Truncated,
-    #[error("bits follow its last position that are not padding")]
+    #[error("its last position is followed by bits that are not padding")]
     TrailingBits,
 }
 
@@ -125,8 +125,8 @@ impl Limits {
         f64::from(f32::from_bits(magnitude_bits(value).min(self.f32_bits)))
     }
 
-    /// A magnitude as a scale: to the nearest f32, then to the nearest scale, ties to even both times; the run's largest
-    /// above it, and 0 below the smallest.
+    /// Rounds a magnitude to a scale: to the nearest f32, then to the nearest scale, ties to even both times; to the
+    /// run's largest scale above that, and to 0 below the smallest.
     #[inline(always)]
     pub(crate) fn round_scale(self, magnitude: f64) -> u8 {
         let bits = (magnitude as f32).to_bits();
@@ -160,10 +160,10 @@ pub(crate) fn round_ratio(low: f64, high: f64) -> u8 {
 /// A value of error feedback as dense-f32 sends it: capped, and +0 where it is ±0 or subnormal.
 pub(crate) fn canonical_value(value: f32, limits: Limits) -> f32 {
     let magnitude = magnitude_bits(value).min(limits.f32_bits);
-    if magnitude < MIN_NORMAL { 0.0 } else { f32::from_bits(magnitude).copysign(value) }
+    if magnitude < NORMAL_BITS_MIN { 0.0 } else { f32::from_bits(magnitude).copysign(value) }
 }
 
-/// Writes finite values as dense f32, and leaves of them what that cannot say.
+/// Writes finite values as dense f32, and leaves in `values` what that cannot express.
 #[inline(always)]
 pub(crate) fn write_dense(out: &mut [u8], values: &mut [f32], limits: Limits) {
     for (bytes, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
@@ -179,7 +179,7 @@ pub(crate) fn check_dense(bytes: &[u8], limits: Limits) -> Result<(), ChunkError
         let bits = u32::from_le_bytes(*bytes);
         let magnitude = bits & 0x7fff_ffff;
         let position = position as u64;
-        if bits != 0 && !(MIN_NORMAL..0x7f80_0000).contains(&magnitude) {
+        if bits != 0 && !(NORMAL_BITS_MIN..0x7f80_0000).contains(&magnitude) {
             return Err(ChunkError::ValueInvalid { position, bits });
         }
         if magnitude > limits.f32_bits {

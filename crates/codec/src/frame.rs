@@ -1,4 +1,4 @@
-//! What stands around the segments of a payload: its head, and the lengths of the segments.
+//! What precedes the segments of a payload: its head, and the lengths of the segments.
 
 use templar_protocol::run::CodecKind;
 
@@ -31,8 +31,8 @@ pub(crate) fn read_frame(payload: &[u8], plan: &Plan) -> Result<Vec<usize>, Deco
     let mut lengths = payload[HEAD_BYTES..at].as_chunks::<LENGTH_BYTES>().0.iter();
     for (index, segment) in plan.segments.iter().enumerate() {
         let range = segment.byte_range();
-        let said = if segment.says_length() { lengths.next() } else { None };
-        let length = said.map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
+        let stated = if segment.states_length() { lengths.next() } else { None };
+        let length = stated.map_or(*range.start(), |bytes| usize::from(u16::from_le_bytes(*bytes)));
         if !range.contains(&length) {
             return Err(DecodeError::SegmentLength {
                 segment: index as u64,

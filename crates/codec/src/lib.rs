@@ -2,14 +2,14 @@
 //!
 //! Parameters are one flat `&[f32]` in the canonical order of [`Layout`](templar_protocol::layout::Layout). A
 //! *chunk* is a run of `spec.chunk` values of one tensor; of each chunk a miner sends the few largest. What it does
-//! not send stays in its *error feedback* and is sent later, so that nothing is lost, only late (SparseLoCo, eq. 2).
+//! not send stays in its *error feedback* and is sent later, so that nothing is lost, only delayed (SparseLoCo, eq. 2).
 //!
 //! In the order in which a window uses them:
 //!
 //! | step | who | item |
 //! |---|---|---|
 //! | e ← β·e + Δ, payload = encode(e), e ← e − decode(payload) | miner | [`Codec::encode`] |
-//! | contribution = decode(payload), or why not | everybody | [`Codec::decode`] |
+//! | contribution = decode(payload), or a typed error | everybody | [`Codec::decode`] |
 //! | e ← e + contribution, if it did not count | miner | [`Contribution::add_scaled`] |
 //! | how much each peer is clipped, tensor by tensor | everybody | [`clip_factors`] |
 //! | θ′ from θ and all contributions, to the bit | everybody | [`outer_step`] |
@@ -29,7 +29,7 @@
 //! let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 2, error_decay: 0.95, max_abs: 1.0 };
 //! let codec = Codec::new(Arc::clone(&layout), &spec);
 //!
-//! // A miner learned something; two of its sixteen values are sent, as a sign and their mean magnitude.
+//! // A miner learned something; two of its sixteen values are sent, each as a sign and their mean magnitude.
 //! let mut e = vec![0.0; 16];
 //! let mut delta = vec![0.01; 16];
 //! (delta[3], delta[9]) = (0.5, -0.25);
@@ -47,7 +47,7 @@
 //! assert_eq!((e[3], e[9], e[0]), (0.125, 0.125, 0.01));
 //! ```
 
-#![allow(clippy::inline_always, reason = "what is not inlined into a kernel is compiled for the oldest processor")]
+#![allow(clippy::inline_always, reason = "code that is not inlined into a kernel is compiled for the oldest processor")]
 #![allow(clippy::float_cmp, reason = "bits are the contract here: nearly equal is a different protocol")]
 
 mod aggregate;

@@ -1,14 +1,12 @@
-//! Every set of instructions gives the same bits: whole windows through each that this processor has.
+//! Every instruction set gives the same bits: each one that this processor has computes whole windows.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use pulp::Arch;
-use templar_protocol::{
-    hash::Hasher,
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 use crate::{Codec, Contribution, outer_step};
 
@@ -49,7 +47,7 @@ fn window(codec: &Codec, seed: u64, outer: &OuterSpec) -> (Vec<Vec<u8>>, Vec<u32
 
 proptest! {
     #[test]
-    fn every_set_of_instructions_gives_the_same_bits(
+    fn every_instruction_set_gives_the_same_bits(
         seed: u64,
         kind in prop_oneof![Just(CodecKind::TopkSign), Just(CodecKind::TopkTwoBit), Just(CodecKind::DenseF32)],
         (chunk, k) in prop_oneof![Just((4096u32, 64u32)), Just((256, 4)), (1u32..300, 1u32..300)],

@@ -1,22 +1,18 @@
 //! Where everything lies: chunks, sent values and the bounds of all lengths follow from the layout and the codec's
 //! specification alone, so a stranger's bytes can never choose the size of an allocation.
 
-use std::{
-    ops::{Range, RangeInclusive},
-    sync::Arc,
-};
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 use crate::format::{HEAD_BYTES, LENGTH_BYTES};
 
 /// Parameters in one unit of parallel work, at least one chunk: 256 KiB, which a core's own cache holds.
 const SEGMENT_PARAMS: usize = 1 << 16;
-/// Shorter chunks than this do not make a segment of more chunks, so that its length in bytes fits 16 bits.
-const LEAST_CHUNK: usize = 8;
+/// Shorter chunks do not give a segment more chunks, so that its length in bytes fits 16 bits.
+const SEGMENT_CHUNK_MIN: usize = 8;
 /// Bits of a chunk's scale.
 pub(crate) const SCALE_BITS: usize = 8;
 /// Bits of the ratio of a chunk's two levels.
@@ -57,22 +53,22 @@ impl Segment {
     }
 
     /// The largest number of unary bits of a chunk: a 1 for each value, and a 0 for each 2^b positions passed over.
-    pub(crate) fn max_unary_bits(&self) -> usize {
+    pub(crate) fn unary_bits_max(&self) -> usize {
         match self.kind {
             CodecKind::TopkSign | CodecKind::TopkTwoBit => self.k + ((self.chunk_len - self.k) >> self.low_bits),
             CodecKind::DenseF32 => 0,
         }
     }
 
-    /// Lengths that its bytes can have.
+    /// The lengths that it can have, in bytes.
     pub(crate) fn byte_range(&self) -> RangeInclusive<usize> {
-        let least = self.chunks * (self.fixed_bits + self.max_unary_bits().min(self.k));
-        let most = self.chunks * (self.fixed_bits + self.max_unary_bits());
+        let least = self.chunks * (self.fixed_bits + self.unary_bits_max().min(self.k));
+        let most = self.chunks * (self.fixed_bits + self.unary_bits_max());
         least.div_ceil(8)..=most.div_ceil(8)
     }
 
-    /// Whether the payload says its length: where there is but one, it does not.
-    pub(crate) fn says_length(&self) -> bool {
+    /// Whether the payload states its length; it does not if only one is possible.
+    pub(crate) fn states_length(&self) -> bool {
         let range = self.byte_range();
         range.start() < range.end()
     }
@@ -93,14 +89,14 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(layout: Arc<Layout>, spec: &CodecSpec) -> Self {
         let (chunk, k) = (spec.chunk as usize, spec.k as usize);
-        let per_segment = (SEGMENT_PARAMS / chunk.max(LEAST_CHUNK)).max(1);
+        let per_segment = (SEGMENT_PARAMS / chunk.max(SEGMENT_CHUNK_MIN)).max(1);
         let mut segments = Vec::new();
         let mut first_param = 0;
         for (tensor, spec_of) in layout.tensors().iter().enumerate() {
             let (full, tail) = (spec_of.range().len() / chunk, spec_of.range().len() % chunk);
             let mut add = |chunk_in_tensor: usize, chunks: usize, chunk_len: usize| {
                 let k = match spec.kind {
-                    // Rounded up, so that every tensor is heard; never more than its share, so that none is dense.
+                    // Rounded up, so that every tensor sends something; not more, so that no tensor becomes dense.
                     CodecKind::TopkSign | CodecKind::TopkTwoBit => (k * chunk_len).div_ceil(chunk),
                     CodecKind::DenseF32 => chunk_len,
                 };
@@ -138,13 +134,13 @@ impl Plan {
         plan
     }
 
-    /// Bytes before the first segment: the head, and the segments' lengths where they are not all known.
+    /// Bytes before the first segment: the head, and the lengths of the segments that state theirs.
     pub(crate) fn bodies_at(&self) -> usize {
         HEAD_BYTES + self.directory_bytes()
     }
 
     pub(crate) fn directory_bytes(&self) -> usize {
-        LENGTH_BYTES * self.segments.iter().filter(|segment| segment.says_length()).count()
+        LENGTH_BYTES * self.segments.iter().filter(|segment| segment.states_length()).count()
     }
 
     /// Cuts the flat parameters into the segments' shares.
@@ -166,7 +162,7 @@ impl Plan {
     }
 }
 
-/// The largest b with 13 · k · 2^b ≤ 9 · L, or 0: near ln 2 · L / k, the best for gaps of a random choice (Golomb 1966).
+/// The largest b with 13 · k · 2^b ≤ 9 · L, or 0: 2^b is near ln 2 · L / k, the best for random gaps (Golomb 1966).
 fn low_bits(chunk_len: usize, k: usize) -> usize {
     (9 * chunk_len / (13 * k)).checked_ilog2().unwrap_or(0) as usize
 }
@@ -197,7 +193,7 @@ mod tests {
     #[test]
     fn small_tensors_are_never_dense() {
         let plan = plan(CodecKind::TopkSign, &[4096, 1024, 65, 64, 1, 65_536], 4096, 64);
-        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.low_bits, s.fixed_bits, s.max_unary_bits())).collect();
+        let sent: Vec<_> = plan.segments.iter().map(|s| (s.k, s.low_bits, s.fixed_bits, s.unary_bits_max())).collect();
         let full = (64, 5, 8 + 64 * 6, 64 + 126);
         assert_eq!(sent, [full, (16, 5, 8 + 16 * 6, 16 + 31), (2, 4, 18, 5), (1, 5, 14, 2), (1, 0, 9, 1), full]);
     }

@@ -1,16 +1,14 @@
-//! Segments of top-k chunks to bytes and back: the kernels, which run on one thread and know no errors but their own.
+//! Segments of top-k chunks to bytes and back: the kernels, which run on one thread and return their own errors only.
 //!
-//! They are plain Rust, compiled for several instruction sets (see [`crate::codec`]), and no floating-point operation in
-//! them may be fused or reordered: so every path gives the same bits.
+//! They are plain Rust, compiled for several instruction sets (see [`crate::codec`]). No floating-point operation in
+//! them may be fused or reordered, so that every path gives the same bits.
 
 use pulp::Simd;
 
-use crate::{
-    bits::{BitWriter, Bits},
-    format::{ChunkError, Limits, low_level, round_ratio, scale_value},
-    plan::{RATIO_BITS, SCALE_BITS, Segment},
-    select::{Selection, magnitude_bits},
-};
+use crate::bits::{BitWriter, Bits};
+use crate::format::{ChunkError, Limits, low_level, round_ratio, scale_value};
+use crate::plan::{RATIO_BITS, SCALE_BITS, Segment};
+use crate::select::{Selection, magnitude_bits};
 
 /// A value in the segment is not finite.
 #[derive(Debug, PartialEq)]
@@ -46,8 +44,8 @@ impl Feedback<'_> {
     }
 }
 
-/// Accumulates Δ, writes what is sent of it into `out`, which is as long as the segment can get, and takes that out of e;
-/// returns the length.
+/// Accumulates Δ into e, writes what is sent into `out`, which has room for the longest segment, and subtracts it from
+/// e. Returns the length of the segment in bytes.
 #[inline(always)]
 pub(crate) fn encode<S: Simd>(
     simd: S,
@@ -59,7 +57,7 @@ pub(crate) fn encode<S: Simd>(
 ) -> Result<usize, NotFinite> {
     let mut writer = BitWriter::new(out);
     scratch.unary.clear();
-    scratch.unary.resize((segment.chunks * segment.max_unary_bits()).div_ceil(64), 0);
+    scratch.unary.resize((segment.chunks * segment.unary_bits_max()).div_ceil(64), 0);
     let mut unary_bits = 0;
     let Feedback { e, delta, decay } = feedback;
     for (e, delta) in e.chunks_mut(segment.chunk_len).zip(delta.chunks(segment.chunk_len)) {
@@ -109,7 +107,7 @@ fn encode_chunk<S: Simd>(
         let mut next = 0;
         for (index, (&position, &sign)) in selection.positions.iter().zip(&*signs).enumerate() {
             gaps.push(position - next);
-            // Beyond the last position of the longest chunk there is none.
+            // This wraps only after the last position of the longest chunk, where it is not used again.
             next = position.wrapping_add(1);
             let level = (levels[index / 64] >> (index % 64) & 1) as usize;
             let e = &mut chunk[usize::from(position)];
@@ -147,13 +145,14 @@ fn put_plane(writer: &mut BitWriter<'_>, values: &[u16], plane: usize) {
     }
 }
 
-/// The scale that loses least (in squares) if all values are sent with one magnitude: their mean.
+/// The scale with the least squared error if all values are sent with one magnitude: their mean.
 #[inline(always)]
 fn one_level(magnitudes: &[f64], limits: Limits) -> u8 {
     limits.round_scale(above(magnitudes, 0.0).0 / magnitudes.len() as f64)
 }
 
-/// Sum and number of the magnitudes that are not below a threshold. In eight lanes: one addition does not wait for the other.
+/// Sum and number of the magnitudes that are not below a threshold, in eight lanes, so that no addition waits for the
+/// last.
 #[inline(always)]
 fn above(magnitudes: &[f64], threshold: f64) -> (f64, f64) {
     let (mut sums, mut counts) = ([0.0; 8], [0.0; 8]);
@@ -216,7 +215,7 @@ impl ChunkHead {
         self.scale == 0
     }
 
-    /// The value of each code: bit 0 is the sign, bit 1 the level (always 0 where there is but one).
+    /// The value of each code: bit 0 is the sign, bit 1 the level (always 0 if there is only one).
     #[inline(always)]
     pub(crate) fn values(self, two_levels: bool) -> [f32; 4] {
         let high = scale_value(self.scale);
@@ -285,7 +284,8 @@ impl<'a> Reader<'a> {
         }
         self.fixed_at += segment.fixed_bits;
         self.unary_at = end;
-        // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, hence without an order.
+        // At most 2^16 squares of 18 bits whose magnitudes are within a factor 2^10: exact, so their order does not
+        // matter.
         let [low, _, high, _] = head.values(segment.has_two_levels());
         let square = |value: f32, count: usize| f64::from(value) * f64::from(value) * count as f64;
         Ok(square(high, highs) + square(low, k - highs))
@@ -323,7 +323,7 @@ impl<'a> Reader<'a> {
         let (k, low_bits) = (segment.k, segment.low_bits);
         let lows_at = self.fixed_at + segment.fixed_bits - k * low_bits;
         let mut ones = [0; 128];
-        // What the low bits and the unary parts of all gaps before add up to.
+        // The sums of the low bits and of the unary parts of all earlier gaps.
         let (mut lows_sum, mut zeros_sum) = (0u32, 0u32);
         for (group, entries) in entries.chunks_mut(64).enumerate() {
             let (count, at) = (entries.len(), 64 * group);
@@ -336,7 +336,7 @@ impl<'a> Reader<'a> {
                 spread(bits.get(signs_at + k + at, count), 17, &mut codes);
             }
             self.take_ones(count, &mut ones);
-            // Checked additions would take longer than all else.
+            // Checked additions would take longer than everything else.
             for low in &mut lows {
                 lows_sum = lows_sum.wrapping_add(*low);
                 *low = lows_sum;
@@ -354,11 +354,11 @@ impl<'a> Reader<'a> {
         head
     }
 
-    /// Where the next `count` (1 to 64) ones of the unary part lie, counted from the first of its bits that is left; takes
-    /// these bits. The segment has been checked, so there are so many.
+    /// Finds the next `count` (1 to 64) ones of the unary part, counted from its first remaining bit, and consumes
+    /// these bits. The segment has been checked, so that many exist.
     #[inline(always)]
     fn take_ones(&mut self, count: usize, ones: &mut [u32; 128]) {
-        /// Written at once, whether a word has so many or not: cheaper than to guess how many it has.
+        /// Written at once, whether a word has that many or not: cheaper than a mispredicted branch.
         const AT_ONCE: usize = 8;
         let (mut found, mut from) = (0, 0);
         while found < count && self.unary_at + from < 8 * self.bytes.len() {

@@ -2,22 +2,22 @@
 
 use pulp::{Simd, bytemuck};
 
-/// What [`Selection::select_largest`] found, and its working memory: reuse it from chunk to chunk.
+/// What [`Selection::select_largest`] found, and its working memory, to be reused from chunk to chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     /// Positions of the selected values, strictly increasing.
     pub(crate) positions: Vec<u16>,
     /// A bit for each value of the chunk: whether its magnitude reaches the bound.
     reached: Vec<u64>,
-    /// Positions of the values that reach it, then what is left from other chunks.
+    /// Positions of the values that reach it, followed by leftovers of other chunks.
     candidates: Vec<u16>,
     /// [`magnitude_bits`] of the candidates.
     magnitudes: Vec<u32>,
-    /// Magnitudes that need not stay where they are.
+    /// Magnitudes that may be reordered.
     ranked: Vec<u32>,
 }
 
-/// Magnitude of a value as an integer that orders as the magnitude does; above every finite one for ∞ and NaN.
+/// Magnitude of a value as an integer with the same order; ∞ and NaN are above every finite one.
 #[inline(always)]
 pub(crate) fn magnitude_bits(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
@@ -50,7 +50,7 @@ fn reached<S: Simd>(simd: S, group: &[f32; 64], bound: u32) -> u64 {
 }
 
 impl Selection {
-    /// Selects the `k` values of the largest magnitude, of equal ones those at lower positions, and returns the bits
+    /// Selects the `k` values of the largest magnitude (of equal ones, those at lower positions) and returns the bits
     /// of the largest magnitude of all. `1 ≤ k ≤ chunk.len() ≤ 65536`.
     #[inline(always)]
     pub(crate) fn select_largest<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
@@ -60,8 +60,8 @@ impl Selection {
         self.keep_largest(k, count)
     }
 
-    /// A bound that `k` values reach for sure, and not many more: about the k-th largest maximum of disjoint sets of values,
-    /// of which there are four for each value sought; 0 where that is more sets than can be had.
+    /// A bound that at least `k` values reach, and not many more: about the k-th largest maximum of disjoint sets of
+    /// values, four sets per value sought; 0 if the chunk does not have that many sets.
     #[inline(always)]
     fn bound<S: Simd>(&mut self, simd: S, chunk: &[f32], k: usize) -> u32 {
         let rows = S::as_simd_f32s(chunk).0;
@@ -80,7 +80,7 @@ impl Selection {
         let (mut low, mut high) = (0, 1 << 31);
         while high - low > 1 {
             let middle = u32::midpoint(low, high);
-            // Additions that are checked would be made one by one.
+            // Checked additions would not be vectorised.
             let count =
                 self.ranked.iter().fold(0u32, |n, &maximum| n.wrapping_add(u32::from(maximum >= middle))) as usize;
             if count < k {
@@ -112,7 +112,7 @@ impl Selection {
     /// Collects the values that were marked, in the order of positions, and counts them.
     #[inline(always)]
     fn gather(&mut self, chunk: &[f32]) -> usize {
-        /// Positions that are written at once, whether there are so many or not: cheaper than to guess how many there are.
+        /// Positions written at once, whether there are that many or not: cheaper than a mispredicted branch.
         const AT_ONCE: usize = 4;
         if self.candidates.len() < chunk.len() + AT_ONCE {
             self.candidates.resize(chunk.len() + AT_ONCE, 0);
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// The rule, said as plainly as possible.
+    /// The rule, as plainly as possible.
     fn sorted(chunk: &[f32], k: usize) -> Vec<u16> {
         let mut positions: Vec<u16> = (0..=(chunk.len() - 1) as u16).collect();
         positions.sort_by(|&a, &b| chunk[b as usize].abs().total_cmp(&chunk[a as usize].abs()).then(a.cmp(&b)));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_chunk_has_positions() {
+    fn positions_of_the_longest_chunk_fit() {
         let mut chunk = vec![0.0f32; 65_536];
         (chunk[65_535], chunk[0]) = (-1.0, 1.0);
         let mut selection = Selection::default();

@@ -1,38 +1,32 @@
-//! Memory beyond inputs and outputs: a few chunks a thread, and a few words for each segment of 65,536 parameters.
+//! Memory beyond inputs and outputs: a few chunks per thread, and a few words per segment of 65,536 parameters.
 //!
 //! A test binary of its own with one test, because its allocator counts what the whole process holds.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::{
-    alloc::{GlobalAlloc, Layout as Block, System},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::alloc::{GlobalAlloc, Layout as Block, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
 use rayon::ThreadPool;
 use templar_codec::{Codec, Contribution, outer_step};
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 const CHUNK: usize = 4096;
 const PEERS: usize = 20;
 const SEGMENT_PARAMS: usize = 1 << 16;
-/// Working memory of one thread. Encoding: positions and magnitudes of the candidates, a whole chunk of them if all
-/// values are equal. The outer step: eight bytes a parameter of a chunk, a table of 8 KiB, and of each peer one chunk's
-/// entries.
+/// Working memory of one thread. Encoding needs positions and magnitudes of the candidates, a whole chunk of them if
+/// all values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
+/// entries per peer.
 const THREAD_BYTES: usize = 4 * CHUNK * size_of::<f32>();
 /// Two slices, a start, and a length or a checked sum.
 const SEGMENT_BYTES: usize = 96;
 /// A norm in each contribution, a clip factor for it, and the median.
 const TENSOR_BYTES: usize = 32;
 
-/// The system's allocator, with an account of the bytes that are held and of the most that were.
+/// The system's allocator, with a count of the bytes held now and of their maximum.
 struct Counting {
     held: AtomicUsize,
     most: AtomicUsize,
@@ -79,7 +73,7 @@ fn check(kind: CodecKind, pool: &ThreadPool, delta: &[f32]) {
     // Each tensor may end in a segment of its own.
     let segments = params.div_ceil(SEGMENT_PARAMS) + 2 * tensors;
     let bound = threads * THREAD_BYTES + segments * SEGMENT_BYTES + tensors * TENSOR_BYTES * PEERS;
-    assert!(bound < params / 8, "the bound rules out a copy of as much as a bit a parameter");
+    assert!(bound < params / 8, "the bound rules out a copy of even one bit per parameter");
     let assert_bounded = |what: &str, extra: usize| {
         assert!(extra <= bound, "{what}, {kind:?}, {threads} threads: {extra} bytes, more than {bound}");
     };
@@ -100,11 +94,11 @@ fn check(kind: CodecKind, pool: &ThreadPool, delta: &[f32]) {
 }
 
 #[test]
-fn no_step_needs_more_than_a_few_chunks_a_thread() {
+fn no_step_needs_more_than_a_few_chunks_per_thread() {
     let varied: Vec<f32> = (0..layout().len()).map(|at| ((at * 7919 % 10_007) as f32 - 5003.0) * 1e-4).collect();
     // Every value of a chunk is a candidate.
     let equal = vec![1.0; varied.len()];
-    // Both stay to the end: threads that start or stop meanwhile would count.
+    // Both stay to the end: threads that start or stop in between would count.
     let pools = [1, 2].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     for pool in &pools {
         pool.broadcast(|_| ());

@@ -4,10 +4,8 @@
 
 use serde_json::json;
 use templar_cpu::Engine;
-use templar_protocol::{
-    hash::Hasher,
-    layout::{Layout, ModelSpec},
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::{Layout, ModelSpec};
 
 fn main() {
     let case = |(heads, kv_heads, tied_embeddings): (u32, u32, bool)| {

@@ -1,11 +1,11 @@
-//! Slices that begin with a cache line.
+//! Slices that begin at a cache line.
 
 use std::ops::{Deref, DerefMut};
 
 /// Elements of a cache line.
 pub(crate) const LINE: usize = 16;
 
-/// Values from the beginning of a cache line on: vectors of 64 bytes that lie across two lines cost as much as two.
+/// Values that begin at a cache line, because a vector of 64 bytes across two lines costs as much as two vectors.
 #[derive(Debug, Default)]
 pub(crate) struct Aligned {
     values: Vec<f32>,
@@ -14,17 +14,17 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// Makes it as long as asked, without giving memory back. Its values are whatever was there.
+    /// Sets the length without giving memory back. The values are whatever was there before.
     pub(crate) fn resize(&mut self, len: usize) {
         if self.values.len() < self.start + len {
             self.values = vec![0.0; len + LINE - 1];
-            // A platform that cannot tell the place of memory gets none that is aligned.
+            // Where the alignment of memory cannot be determined, the values stay unaligned.
             self.start = self.values.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE - 1);
         }
         self.len = len;
     }
 
-    /// At least `len` values, of which the first `len`.
+    /// Makes room for at least `len` values, and returns the first `len`.
     pub(crate) fn room(&mut self, len: usize) -> &mut [f32] {
         self.resize(len.max(self.len));
         &mut self[..len]

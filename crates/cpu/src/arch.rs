@@ -4,11 +4,12 @@ use pulp::Arch;
 
 #[cfg(test)]
 thread_local! {
-    /// What tests put in place of the widest on their thread.
+    /// What tests use instead of the widest on their thread.
     pub(crate) static FORCED: std::cell::Cell<Option<Arch>> = const { std::cell::Cell::new(None) };
 }
 
-/// Runs `kernel` with the widest vectors of this processor. What it calls must be `#[inline(always)]` to take part.
+/// Runs `kernel` with the widest vectors of this processor. Functions that it calls use them only if they are
+/// `#[inline(always)]`.
 #[inline]
 pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
     arch().dispatch(kernel)

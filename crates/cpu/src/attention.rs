@@ -1,7 +1,7 @@
 //! Causal grouped-query attention of one sequence and one key-value head, forward and backward.
 //!
 //! Queries are taken in blocks; a block's scores against all keys up to its last position are the largest thing in memory.
-//! The backward pass computes them again from the queries, the keys and one number a row.
+//! The backward pass computes them again from the queries, the keys and one number per row.
 
 use std::cell::RefCell;
 
@@ -11,7 +11,7 @@ use crate::kernels::{causal_softmax, causal_softmax_backward, dot};
 use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 
-/// Queries of a block.
+/// Queries per block.
 const BLOCK: usize = 64;
 
 thread_local! {
@@ -78,9 +78,9 @@ impl Attention<'_> {
         });
     }
 
-    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is what
-    /// [`Attention::forward`] gave and `d_mixed` its gradient, both from the group's first head on with rows `mixed_stride`
-    /// apart.
+    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is the
+    /// output of [`Attention::forward`] and `d_mixed` its gradient, both from the group's first head on with rows
+    /// `mixed_stride` apart.
     pub(crate) fn backward(
         &self,
         d: &mut [f32],
@@ -161,7 +161,7 @@ impl Attention<'_> {
     }
 }
 
-/// Calls `work` with slices of the given lengths, whose values are whatever the last call left there.
+/// Calls `work` with slices of the given lengths, which hold whatever the last call left there.
 fn with_scratch<const N: usize>(sizes: [usize; N], work: impl FnOnce([&mut [f32]; N])) {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut rest = scratch.room(sizes.iter().map(|size| size.next_multiple_of(LINE)).sum());

@@ -13,7 +13,7 @@ use crate::shape::Shape;
 const WEIGHT_ROWS: usize = 256;
 
 /// From the gradient of the final norm's output, in `buffers.gradients.d_normed`, to that of every parameter but the output
-/// projection. What the forward pass left in the layers' buffers is used up.
+/// projection. It overwrites what the forward pass left in the layers' buffers.
 pub(crate) fn backward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32], gradient: &mut [f32], onto: Onto) {
     let shape = context.shape;
     let depth = shape.layers.len();
@@ -40,7 +40,7 @@ pub(crate) fn backward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u3
     }
 }
 
-/// The parts of a norm's gradient in their order.
+/// Adds up the parts of a norm's gradient in their order.
 fn add_norm(gradient: &mut [f32], parts: &[f32], onto: Onto) {
     if onto == Onto::Replace {
         gradient.fill(0.0);
@@ -105,7 +105,7 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize) {
     let (d_heads, packed) = (&gradients.d_heads, &buffers.packed);
     let mut jobs: Vec<Job<'_>> = vec![];
     for number in 0..batch.blocks() {
-        let one = "one a block";
+        let one = "one per block";
         let block = Block {
             d_x: d_x.next().expect(one),
             d_middle: d_middle.next().expect(one),
@@ -217,8 +217,8 @@ fn gather(context: Context<'_>, out: &mut [f32], d_heads: &[f32], first: usize) 
     }
 }
 
-/// Gradients of the projections' weights of layer `at` and of the other weights of layer `at − 1`, and beside them attention
-/// of layer `at − 1` backward.
+/// Gradients of the projections' weights of layer `at` and of the other weights of layer `at − 1`, beside the backward
+/// attention of layer `at − 1`.
 fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize, gradient: &mut [f32], onto: Onto) {
     let Context { shape, batch, meter, .. } = context;
     let Shape { hidden, ffn, heads, kv_heads, dim, .. } = *shape;

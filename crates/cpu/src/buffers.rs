@@ -4,7 +4,7 @@ use crate::aligned::Aligned;
 use crate::product::Panels;
 use crate::shape::{Batch, Shape};
 
-/// What one layer's backward pass needs of its forward pass. Every buffer has one row a position of the batch.
+/// What one layer's backward pass needs of its forward pass. Every buffer has one row per position of the batch.
 #[derive(Debug, Default)]
 pub(crate) struct Layer {
     /// The residual stream as it comes in, `[rows, hidden]`.
@@ -32,12 +32,12 @@ pub(crate) struct Packed {
 
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// All layers for training; without gradients two suffice, in turns.
+    /// All layers for training; without gradients, two that take turns suffice.
     pub(crate) layers: Vec<Layer>,
     pub(crate) packed: Packed,
     /// The residual stream after the last layer, `[rows, hidden]`.
     pub(crate) out: Aligned,
-    /// Output of a norm, `[rows, hidden]`; and of the other norm of a layer.
+    /// Output of a norm, `[rows, hidden]`, and of the other norm of a layer.
     pub(crate) normed: Aligned,
     pub(crate) post_normed: Aligned,
     /// SwiGLU's output, `[rows, ffn]`.
@@ -53,12 +53,12 @@ pub(crate) struct Buffers {
 pub(crate) struct LossBuffers {
     /// Logits of a chunk of rows, transposed: `[vocabulary, chunk]`.
     pub(crate) logits: Aligned,
-    /// The chunk's rows of `normed` in panels, transposed for the logits and as they are for the weights' gradient.
+    /// The chunk's rows of `normed` in panels: transposed for the logits, and unchanged for the weights' gradient.
     pub(crate) normed_t: Aligned,
     pub(crate) normed: Aligned,
     /// Some tokens' rows of the projection in panels.
     pub(crate) head: Aligned,
-    /// For each block of the vocabulary `[largest, sum, target's logit][chunk]`.
+    /// For each block of the vocabulary: `[largest, sum, target's logit][chunk]`.
     pub(crate) blocks: Aligned,
 }
 
@@ -80,13 +80,14 @@ pub(crate) struct GradientBuffers {
     pub(crate) mixed: Aligned,
     pub(crate) post_normed: Aligned,
     pub(crate) gated: Aligned,
-    /// Parts of the norms' gradients, one a block of rows: `[blocks, hidden]`.
+    /// Parts of the norms' gradients, one per block of rows: `[blocks, hidden]`.
     pub(crate) d_input_norm: Aligned,
     pub(crate) d_post_norm: Aligned,
 }
 
 impl Buffers {
-    /// Makes room for a batch; `training` for all that a backward pass needs. Returns for how many layers.
+    /// Makes room for a batch and, with `training`, for all that a backward pass needs. Returns the number of layers
+    /// that have a buffer.
     pub(crate) fn fit(&mut self, shape: &Shape, batch: Batch, training: bool) -> usize {
         let (rows, hidden, ffn) = (batch.rows(), shape.hidden, shape.ffn);
         let kept = if training { shape.layers.len() } else { shape.layers.len().min(2) };

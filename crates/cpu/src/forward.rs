@@ -1,6 +1,7 @@
 //! The forward pass: row-wise work in blocks of rows, attention by sequence and key-value head, in turns.
 
-use std::{mem, ops::Range};
+use std::mem;
+use std::ops::Range;
 
 use crate::aligned::Aligned;
 use crate::attention::{Attention, Projections};
@@ -47,7 +48,7 @@ impl Context<'_> {
 
 /// From tokens to `buffers.out`, the residual stream after the last layer.
 ///
-/// `kept` is the number of layers that there is memory for: all, or two in turns.
+/// `kept` is the number of layers that have a buffer: all, or two that take turns.
 pub(crate) fn forward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32], kept: usize) {
     let Context { shape, theta, .. } = context;
     let depth = shape.layers.len();
@@ -77,7 +78,7 @@ pub(crate) fn forward(context: Context<'_>, buffers: &mut Buffers, inputs: &[u32
 
 /// One block of rows: the end of the layer before and the beginning of the next.
 struct Block<'a> {
-    /// Slices of the layer before, if there is one: mixed by heads, and what follows from it.
+    /// Slices of the layer before, if there is one: the mixed values, and what follows from them.
     done: Option<Done<'a>>,
     /// Where the residual stream comes in (and goes to, after `done`).
     x: &'a mut [f32],
@@ -115,12 +116,12 @@ fn rows(context: Context<'_>, buffers: &mut Buffers, at: usize, done: Option<&mu
     for number in 0..batch.blocks() {
         let block = Block {
             done: done.as_mut().map(|parts| {
-                let (((x, mixed), middle), (gate_up, gated)) = parts.next().expect("one a block");
+                let (((x, mixed), middle), (gate_up, gated)) = parts.next().expect("one per block");
                 Done { x, mixed, middle, gate_up, gated }
             }),
-            x: x.next().expect("one a block"),
-            qkv: qkv.as_mut().map(|parts| parts.next().expect("one a block")),
-            normed: normed.next().expect("one a block"),
+            x: x.next().expect("one per block"),
+            qkv: qkv.as_mut().map(|parts| parts.next().expect("one per block")),
+            normed: normed.next().expect("one per block"),
         };
         jobs.push(Box::new(move || block.run(context, at, number, heads, packed)));
     }
@@ -148,7 +149,7 @@ impl Block<'_> {
 }
 
 impl Done<'_> {
-    /// From what attention mixed to the residual stream behind the layer.
+    /// From what attention mixed to the residual stream after the layer.
     fn run(self, context: Context<'_>, weights: &LayerRanges, x: &mut [f32], normed: &mut [f32], packed: &Packed) {
         let Context { shape, theta, meter, .. } = context;
         let Shape { hidden, ffn, epsilon, .. } = *shape;
@@ -180,7 +181,7 @@ fn gather(context: Context<'_>, out: &mut [f32], heads: &[f32], first: usize) {
     }
 }
 
-/// Attention of layer `at`, and beside it the weights for the next blocks of rows.
+/// Attention of layer `at`; beside it, the weights for the next blocks of rows are brought into panels.
 fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer) {
     let Context { shape, batch, meter, .. } = context;
     let mut jobs: Vec<Job<'_>> = vec![];
@@ -196,8 +197,8 @@ fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer
     run(jobs);
 }
 
-/// Tasks that bring into panels what the blocks of rows between layers `at − 1` and `at` multiply with, `turned` or not from
-/// `[out, in]`.
+/// Tasks that bring into panels the weights that blocks of rows between layers `at − 1` and `at` multiply with.
+/// `turned` may transpose them from `[out, in]`.
 pub(crate) fn pack_weights<'a>(
     jobs: &mut Vec<Job<'a>>,
     context: Context<'a>,

@@ -27,7 +27,7 @@ fn dot(values: &Matrix, weights: &[f32]) -> f64 {
     values.iter().flatten().zip(weights).map(|(value, weight)| value * f64::from(*weight)).sum()
 }
 
-/// `found` must be the gradient of `loss` at `at`, in every element or in 200 of them.
+/// Checks that `found` is the gradient of `loss` at `at`, in every element or in 200 of them.
 fn check(found: &[f32], at: &[f32], stream: &mut Stream, loss: impl Fn(&[f64]) -> f64) {
     const STEP: f64 = 1e-4;
     assert_eq!(found.len(), at.len());

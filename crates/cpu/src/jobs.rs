@@ -1,4 +1,4 @@
-//! Work that may run at once.
+//! Work that may run in parallel.
 
 use rayon::prelude::*;
 

@@ -1,8 +1,8 @@
 //! Elementwise kernels and reductions over rows, written so that the compiler turns them into vector instructions.
 //!
-//! [`simd`] compiles what it is given once for each instruction set and picks one at run time, so that a binary for any x86-64
-//! uses AVX2 or AVX-512 where there is one. Sums go into sixteen lanes whatever the vectors' width: every instruction set
-//! gives the same bits.
+//! [`simd`] compiles its argument once for each instruction set and picks one at run time, so that a binary for any
+//! x86-64 uses AVX2 or AVX-512 where the processor has them. Sums go into sixteen lanes whatever the vectors' width, so
+//! that every instruction set gives the same bits.
 
 use std::f32::consts::LOG2_E;
 
@@ -33,8 +33,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     fraction * power
 }
 
-/// Replaces elements of `x`, sixteen at a time: all are read before one is written, so that vectors need no proof that slices
-/// do not overlap.
+/// Replaces elements of `x`, sixteen at a time: all are read before one is written, so that the compiler can use
+/// vectors without a proof that slices do not overlap.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "a call would leave the vector loop")]
 pub(crate) fn update<const N: usize>(x: [&mut [f32]; N], new: impl Fn([f32; N]) -> [f32; N]) {
@@ -141,8 +141,8 @@ pub(crate) fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32)
     );
 }
 
-/// Backward of [`rms_norm`], which is repeated into `normed`: adds to the gradient `dx` of its input what `dy`, the gradient of
-/// its output, gives it; sets `d_weight`.
+/// Backward of [`rms_norm`], which is repeated into `normed`: adds what follows from `dy`, the gradient of its output,
+/// to `dx`, the gradient of its input, and sets `d_weight`.
 ///
 /// With i = 1/√(mean square + ε) and g = w · dy: dx = i · g − x · i³ · mean(g · x).
 pub(crate) fn rms_norm_backward(
@@ -195,7 +195,8 @@ pub(crate) fn swiglu(out: &mut [f32], gate_up: &[f32], width: usize) {
     );
 }
 
-/// Backward of [`swiglu`]: `out` holds the gradient of its output, and gets that output; `gate_up` gets its own gradient.
+/// Backward of [`swiglu`]: `out` holds the gradient of the output and becomes that output; `gate_up` becomes its
+/// gradient.
 pub(crate) fn swiglu_backward(out: &mut [f32], gate_up: &mut [f32], width: usize) {
     simd(
         #[inline(always)]
@@ -212,8 +213,8 @@ pub(crate) fn swiglu_backward(out: &mut [f32], gate_up: &mut [f32], width: usize
     );
 }
 
-/// Softmax without its division, for causal scores: row r keeps its first `first + r` values as e^(score − largest), the rest
-/// become 0. Hands row, largest and sum to `take`.
+/// Softmax without its division, for causal scores: in row r the first `first + r` values become e^(score − largest),
+/// the rest 0. Passes row, largest and sum to `take`.
 pub(crate) fn causal_softmax(scores: &mut [f32], width: usize, first: usize, mut take: impl FnMut(usize, f32, f32)) {
     simd(
         #[inline(always)]

@@ -11,14 +11,14 @@
 //! | which vector instructions a processor has | `arch` |
 //! | vector kernels for everything elementwise | `kernels` |
 //! | matrix products | `product` |
-//! | the same from the formulas, slow and plain | [`oracle`] |
+//! | the same straight from the formulas, slowly | [`oracle`] |
 //!
 //! The model is Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary embedding by rotated halves, grouped-query attention,
 //! SwiGLU, no biases. There is no graph and no tensor type: parameters are one flat slice in the order of
 //! [`Layout::llama`](templar_protocol::layout::Layout::llama), and every operator has its backward pass written beside it.
 //!
-//! The same inputs give the same bits whatever the number of threads: work is cut by shapes alone, and what several tasks
-//! contribute to is summed in a fixed order.
+//! The same inputs give the same bits whatever the number of threads: work is cut by shapes alone, and contributions of
+//! several tasks are summed in a fixed order.
 //!
 //! ```
 //! use templar_cpu::Engine;
@@ -59,15 +59,15 @@ use std::time::Instant;
 
 use templar_protocol::layout::ModelSpec;
 
-use aligned::Aligned;
-use buffers::Buffers;
-use forward::Context;
-use jobs::Job;
-use loss::HeadGradient;
-use meter::Meter;
-use product::{Matrix, Onto, Panels};
-use rope::Rotation;
-use shape::{Batch, Shape};
+use crate::aligned::Aligned;
+use crate::buffers::Buffers;
+use crate::forward::Context;
+use crate::jobs::Job;
+use crate::loss::HeadGradient;
+use crate::meter::Meter;
+use crate::product::{Matrix, Onto, Panels};
+use crate::rope::Rotation;
+use crate::shape::{Batch, Shape};
 
 pub use arch::simd;
 pub use meter::Work;
@@ -88,7 +88,7 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine for models of this shape; memory comes with the first batch.
+    /// An engine for models of this shape; memory is allocated with the first batch.
     pub fn new(spec: &ModelSpec) -> Self {
         Self {
             spec: spec.clone(),
@@ -108,7 +108,7 @@ impl Engine {
         self.shape.parameters
     }
 
-    /// Seconds that went into a kind of work since the engine was made, summed over threads.
+    /// Seconds spent on a kind of work since the engine was made, summed over threads.
     pub fn seconds(&self, work: Work) -> f64 {
         self.meter.seconds(work)
     }
@@ -126,11 +126,11 @@ impl Engine {
         means(&loss::cross_entropy(context, &mut buffers.loss, &buffers.normed, &targets, chunk, None), sequences)
     }
 
-    /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean, or with `accumulate` gets that
-    /// added.
+    /// Mean loss of each sequence; `gradient` becomes `share` times the gradient of their mean or, with `accumulate`,
+    /// has that added to it.
     ///
     /// # Panics
-    /// As [`Engine::losses`], and if `gradient` does not have one element a parameter.
+    /// As [`Engine::losses`], and if `gradient` does not have one element per parameter.
     pub fn gradient(
         &mut self,
         theta: &[f32],
@@ -140,7 +140,7 @@ impl Engine {
         gradient: &mut [f32],
         accumulate: bool,
     ) -> Vec<f64> {
-        assert_eq!(gradient.len(), self.shape.parameters, "one element of the gradient a parameter");
+        assert_eq!(gradient.len(), self.shape.parameters, "the gradient has one element per parameter");
         let onto = if accumulate { Onto::Add } else { Onto::Replace };
         let (inputs, targets) = self.split(tokens, sequences);
         let batch = self.forward(theta, &inputs, sequences, true);
@@ -220,7 +220,7 @@ impl Engine {
         (Context { shape, theta, batch, rotation, meter }, buffers)
     }
 
-    /// What the model sees, and what it should say.
+    /// The tokens that the model sees, and those that it should predict.
     fn split(&self, tokens: &[u32], sequences: usize) -> (Vec<u32>, Vec<u32>) {
         let length = row_length(tokens, sequences);
         assert!(length >= 2, "a sequence of one token has no target");
@@ -231,8 +231,8 @@ impl Engine {
     }
 }
 
-/// Floating-point operations per second of plain matrix products on all threads, measured for at least `seconds`: what this
-/// machine could give at most. Every thread multiplies matrices of its own that stay in its second-level cache.
+/// Floating-point operations per second of plain matrix products on all threads, measured for at least `seconds`: the
+/// most that this machine can deliver. Every thread multiplies its own matrices, which stay in its second-level cache.
 pub fn product_flops_per_s(seconds: f64) -> f64 {
     const ROWS: usize = 240;
     const COLUMNS: usize = 512;
@@ -266,6 +266,9 @@ fn means(losses: &[f64], sequences: usize) -> Vec<f64> {
 }
 
 fn row_length(tokens: &[u32], sequences: usize) -> usize {
-    assert!(sequences > 0 && !tokens.is_empty() && tokens.len().is_multiple_of(sequences), "tokens are no rectangle");
+    assert!(
+        sequences > 0 && !tokens.is_empty() && tokens.len().is_multiple_of(sequences),
+        "tokens do not form rows of equal length"
+    );
     tokens.len() / sequences
 }

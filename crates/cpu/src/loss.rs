@@ -1,4 +1,4 @@
-//! The output projection and the cross-entropy, in chunks of rows, so that a large vocabulary does not blow memory.
+//! The output projection and the cross-entropy, in chunks of rows, so that a large vocabulary does not exhaust memory.
 //!
 //! Logits are kept transposed, `[vocabulary, chunk]`: blocks of the vocabulary are then contiguous and independent. Each block
 //! finds its own softmax per column, the blocks' sums are combined, and the logits become their gradient where they lie.
@@ -31,7 +31,7 @@ pub(crate) struct HeadGradient<'a> {
     pub(crate) d_normed: &'a mut [f32],
 }
 
-/// Rows of a chunk of `targets` rows. Chunks of one size, rather than a small last one.
+/// Rows per chunk of `targets` rows. Chunks are of about equal size; there is no small last one.
 pub(crate) fn chunk_rows(targets: usize, vocabulary: usize) -> usize {
     let most = (LOGITS_MAX / vocabulary).max(ROWS_MIN);
     targets.div_ceil(targets.div_ceil(most))
@@ -79,7 +79,7 @@ struct Chunk<'a> {
     normed: Panels<'a>,
     /// Room for some rows of `head`.
     packed_head: &'a mut [f32],
-    /// `[largest, sum, target's logit][rows]` a block.
+    /// `[largest, sum, target's logit][rows]` for each block.
     blocks: &'a mut [f32],
 }
 

@@ -1,9 +1,9 @@
-//! Where the time goes, for those who measure.
+//! Where the time goes, for measurements.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-/// Kinds of work that are told apart.
+/// Kinds of work that are measured separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Matrix products outside attention.

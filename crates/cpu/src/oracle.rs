@@ -1,7 +1,7 @@
 //! The reference: the same decoder, its gradient and its optimiser from the formulas, in f64 and plain loops.
 //!
-//! Slow, and meant to be read. Every engine's losses, gradients and updates are compared with it; nothing else uses it. Each
-//! operator stands beside its backward pass, and the tests hold both against finite differences.
+//! It is slow and meant to be read. Every engine's losses, gradients and updates are compared with it; nothing else
+//! uses it. Each operator stands beside its backward pass, and the tests compare both with finite differences.
 
 use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::run::InnerSpec;
@@ -33,7 +33,7 @@ struct Seen {
 }
 
 impl Oracle<'_> {
-    /// Logits of one sequence, one row a position.
+    /// Logits of one sequence, one row per position.
     pub fn logits(&self, tokens: &[u32]) -> Matrix {
         self.forward(tokens).2
     }

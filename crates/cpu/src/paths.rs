@@ -1,14 +1,12 @@
-//! Every set of instructions gives the same bits: all vector kernels through each that this processor has.
+//! Every instruction set gives the same bits: each one that this processor has runs all vector kernels.
 //!
-//! Matrix products do so among those that fuse multiplication and addition, which all but very old processors have; without,
-//! each product is rounded before it is added.
+//! For matrix products this holds among the sets that fuse multiplication and addition, which all but very old
+//! processors have; the others round each product before they add it.
 
 use proptest::prelude::*;
 use pulp::Arch;
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::ModelSpec,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::ModelSpec;
 
 use crate::arch::{FORCED, simd};
 use crate::kernels::{
@@ -26,7 +24,7 @@ fn archs() -> Vec<Arch> {
     [Arch::Scalar].into_iter().chain(wider.into_iter().flatten()).collect()
 }
 
-/// Values of very different sizes, now and then one that is not finite.
+/// Values of very different sizes, some of which are not finite.
 fn values(count: usize, stream: &mut Stream) -> Vec<f32> {
     let mut value = || match stream.next_u64() {
         bits if bits % 997 == 0 => [f32::INFINITY, f32::NEG_INFINITY, f32::NAN][(bits >> 32) as usize % 3],
@@ -35,7 +33,8 @@ fn values(count: usize, stream: &mut Stream) -> Vec<f32> {
     (0..count).map(|_| value()).collect()
 }
 
-/// Results of all kernels for `rows` rows of `width` values. NaNs count as one value: their sign and payload are nobody's.
+/// Results of all kernels for `rows` rows of `width` values. NaNs count as one value: their sign and payload do not
+/// matter.
 fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
     let mut stream = Hasher::new("templar engine paths").update_value(&seed).clone().into_stream();
     let epsilon = 1e-5;
@@ -56,7 +55,7 @@ fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
     swiglu_backward(&mut gated, &mut gate_up, width);
     results.extend(gated.into_iter().chain(gate_up));
 
-    // Rows of attention see one value more each; as many as there are to see.
+    // Each row of attention sees one value more than the row before, until it sees all.
     let causal = rows.min(width);
     let first = width + 1 - causal;
     let (mut scores, mut d) = (x[..causal * width].to_vec(), dy[..causal * width].to_vec());
@@ -142,7 +141,7 @@ fn with_each<R>(archs: Vec<Arch>, work: impl Fn() -> R) -> Vec<R> {
 
 proptest! {
     #[test]
-    fn every_set_of_instructions_gives_the_same_bits(seed: u64, rows in 1usize..9, width in 1usize..100) {
+    fn every_instruction_set_gives_the_same_bits(seed: u64, rows in 1usize..9, width in 1usize..100) {
         let results = with_each(archs(), || everything(seed, rows, width));
         prop_assert!(results.iter().all(|other| *other == results[0]));
     }

@@ -1,13 +1,14 @@
 //! Matrix products on the thread that asks for them.
 //!
-//! The engine splits its work into pieces that depend on shapes alone and gives those to rayon, so that no thread count can
-//! change a bit. Every element of a product is summed in one order, too, whatever else is computed beside it: step after
-//! step for [`PART`] steps at most, and these parts one after the other.
+//! The engine splits its work into pieces that depend on shapes alone and gives those to rayon, so that no thread count
+//! can change a bit. Every element of a product is also summed in one order, whatever else is computed beside it: step
+//! after step for at most [`PART`] steps, and these parts one after the other.
 //!
-//! out = a · b, in the manner of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a tile of
-//! 12 × 32 sums stays in registers (4 × 16 with narrower vectors). It reads [`PART`] rows of a panel of `b`, 32 columns side by
-//! side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of four rows side by side,
-//! which stay in the second-level cache. Callers bring `b` as [`Panels`], since most of them multiply with it more than once.
+//! out = a · b, in the manner of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a
+//! tile of 12 × 32 sums stays in registers (4 × 16 with narrower vectors). It reads [`PART`] rows of a panel of `b`, 32
+//! columns side by side, which stay in the first-level cache while all of `a` goes by; and `a` in quads, the values of
+//! four rows side by side, which stay in the second-level cache. Callers pass `b` as [`Panels`], since most of them
+//! multiply with it more than once.
 
 #![expect(clippy::inline_always, reason = "a call would leave the instructions that its caller chose")]
 
@@ -80,8 +81,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix in panels of 32 columns, one after the other; in a panel, row after row. The last panel may have columns that mean
-/// nothing.
+/// A matrix in panels of 32 columns, one after the other; in a panel, row after row. The last panel may have unused
+/// columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     values: &'a [f32],
@@ -144,13 +145,13 @@ impl<'a> Panels<'a> {
 
     /// The first columns.
     pub(crate) fn columns(self, columns: usize) -> Self {
-        assert!(columns <= self.columns, "columns that are there");
+        assert!(columns <= self.columns, "the matrix has these columns");
         Self { columns, ..self }
     }
 }
 
-/// The first `columns` values of each row of a source whose rows are `stride` apart. The usual number of them is one that the
-/// compiler knows.
+/// Copies the first `columns` values of each row of a source whose rows are `stride` apart. The compiler knows the
+/// usual number of columns.
 #[inline(always)]
 fn copy_rows<const N: usize>(out: &mut [[f32; N]], mut source: &[f32], stride: usize, columns: usize) {
     for out in out {
@@ -173,7 +174,7 @@ fn interleave(out: &mut [[f32; 4]], [a, b, c, d]: [&[f32]; 4]) {
 /// Sets elements `first..first + 4` of each row to those of four columns.
 #[inline(always)]
 fn put_quad(rows: &mut [[f32; WIDTH]], first: usize, columns: [&[f32]; 4]) {
-    // By way of a buffer: what goes straight to places that far apart are slow scatters.
+    // By way of a buffer: writing straight to places that far apart would compile to slow scatters.
     let mut quads = [[0.0; 4]; PACKED_ROWS];
     for (number, rows) in rows.chunks_mut(PACKED_ROWS).enumerate() {
         let [a, b, c, d] = columns;
@@ -270,8 +271,8 @@ impl Product<'_> {
     }
 }
 
-/// Sets `quads`, parts of `[count][part][4]`, to as many steps of all rows of `a`, from step `from` on. Past the last row,
-/// anything. Four rows at a time and all of their steps: what is read lies together.
+/// Sets `quads`, parts of `[count][part][4]`, to as many steps of all rows of `a`, from step `from` on. Values past the
+/// last row are arbitrary. It takes four rows at a time with all of their steps, so that what it reads lies together.
 #[inline(always)]
 fn pack_quads(quads: &mut [[f32; 4]], a: Matrix<'_>, from: usize, count: usize, part: usize) {
     let a = a.transposed();
@@ -297,7 +298,7 @@ struct Strip<'a> {
     onto: Onto,
     quads: &'a [[f32; 4]],
     panel: &'a [f32],
-    /// What is read after the panel: every tile asks for its share.
+    /// What is read after the panel: every tile prefetches its share.
     next: &'a [f32],
 }
 
@@ -368,7 +369,7 @@ impl<const Q: usize, const V: usize, const P: usize> WithSimd for Kernel<'_, Q, 
             row[..V * S::F32_LANES].chunks(LINE).for_each(prefetch);
         }
         let mut sums = [[[simd.splat_f32s(0.0); V]; 4]; Q];
-        // Two steps at a time: what counts them is a tenth of the instructions otherwise.
+        // Two steps at a time: otherwise counting them takes a tenth of the instructions.
         let (pairs, last) = panel.as_chunks::<2>();
         let quads: [_; Q] = std::array::from_fn(|at| quads[at].as_chunks::<2>());
         for (at, pair) in pairs.iter().enumerate() {
@@ -391,7 +392,7 @@ impl<const Q: usize, const V: usize, const P: usize> WithSimd for Kernel<'_, Q, 
     }
 }
 
-/// Adds to a tile what some steps give it, one after the other.
+/// Adds some steps to a tile, one after the other.
 #[inline(always)]
 fn steps_of<S: Simd, const N: usize, const Q: usize, const V: usize, const P: usize>(
     simd: S,
@@ -413,7 +414,7 @@ fn steps_of<S: Simd, const N: usize, const Q: usize, const V: usize, const P: us
     }
 }
 
-/// Asks for the cache line of the first value.
+/// Prefetches the cache line of the first value.
 #[inline(always)]
 fn prefetch(line: &[f32]) {
     #[cfg(target_arch = "x86_64")]

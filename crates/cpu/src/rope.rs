@@ -2,7 +2,7 @@
 
 use templar_protocol::layout::ModelSpec;
 
-/// cos and sin of position · base^(−2i/dim), one row of dim/2 values a position.
+/// cos and sin of position · base^(−2i/dim), one row of dim/2 values per position.
 pub(crate) struct Rotation {
     half: usize,
     cos: Vec<f32>,

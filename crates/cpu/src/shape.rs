@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use templar_protocol::layout::{Layout, ModelSpec};
 
-/// Rows that one task takes through the layers' row-wise parts. Fixed, so that threads decide nothing.
+/// Rows that one task takes through the layers' row-wise parts. The number is fixed, so that threads do not matter.
 const BLOCK_ROWS: usize = 256;
 
 /// Sizes of the model, and where its tensors lie in the flat parameters.
@@ -22,7 +22,7 @@ pub(crate) struct Shape {
     pub(crate) embedding: Range<usize>,
     pub(crate) layers: Vec<LayerRanges>,
     pub(crate) norm: Range<usize>,
-    /// The embedding's range where it is the output projection, too.
+    /// The output projection; the embedding's range if embeddings are tied.
     pub(crate) head: Range<usize>,
 }
 

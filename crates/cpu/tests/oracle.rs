@@ -1,11 +1,10 @@
 //! The engine against the plain reference: losses, logits, every gradient; and the reference against finite differences.
 
 use proptest::prelude::*;
-use templar_cpu::{Engine, oracle::Oracle};
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::{Layout, ModelSpec},
-};
+use templar_cpu::Engine;
+use templar_cpu::oracle::Oracle;
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::{Layout, ModelSpec};
 
 fn spec(heads: u32, kv_heads: u32, tied_embeddings: bool) -> ModelSpec {
     ModelSpec {
@@ -38,7 +37,7 @@ fn widened(theta: &[f32]) -> Vec<f64> {
     theta.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// Holds `engine` against the reference for one batch.
+/// Compares `engine` with the reference for one batch.
 fn assert_agreement(engine: &mut Engine, theta: &[f32], sequences: usize, tokens: &[u32]) {
     let spec = engine.spec().clone();
     let layout = Layout::llama(&spec);
@@ -74,7 +73,7 @@ fn assert_agreement(engine: &mut Engine, theta: &[f32], sequences: usize, tokens
     let (mut replaced, mut added) = (vec![f32::NAN; theta.len()], vec![0.0; theta.len()]);
     engine.gradient(theta, tokens, sequences, 1.0, &mut replaced, false);
     engine.gradient(theta, tokens, sequences, 1.0, &mut added, true);
-    assert!(replaced == added, "a gradient that replaces is another than one that is added");
+    assert!(replaced == added, "replacing the gradient differs from adding to zeros");
 }
 
 proptest! {
@@ -172,6 +171,6 @@ fn threads_change_no_bit() {
             })
         };
         let one = run(1);
-        assert!(one == run(2) && one == run(5), "the number of threads changes bits");
+        assert!(one == run(2) && one == run(5), "the bits depend on the number of threads");
     }
 }

@@ -1,7 +1,7 @@
 //! Which samples a miner trains on in a window.
 //!
-//! One keyed permutation of the sample index per epoch; a cursor runs along it and advances by (miners × slice) a
-//! window, so that an epoch uses every sample once. The window's seed only deals the slots of the stretch to the
+//! Each epoch has one keyed permutation of the sample indices. A cursor runs along it and advances by miners × slice
+//! per window, so that an epoch uses every sample once. The window's seed only deals the slots of that stretch to the
 //! miners: nobody can tell early which data it will get, and no two miners share a sample.
 
 use crate::hash::{Hash32, Hasher, Stream};
@@ -32,9 +32,9 @@ pub struct Assignment {
 impl Assignment {
     /// `samples` is the number of training samples in the dataset.
     ///
-    /// The last window of an epoch deals what is left, in slots as even as possible, rather than reach into the next
-    /// epoch: so slots of one window never overlap. A remainder too small to give each miner of a next window one
-    /// sample joins this window.
+    /// The last window of an epoch deals what is left, in slots as even as possible, and does not reach into the next
+    /// epoch, so the slots of a window never overlap. If too little would remain to give each miner one sample in
+    /// another window, this window deals that remainder too.
     pub fn new(spec: &RunSpec, cursor: Cursor, roster: &Roster, seed: &Hash32, samples: u64) -> Self {
         let mut slots: Vec<EntryId> = roster.miners.iter().map(|miner| miner.entry).collect();
         let mut hasher = Hasher::new("templar v1 slots");
@@ -52,7 +52,7 @@ impl Assignment {
         if self.slots.is_empty() { self.cursor } else { self.cursor + self.taken }
     }
 
-    /// The samples of `entry`, in the order in which it trains on them. Empty for strangers.
+    /// The samples of `entry`, in the order in which it trains on them. Empty if it is not a miner of this window.
     pub fn slice(&self, entry: &EntryId) -> Vec<u64> {
         let Some(slot) = self.slots.iter().position(|other| other == entry) else { return Vec::new() };
         let (from, to) = (self.boundary(slot), self.boundary(slot + 1));
@@ -70,7 +70,7 @@ impl Assignment {
         Some(self.slots[slot])
     }
 
-    /// `count` distinct training samples that nobody has in this window, drawn from `stream`; fewer if there are fewer.
+    /// Draws `count` distinct training samples that nobody trains on in this window; fewer if not that many exist.
     pub fn draw_unassigned(&self, stream: &mut Stream, count: usize) -> Vec<u64> {
         let free = self.samples - self.taken;
         let first = self.cursor % self.samples;
@@ -132,7 +132,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn disjoint_and_complete(miners in 1usize..9, steps in 1u32..5, batch in 1u32..5, samples in 1u64..400) {
+        fn slices_partition_an_epoch(miners in 1usize..9, steps in 1u32..5, batch in 1u32..5, samples in 1u64..400) {
             one_epoch(miners, steps, batch, samples);
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::commitment::FIELD_BYTES_MAX;
 
-/// An S3 bucket that its reader may read: the public half of a node's storage.
+/// An S3 bucket with a read-only credential: the public half of a node's storage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BucketLocator {
     /// Scheme, host and optional port, such as `https://s3.eu-central-1.amazonaws.com`.
@@ -17,7 +17,7 @@ pub struct BucketLocator {
     pub secret_access_key: String,
 }
 
-/// Why a text is not a bucket locator, or does not fit a commitment field.
+/// Why a bucket locator cannot be written to a commitment field, or read from one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BucketError {
@@ -25,20 +25,20 @@ pub enum BucketError {
         "a bucket locator takes {bytes} bytes, but a commitment field holds {FIELD_BYTES_MAX}: shorten the bucket's name, or use a provider with a shorter endpoint or shorter keys"
     )]
     TooLong { bytes: usize },
-    #[error("not a bucket locator: {reason}")]
+    #[error("the bucket locator is malformed: {reason}")]
     Malformed { reason: &'static str },
 }
 
 const VERSION: u8 = 2;
-/// What stands before and after the part of an endpoint that is spelled out, by the endpoint's form.
+/// By form of endpoint: what precedes and what follows the part that is spelled out.
 const ENDPOINT_FORMS: [(&str, &str); 3] =
     [("http://", ""), ("https://", ""), ("https://", ".r2.cloudflarestorage.com")];
-/// In the byte before a text: what follows are pairs of hexadecimal digits.
+/// Set in the length byte of a packed text, which has two hexadecimal digits per byte.
 const PACKED: u8 = 0x80;
 
 impl BucketLocator {
-    /// A version byte, the endpoint's form, then five texts, each behind its length in bytes. Of several forms that
-    /// fit, the one that says most; and texts of pairs of lower-case hexadecimal digits are packed.
+    /// Writes a version byte, the endpoint's form, then five texts, each after its length in bytes. Where several forms
+    /// fit, the last one is used; texts of pairs of lower-case hexadecimal digits are packed.
     pub fn encode(&self) -> Result<Vec<u8>, BucketError> {
         self.check()?;
         let field = self.write();
@@ -55,14 +55,14 @@ impl BucketLocator {
             let is_hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
             let packed = if text.bytes().all(is_hex) { hex::decode(text).ok() } else { None };
             let (mark, bytes) = packed.as_ref().map_or((0, text.as_bytes()), |packed| (PACKED, packed.as_slice()));
-            // A text too long for its length byte is too long for the field.
+            // A text too long for its length byte makes the field too long, so the cut length is never used.
             field.push(mark | (bytes.len() as u8 & !PACKED));
             field.extend_from_slice(bytes);
         }
         field
     }
 
-    /// The endpoint's form, the last one that fits, and what it leaves to be spelled out.
+    /// The last form that fits the endpoint, and the part that it leaves to be spelled out.
     fn split_endpoint(&self) -> Option<(u8, &str)> {
         ENDPOINT_FORMS.iter().enumerate().rev().find_map(|(form, (before, after))| {
             let host = self.endpoint.strip_prefix(before)?.strip_suffix(after)?;
@@ -70,7 +70,7 @@ impl BucketLocator {
         })
     }
 
-    /// The inverse of [`BucketLocator::encode`], for bytes of a stranger.
+    /// The inverse of [`BucketLocator::encode`], for a stranger's bytes.
     pub fn decode(field: &[u8]) -> Result<Self, BucketError> {
         let malformed = |reason| BucketError::Malformed { reason };
         if field.len() > FIELD_BYTES_MAX {
@@ -78,9 +78,10 @@ impl BucketLocator {
         }
         let [version, form, rest @ ..] = field else { return Err(malformed("it ends early")) };
         if *version != VERSION {
-            return Err(malformed("unknown version"));
+            return Err(malformed("its version is unknown"));
         }
-        let (before, after) = ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("unknown form of endpoint"))?;
+        let (before, after) =
+            ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("its form of endpoint is unknown"))?;
         let mut rest = rest;
         let mut texts: [String; 5] = Default::default();
         for text in &mut texts {
@@ -98,7 +99,7 @@ impl BucketLocator {
         let locator = Self { endpoint, bucket, region, access_key_id, secret_access_key };
         locator.check()?;
         if locator.write() != field {
-            return Err(malformed("it is not in its one canonical form"));
+            return Err(malformed("it is not in canonical form"));
         }
         Ok(locator)
     }
@@ -135,7 +136,7 @@ mod tests {
         }
     }
 
-    /// As Cloudflare R2 has them: account and keys in hexadecimal.
+    /// A bucket of Cloudflare R2, whose account numbers and keys are hexadecimal.
     fn r2(bucket: &str) -> BucketLocator {
         BucketLocator {
             endpoint: format!("https://{}.r2.cloudflarestorage.com", "0123456789abcdef".repeat(2)),
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_says_by_how_much() {
+    fn an_oversized_locator_states_its_length_and_the_limit() {
         assert_eq!(r2(&"z".repeat(54)).encode().unwrap_err(), BucketError::TooLong { bytes: 129 });
         let long = BucketLocator { secret_access_key: "s".repeat(300), ..aws() };
         let error = long.encode().unwrap_err();
@@ -169,7 +170,7 @@ mod tests {
     fn a_locator_has_one_encoding() {
         let locator = r2("b0");
         let field = locator.encode().unwrap();
-        // From the specification alone: version, form, then length and bytes of each text.
+        // By the specification: version, form, then length and bytes of each text.
         let mut expected = vec![2, 2, 0x80 | 16];
         expected.extend(hex::decode("0123456789abcdef".repeat(2)).unwrap());
         expected.extend([0x80 | 1, 0xb0, 4, b'a', b'u', b't', b'o', 0x80 | 16]);
@@ -178,7 +179,7 @@ mod tests {
         expected.extend(hex::decode("00ff".repeat(16)).unwrap());
         assert_eq!(field, expected);
 
-        let spelled_out = BucketError::Malformed { reason: "it is not in its one canonical form" };
+        let spelled_out = BucketError::Malformed { reason: "it is not in canonical form" };
         let mut loose = field[..19].to_vec();
         loose.extend([2, b'b', b'0']);
         loose.extend(&field[21..]);
@@ -199,7 +200,7 @@ mod tests {
         }
 
         #[test]
-        fn what_changes_in_a_field_is_refused_or_another_locator(at in 0usize..82, to in any::<u8>()) {
+        fn a_changed_field_is_refused_or_names_another_locator(at in 0usize..82, to in any::<u8>()) {
             let mut field = r2("miner-7").encode().unwrap();
             field[at] = to;
             if let Ok(locator) = BucketLocator::decode(&field) {

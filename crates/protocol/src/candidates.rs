@@ -1,8 +1,8 @@
-//! Candidates before downloads: whose contributions may count in a window.
+//! Candidates, chosen before anything is downloaded: whose contributions may count in a window.
 //!
-//! Nobody can fetch 256 contributions of a gigabyte. What the chain already pays for comes first; at bootstrap, while
-//! it pays nobody, seats go by lot. A newcomer has no incentive, so it is evaluated (validators draw from the whole
-//! roster) before it is aggregated.
+//! Nobody can fetch 256 contributions of a gigabyte each. Miners that the chain already pays come first; at bootstrap,
+//! while it pays nobody, seats are drawn by lot. A newcomer has no incentive, so it is evaluated (validators draw from
+//! the whole roster) before it is aggregated.
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -18,7 +18,7 @@ pub struct Candidate {
     pub bucket: BucketLocator,
 }
 
-/// A certified exclusion: `entry` is no candidate in windows before `until_window`.
+/// A certified exclusion: `entry` cannot be a candidate in windows before `until_window`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Exclusion {
     pub entry: EntryId,
@@ -30,8 +30,8 @@ pub fn is_excluded(exclusions: &[Exclusion], entry: &EntryId, window: u64) -> bo
     exclusions.iter().any(|exclusion| exclusion.entry == *entry && window < exclusion.until_window)
 }
 
-/// At most `gather + reserve` candidates of `window`, best first, equal incentives in the order of the seed's lot.
-/// `exclusions` are those of the state that the window starts from.
+/// At most `gather + reserve` candidates of `window`, best first; the seed's lot orders equal incentives. `exclusions`
+/// are those of the state that the window starts from.
 pub fn select(
     window: u64,
     roster: &Roster,
@@ -62,9 +62,9 @@ mod tests {
     }
 
     #[test]
-    fn bootstrap_goes_by_lot_and_pay_goes_first_afterwards() {
+    fn seats_go_by_lot_at_bootstrap_and_by_incentive_afterwards() {
         let (run, mut roster) = (spec(), roster(6, 1));
-        // From the specification alone, by another implementation.
+        // Computed by another implementation, from the specification alone.
         let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster };
         assert_eq!(uids(&select(0, &roster, &[], &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
         let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };

@@ -25,10 +25,10 @@ pub enum Outcome {
         root: Hash32,
         /// Whose contributions count, in the order of candidates.
         accepted: Vec<EntryId>,
-        /// Who is no candidate for a while.
+        /// Who cannot be a candidate for a while.
         excluded: Vec<EntryId>,
     },
-    /// θ stays.
+    /// θ stays as it is.
     Null(NullReason),
 }
 
@@ -51,8 +51,8 @@ pub fn read_ballots(window: u64, roster: &Roster, candidates: usize, at_deadline
 
 /// The root that [`certify`] finds, without knowing the candidates: how a newcomer learns which state to take over.
 ///
-/// Votes whose bitmaps do not fit the candidates count here and not there. If they hold the balance, the newcomer is
-/// misled no further than to its first replayed window, where [`certify`] contradicts it.
+/// Votes whose bitmaps do not fit the candidates count here but not in [`certify`]. If they tip the balance, the
+/// newcomer is misled only until it replays its first window, where [`certify`] contradicts it.
 pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> Option<Hash32> {
     let root_of = |entry: &EntryId| {
         let commitment = at_deadline.find(entry)?.commitment.as_ref()?;
@@ -66,8 +66,8 @@ pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> O
     majority_root(&votes, roster.validator_stake_rao()).ok()
 }
 
-/// The root that more than half of the stake of `votes` (stake and root of each) stands on, if they have at least a
-/// third of the total.
+/// The root that more than half of the voting stake backs, if at least a third of the total stake voted. Each vote is
+/// its stake and its root.
 fn majority_root(votes: &[(u128, Hash32)], total_stake_rao: u128) -> Result<Hash32, NullReason> {
     let voted: u128 = votes.iter().map(|(stake, _)| stake).sum();
     if voted == 0 || voted * 3 < total_stake_rao {
@@ -79,9 +79,9 @@ fn majority_root(votes: &[(u128, Hash32)], total_stake_rao: u128) -> Result<Hash
 
 /// The certificate of `window`.
 ///
-/// Certified if at least a third of the roster's validator stake voted and one root has more than half of the stake
-/// that voted. A contribution counts if more than half of the stake voting for that root accepted it, and only the
-/// first `gather` such candidates; ties reject. An exclusion needs the same majority.
+/// The window is certified if at least a third of the roster's validator stake voted and one root has more than half of
+/// the stake that voted. A contribution counts if more than half of the stake voting for that root accepted it and it
+/// is among the first `gather` such candidates; ties reject. An exclusion needs the same majority.
 pub fn certify(window: u64, roster: &Roster, candidates: &[Candidate], gather: u32, ballots: &Ballots) -> Certificate {
     let stake_of = |entry: &EntryId| {
         let found = roster.validators.iter().find(|validator| validator.entry == *entry);
@@ -143,7 +143,7 @@ mod tests {
         (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket() }).collect()
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "a ballot is a vote or why there is none")]
+    #[expect(clippy::unnecessary_wraps, reason = "a ballot is a vote or the reason why there is no vote")]
     fn vote(root: &[u8], accept: [bool; 2]) -> Result<Vote, WordError> {
         Ok(Vote { window: 0, root: Hash32::of(root), accept: accept.to_vec(), exclude: vec![false, accept[0]] })
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_third_is_a_quorum_and_less_is_none() {
+    fn a_third_is_a_quorum_and_less_is_not() {
         let absent = Err(WordError::Absent);
         let one = [vote(b"a", [true; 2]), absent.clone(), absent.clone(), absent.clone()];
         assert_eq!(outcome(&one), Outcome::Null(NullReason::NoQuorum));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_votes_for_the_root_count_and_only_the_first_g() {
+    fn only_votes_for_the_root_and_the_first_g_candidates_count() {
         let votes = [vote(b"a", [true; 2]), vote(b"a", [true; 2]), vote(b"a", [true; 2]), vote(b"b", [false; 2])];
         let gather_one = certify(0, &roster(2, VALIDATORS), &candidates(2), 1, &ballots(&votes));
         assert_eq!(gather_one.accepted(), [entry(0)]);
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_of_ballots_is_irrelevant(roots in proptest::collection::vec(0u8..3, VALIDATORS), bits in any::<[bool; 8]>()) {
+        fn ballot_order_is_irrelevant(roots in proptest::collection::vec(0u8..3, VALIDATORS), bits in any::<[bool; 8]>()) {
             let votes: Vec<_> = roots.iter().zip(bits.chunks(2)).map(|(root, b)| vote(&[*root], [b[0], b[1]])).collect();
             let mut reversed = ballots(&votes);
             reversed.reverse();

@@ -1,4 +1,4 @@
-//! The clock of a run: windows and their deadlines as block numbers. Wall-clock time has no say.
+//! The clock of a run: windows and their deadlines as block numbers. Wall-clock time plays no part.
 
 use crate::run::RunSpec;
 
@@ -26,7 +26,7 @@ impl Schedule {
         }
     }
 
-    /// The window that `block` lies in; none before the run starts.
+    /// The window that `block` lies in; `None` before the run starts.
     pub fn window_at(&self, block: u64) -> Option<u64> {
         block.checked_sub(self.start_block).map(|since| since / self.blocks)
     }
@@ -50,7 +50,7 @@ impl Schedule {
         self.first_block(window) + self.vote
     }
 
-    /// Windows that must be settled before `window` can start: its θ stands on them.
+    /// How many windows must be settled before `window` can start, because its θ builds on them.
     pub fn settled_before(&self, window: u64) -> u64 {
         window.saturating_sub(self.delay)
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_follow_each_other() {
+    fn phases_of_a_window_follow_each_other() {
         let clock = Schedule { start_block: 100, blocks: 20, snapshot_lag: 3, put: 12, vote: 18, delay: 0 };
         assert_eq!(clock.window_at(99), None);
         assert_eq!(clock.window_at(100), Some(0));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::roster::EntryId;
 use crate::word::WordError;
 
-/// One fault, and whose it is.
+/// One fault, and who is to blame for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     pub entry: EntryId,
@@ -13,13 +13,13 @@ pub struct Fault {
     pub attributed_to: Party,
 }
 
-/// Whose fault a fault is.
+/// Who is to blame for a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Party {
     Miner,
     Validator,
-    /// The miner's bucket did not serve: its own choice of provider, but no proof of ill will.
+    /// The miner's bucket did not serve. The miner chose its provider, but that does not prove ill will.
     Storage,
     Chain,
 }
@@ -29,15 +29,15 @@ pub enum Party {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum FaultKind {
-    #[error("committed no header for this window")]
+    #[error("it committed no header for this window")]
     NotCommitted,
-    #[error("its header word on chain is malformed")]
+    #[error("its header record on chain is malformed")]
     WordMalformed,
     #[error("its header could not be fetched")]
     HeaderUnavailable,
     #[error("its header is not in canonical form")]
     HeaderMalformed,
-    #[error("its header is not the committed one")]
+    #[error("its header is not the one that it committed")]
     HeaderMismatch,
     #[error("its header is not signed by its hotkey")]
     BadSignature,
@@ -51,27 +51,29 @@ pub enum FaultKind {
     WrongBase,
     #[error("its payload is larger than any valid one")]
     PayloadTooLarge,
-    #[error("it claims more tokens than were assigned, or none")]
+    #[error("it claims more tokens than it was assigned, or zero tokens")]
     TokenCount,
-    #[error("its sample digest is not that of its assignment")]
+    #[error("its sample digest does not match its assignment")]
     SampleDigest,
-    #[error("it does not show that it holds θ")]
+    #[error("it does not prove that it holds θ")]
     Possession,
     #[error("its payload could not be fetched")]
     PayloadUnavailable,
-    #[error("its payload is not the one in its header")]
+    #[error("its payload does not match its header")]
     PayloadMismatch,
-    #[error("committed, but did not publish its key in time")]
+    #[error("it committed a header, but did not publish its key in time")]
     NotOpened,
-    #[error("its key is not the one in its header")]
+    #[error("its key does not match its header")]
     KeyMismatch,
     #[error("its payload does not open under its key")]
     SealBroken,
     #[error("its payload does not decode")]
     PayloadMalformed,
-    #[error("its payload repeats another's")]
+    #[error("its payload repeats another miner's")]
     Duplicate,
-    #[error("could not be judged: this validator's own copy of the data is damaged, or it came to ask too late")]
+    #[error(
+        "it could not be judged: this validator's own copy of the data is damaged, or the validator asked too late"
+    )]
     NotJudged,
 }
 
@@ -85,13 +87,13 @@ impl FaultKind {
         }
     }
 
-    /// Whether an object could not be had, which may still come; all other faults are in what was read.
+    /// Whether an object could not be fetched and may still appear; all other faults are in what was read.
     pub fn is_absence(self) -> bool {
         matches!(self, Self::HeaderUnavailable | Self::PayloadUnavailable | Self::NotOpened)
     }
 
-    /// Whether the fault proves ill will or broken software, rather than a slow link: such a miner is no candidate
-    /// for a while.
+    /// Whether the fault proves ill will or broken software, rather than a slow link: such a miner is excluded for a
+    /// while.
     pub fn excludes(self) -> bool {
         !matches!(
             self,
@@ -111,19 +113,19 @@ impl FaultKind {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum CheckpointFault {
-    #[error("its state is no state of this run")]
+    #[error("its state is malformed or belongs to another run")]
     StateMalformed,
-    #[error("its state has another digest than its name")]
+    #[error("its state does not hash to the digest in its name")]
     StateMismatch,
     #[error("a part of θ is missing")]
     ThetaMissing,
     #[error("a part of θ is longer or shorter than it must be")]
     ThetaLength,
-    #[error("θ has another root than its state says")]
+    #[error("θ does not hash to the root in its state")]
     ThetaMismatch,
-    #[error("the state before it, from which the next window starts, is missing or another")]
+    #[error("the state before it, from which the next window starts, is missing or does not match")]
     PreviousMissing,
-    #[error("it comes too slowly")]
+    #[error("it arrives too slowly")]
     TooSlow,
 }
 
@@ -135,7 +137,7 @@ pub enum VoteFault {
     Absent,
     Tag,
     Length,
-    /// It speaks of another window.
+    /// It is about another window.
     Window,
     Padding,
 }
@@ -152,7 +154,7 @@ impl From<WordError> for VoteFault {
     }
 }
 
-/// Why what stands as a bucket on the chain cannot be read as one.
+/// Why a bucket locator on chain cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

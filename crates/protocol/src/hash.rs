@@ -1,6 +1,7 @@
 //! BLAKE3 digests, one per purpose, and the deterministic stream that replaces a random source.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
+use std::str::FromStr;
 
 pub(crate) use blake3::OutputReader;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -53,11 +54,11 @@ impl fmt::Debug for Hash32 {
 /// A text that is not a 32-byte value in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected 64 hexadecimal digits, 0-9 and a-f (32 bytes), found {}", match .characters {
-    64 => "64 characters of which some are none".to_owned(),
+    64 => "64 characters, not all of them such digits".to_owned(),
     other => format!("{other} characters"),
 })]
 pub struct ParseHashError {
-    /// The text itself is not told: it may have been a secret in the wrong place.
+    /// The error does not repeat the text itself, which may be a secret in the wrong place.
     characters: usize,
 }
 
@@ -102,7 +103,7 @@ impl Hasher {
 
     /// [`Hasher::update`] on all cores, for input of megabytes.
     pub(crate) fn update_parallel(&mut self, bytes: &[u8]) {
-        // From 128 KiB on more threads than one pay (BLAKE3's own documentation of `update_rayon`).
+        // Several threads pay off from 128 KiB on (BLAKE3's own documentation of `update_rayon`).
         if bytes.len() < 128 << 10 {
             self.0.update(bytes);
         } else {
@@ -131,7 +132,7 @@ impl Hasher {
     }
 }
 
-/// Deterministic integers from BLAKE3's extendable output: the only "randomness" that the rules know.
+/// Deterministic integers from BLAKE3's extendable output: the only "randomness" in the rules.
 #[derive(Clone)]
 pub struct Stream {
     reader: OutputReader,
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn stream_is_the_same_on_every_platform() {
-        // By another implementation of BLAKE3, past the first block of output.
+        // Computed by another implementation of BLAKE3; twelve draws reach past the first block of output.
         let mut stream = Hasher::new("templar test stream").into_stream();
         let drawn: Vec<u64> = (0..12).map(|_| stream.below(1000)).collect();
         assert_eq!(drawn, [672, 292, 571, 155, 174, 129, 826, 903, 922, 358, 82, 881]);
@@ -197,6 +198,6 @@ mod tests {
         assert!(hash.to_string().to_uppercase().parse::<Hash32>().is_err());
         let error = |text: &str| text.parse::<Hash32>().unwrap_err().to_string();
         assert!(error("abcd").ends_with("found 4 characters"), "{}", error("abcd"));
-        assert!(error(&"x".repeat(64)).ends_with("found 64 characters of which some are none"));
+        assert!(error(&"x".repeat(64)).ends_with("found 64 characters, not all of them such digits"));
     }
 }

@@ -10,11 +10,11 @@ use crate::run::RunId;
 
 /// Upper bound of an encoded [`SignedHeader`].
 pub const HEADER_BYTES_MAX: u64 = 1024;
-/// Chunks of θ in a possession proof, and values in a chunk.
+/// Chunks of θ in a possession proof, and values per chunk.
 const POSSESSION_CHUNKS: u64 = 32;
 const POSSESSION_CHUNK_VALUES: usize = 4096;
 
-/// What a contribution is, and what it stands on.
+/// What a contribution is, and what it is based on.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Header {
     pub run: RunId,
@@ -40,7 +40,7 @@ pub struct SignedHeader {
     pub signature: Signature,
 }
 
-/// What a header has to say to be in order, from the validator's own knowledge.
+/// What a header must state to be valid, as the validator itself knows it.
 #[derive(Clone, Debug)]
 pub struct HeaderContext {
     pub run: RunId,
@@ -71,7 +71,8 @@ impl SignedHeader {
         borsh::to_vec(self).expect("a header has no value that Borsh lacks")
     }
 
-    /// A header from a stranger's bytes: canonical, the one that was committed, and signed by its miner.
+    /// Reads a header from a stranger's bytes. It must be canonical, the one that was committed, and signed by its
+    /// miner.
     pub fn from_bytes(bytes: &[u8], committed: &Hash32) -> Result<Self, FaultKind> {
         let signed: Self = borsh::from_slice(bytes).map_err(|_| FaultKind::HeaderMalformed)?;
         if signed.header.hash() != *committed {
@@ -85,7 +86,7 @@ impl SignedHeader {
 }
 
 impl HeaderContext {
-    /// Whether `header` says what it must.
+    /// Checks that `header` states what it must.
     pub fn check(&self, header: &Header) -> Result<(), FaultKind> {
         let rules = [
             (header.run == self.run, FaultKind::WrongRun),
@@ -110,9 +111,9 @@ pub fn sample_digest<'a>(sample_hashes: impl IntoIterator<Item = &'a Hash32>) ->
     hasher.finish()
 }
 
-/// Shows that a miner holds θ: a BLAKE3 bound to its hotkey over chunks of θ that the window's seed picks.
+/// Proves that a miner holds θ: a BLAKE3 digest, bound to its hotkey, over chunks of θ that the window's seed picks.
 ///
-/// Nobody can copy another's proof, and whoever has θ makes or checks one in the time of reading half a megabyte.
+/// Nobody can copy another's proof. With θ, making or checking one takes the time of reading half a megabyte.
 pub fn possession_proof(theta: &[f32], hotkey: &Hotkey, seed: &Hash32) -> Hash32 {
     let mut hasher = Hasher::new("templar v1 possession");
     hasher.update(hotkey.as_bytes()).update(seed.as_bytes());
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
     use crate::testing::entry;
 
-    type Lie = fn(&mut Header, Hash32);
+    type Edit = fn(&mut Header, Hash32);
 
     fn signed() -> (SignedHeader, HeaderContext) {
         let keypair = Keypair::insecure_dev(0, "1");
@@ -164,11 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn every_lie_has_its_name() {
+    fn every_wrong_field_has_its_fault() {
         let (signed, context) = signed();
         assert_eq!(context.check(&signed.header), Ok(()));
         let other = Hash32::of(b"other");
-        let lies: [(Lie, FaultKind); 8] = [
+        let edits: [(Edit, FaultKind); 8] = [
             (|h, other| h.run = RunId(other), FaultKind::WrongRun),
             (|h, _| h.window = 2, FaultKind::WrongWindow),
             (|h, _| h.entry.registered_at_block = 9, FaultKind::WrongEntry),
@@ -178,9 +179,9 @@ mod tests {
             (|h, other| h.sample_digest = other, FaultKind::SampleDigest),
             (|h, other| h.possession = other, FaultKind::Possession),
         ];
-        for (lie, fault) in lies {
+        for (edit, fault) in edits {
             let mut header = signed.header.clone();
-            lie(&mut header, other);
+            edit(&mut header, other);
             assert_eq!(context.check(&header), Err(fault));
         }
     }
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(SignedHeader::from_bytes(&forged.to_bytes(), &hash), Err(FaultKind::BadSignature));
     }
 
-    /// From the specification alone, by another implementation.
+    /// Computed by another implementation, from the specification alone.
     #[test]
     fn golden() {
         let (mut signed, _) = signed();

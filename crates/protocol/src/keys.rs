@@ -1,6 +1,7 @@
 //! Hotkeys: sr25519 keys as Bittensor uses them, signing under a context of our own.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
+use std::str::FromStr;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use schnorrkel::{ExpansionMode, MiniSecretKey, PublicKey};
@@ -73,7 +74,8 @@ pub struct Keypair {
 }
 
 impl Keypair {
-    /// From a 32-byte seed, expanded as Substrate does it (so a Bittensor `secretSeed` gives the same hotkey).
+    /// The key of a 32-byte seed, expanded as Substrate does it, so that a Bittensor `secretSeed` gives the same
+    /// hotkey.
     pub fn from_seed(seed: [u8; 32]) -> Self {
         let mini = MiniSecretKey::from_bytes(&seed).expect("every 32 bytes are a mini secret key");
         Self { seed: Zeroizing::new(seed), pair: mini.expand_to_keypair(ExpansionMode::Ed25519) }

@@ -13,8 +13,8 @@ use crate::hash::{Hash32, Hasher};
 
 /// Elements that are hashed at once: 4 MiB, which cores share in their common cache.
 const HASHED_VALUES: usize = 1 << 20;
-/// Fewest elements that are worth a thread of their own to copy.
-const COPIED_VALUES: usize = 1 << 16;
+/// With fewer elements, copying is not worth a thread of its own.
+const COPIED_VALUES_MIN: usize = 1 << 16;
 
 /// Shape of a Llama-family decoder.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl TensorSpec {
         self.len() == 0
     }
 
-    /// Absorbs what stands before its elements in a state root.
+    /// Absorbs what precedes its elements in a state root.
     pub(crate) fn absorb_head(&self, hasher: &mut Hasher) {
         hasher.update_value(&self.name).update_value(&self.shape);
     }
@@ -77,7 +77,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// From names and shapes; offsets follow from the order.
+    /// A layout of these names and shapes; offsets follow from the order.
     pub fn new(tensors: impl IntoIterator<Item = (String, Vec<u64>)>) -> Self {
         let mut offset = 0;
         let tensors = tensors
@@ -144,7 +144,7 @@ impl Layout {
             tensor.absorb_head(&mut hasher);
             for block in theta[tensor.range()].chunks(HASHED_VALUES) {
                 let bytes = &mut bytes[..block.len()];
-                let pairs = bytes.par_iter_mut().zip(block).with_min_len(COPIED_VALUES);
+                let pairs = bytes.par_iter_mut().zip(block).with_min_len(COPIED_VALUES_MIN);
                 pairs.for_each(|(bytes, value)| *bytes = value.to_le_bytes());
                 hasher.update_parallel(bytes.as_flattened());
             }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn root_sees_one_bit() {
+    fn one_bit_changes_the_root() {
         let (model, layout) = (tiny_model(), Layout::llama(&tiny_model()));
         let mut theta = layout.theta0(&model, 7);
         let root = layout.state_root(&theta);

@@ -1,8 +1,9 @@
 //! The rules of Templar: pure functions over plain values, and every type that is signed or committed.
 //!
-//! No I/O, no wall clock, no random source but the one passed in, no tensor and no chain type: whoever has the run's
-//! specification and the finalised state of the chain can replay every decision, and an auditor needs nothing else.
-//! Integers and + − × ÷ √ decide what nodes must agree on; floats in scores are one validator's opinion.
+//! The crate does no I/O, reads no wall clock, uses no random source but the one passed in, and knows neither tensors
+//! nor chain types. Anybody with the run's specification and the finalised state of the chain can replay every
+//! decision, and an auditor needs nothing else. Integers and + − × ÷ √ decide what nodes must agree on; floats in
+//! scores are one validator's opinion.
 //!
 //! In the order in which a window uses them:
 //!
@@ -15,14 +16,17 @@
 //! | which samples a miner trains on | [`assignment`], [`permutation`] |
 //! | what a miner binds itself to before anybody can read it | [`header`], [`seal`] |
 //! | what goes on chain, in 128 bytes | [`commitment`], [`word`] |
-//! | what can be wrong, and whose fault it is | [`fault`] |
+//! | what can be wrong, and who is to blame | [`fault`] |
 //! | what the votes say | [`certificate`] |
 //! | what is agreed afterwards | [`state`] |
 //!
 //! ```
-//! use templar_protocol::{hash::Hash32, keys::Keypair, run::RunId, seal::SealKey};
+//! use templar_protocol::hash::Hash32;
+//! use templar_protocol::keys::Keypair;
+//! use templar_protocol::run::RunId;
+//! use templar_protocol::seal::SealKey;
 //!
-//! // A miner seals a payload; its header commits to the key, so the ciphertext has one meaning.
+//! // A miner seals a payload; its header commits to the key, so the ciphertext opens in one way only.
 //! let run = RunId(Hash32::of(b"a run"));
 //! let key = SealKey::derive(&Keypair::from_seed([7; 32]), run, 3, b"payload");
 //! let ciphertext = key.seal(b"payload".to_vec());

@@ -1,8 +1,8 @@
-//! A keyed permutation of `0..n`: which sample comes when, without a table.
+//! A keyed permutation of `0..n`: the order of the samples, without a table.
 //!
 //! A balanced Feistel network over the least even number of bits that covers `n`, with BLAKE3 as round function;
 //! values outside `0..n` walk on along their cycle (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
-//! Forwards and backwards cost at most a few dozen hashes, so membership in a range is O(1).
+//! Either direction costs at most a few dozen hashes, so membership in a range is O(1).
 
 use crate::hash::Hash32;
 
@@ -25,12 +25,12 @@ impl Permutation {
         Self { key: key.0, len, half_bits: bits.div_ceil(2) }
     }
 
-    /// Where `index` goes. `index` must be below `len`.
+    /// Where `index` is mapped to. `index` must be below `len`.
     pub fn forward(&self, index: u64) -> u64 {
         self.walk(index, |block| (0..ROUNDS).fold(block, |block, round| self.round(block, round)))
     }
 
-    /// What goes to `image`: the inverse of [`Permutation::forward`].
+    /// Which index is mapped to `image`: the inverse of [`Permutation::forward`].
     pub fn backward(&self, image: u64) -> u64 {
         self.walk(image, |block| {
             (0..ROUNDS).rev().fold(block, |block, round| self.swap(self.round(self.swap(block), round)))

@@ -30,7 +30,7 @@ impl fmt::Debug for Uid {
     }
 }
 
-/// One registration. All state is keyed by it, so whoever gets a reused uid inherits nothing.
+/// One registration. All state is keyed by it, so the next owner of a uid inherits nothing.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
 )]
@@ -79,7 +79,7 @@ pub struct Miner {
     pub bucket: BucketLocator,
 }
 
-/// A validator of a window, with the stake that its vote weighs.
+/// A validator of a window, with the stake that weighs its vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validator {
     pub entry: EntryId,
@@ -92,16 +92,16 @@ pub struct Validator {
 pub struct Roster {
     pub miners: Vec<Miner>,
     pub validators: Vec<Validator>,
-    /// Who is not in it because the first field of a recent commitment is no bucket.
+    /// Who is left out because the first field of a recent commitment is not a bucket locator.
     pub malformed: Vec<(EntryId, BucketError)>,
 }
 
 impl Roster {
     /// The roster that follows from the snapshot at `S_w` and the one `stake_age_blocks` before it.
     ///
-    /// A neuron takes part if its commitment is recent and its first field is a bucket. With a permit and enough
-    /// stake it is a validator, weighed by the lower of its two stakes, so that stake borrowed for a moment votes
-    /// for nothing; without, a miner.
+    /// A neuron takes part if its commitment is recent and its first field is a bucket locator. With a permit and
+    /// enough stake it is a validator; otherwise it is a miner. The lower of its two stakes counts, so that stake
+    /// borrowed for a moment carries no vote.
     pub fn new(now: &Snapshot, earlier: &Snapshot, spec: &RosterSpec) -> Self {
         let mut roster = Self { miners: Vec::new(), validators: Vec::new(), malformed: Vec::new() };
         for neuron in &now.neurons {

@@ -1,8 +1,8 @@
 //! A run is a hash: [`RunSpec`] is everything that nodes of one run must agree on, and [`RunId`] is its BLAKE3.
 //!
-//! `run.toml` is the text form. Parsing is strict: an unknown key, a missing key or an impossible value is an error that
-//! names the key and the allowed range. The canonical form that is hashed is the Borsh encoding of the parsed values,
-//! so comments, order and white space do not change the run.
+//! `run.toml` is the text form. Parsing is strict: an unknown key, a missing key or an impossible value is an error
+//! that names the key and the allowed range. The hash is taken over the Borsh encoding of the parsed values, so
+//! comments, order and white space do not change the run.
 
 mod keys;
 mod spec;
@@ -26,7 +26,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_values_are_one_run() {
+    fn comments_and_white_space_do_not_change_the_run() {
         let run = spec();
         assert_eq!(RunSpec::from_toml(&run.to_toml()).unwrap(), run);
         let commented = format!("# a comment\n{}", run.to_toml().replace(" = ", "   =   "));
@@ -68,7 +68,7 @@ mod tests {
         let unit = RunSpec::from_toml(&text.replace("blocks = 20", "blocks = \"20s\"")).unwrap_err().to_string();
         assert_eq!(
             unit,
-            "`windows.blocks` is not a value of its kind (invalid type: string \"20s\", expected u64); \
+            "`windows.blocks` has the wrong type (invalid type: string \"20s\", expected u64); \
              it must lie in 10 ..= 1000000"
         );
         let negative = RunSpec::from_toml(&text.replace("layers = 2", "layers = -2")).unwrap_err().to_string();
@@ -102,9 +102,9 @@ mod tests {
         assert_eq!(keys, KEYS.iter().map(|key| key.key).collect::<Vec<_>>());
     }
 
-    /// A getter of a wrong field would read another value than the file has.
+    /// A getter of the wrong field would not read the value in the file.
     #[test]
-    fn the_table_reads_the_value_that_the_file_has() {
+    fn the_table_reads_the_values_in_the_file() {
         let run = spec();
         let table: toml::Table = toml::from_str(&run.to_toml()).unwrap();
         for key in KEYS {
@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// `TEMPLAR_BLESS=1` writes the page anew.
+    /// `TEMPLAR_BLESS=1` rewrites the page.
     #[test]
     fn golden_page_of_keys_holds() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/run-keys.md");
@@ -133,8 +133,8 @@ mod tests {
         let written = std::fs::read_to_string(path).unwrap();
         assert!(
             written == page(),
-            "docs/run-keys.md is not what the table of keys says: \
-             TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden writes it anew"
+            "docs/run-keys.md differs from the table of keys; \
+             `TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden` rewrites it"
         );
     }
 
@@ -160,14 +160,14 @@ mod tests {
             run.set(key, value).unwrap();
         }
         assert_eq!(run, expected);
-        // A whole number is a number, too; and what depends on other keys is left to validation.
+        // A whole number is a number too, and ranges that depend on other keys are left to validation.
         run.set("outer.rate", "1").unwrap();
         run.set("windows.put_block", "500").unwrap();
         assert!(run.validate().unwrap_err().to_string().contains("`windows.put_block` is 500"));
     }
 
     #[test]
-    fn what_cannot_be_set_is_told_with_what_can() {
+    fn a_refused_setting_names_what_is_allowed() {
         let before = spec();
         let mut run = spec();
         let mut error = |key: &str, value: &str| run.set(key, value).unwrap_err().to_string();

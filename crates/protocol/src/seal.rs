@@ -8,7 +8,7 @@ use crate::hash::{Hash32, Hasher};
 use crate::keys::Keypair;
 use crate::run::RunId;
 
-/// Bytes that a ciphertext is longer than its payload.
+/// Bytes by which a ciphertext is longer than its payload.
 pub const SEAL_OVERHEAD_BYTES: u64 = 16;
 
 /// The key of one payload. Its publication opens the payload for everybody.
@@ -34,14 +34,14 @@ pub enum OpenError {
 }
 
 impl SealKey {
-    /// KDF(hotkey secret, run, window, payload hash): a crash never seals two payloads with one key.
+    /// KDF(hotkey secret, run, window, payload hash), so that no crash makes a miner seal two payloads with one key.
     pub fn derive(keypair: &Keypair, run: RunId, window: u64, payload: &[u8]) -> Self {
         let mut hasher = Hasher::new("templar v1 seal key");
         hasher.update(keypair.seed()).update_value(&(run, window, Hash32::of(payload)));
         Self(hasher.finish().0)
     }
 
-    /// A published key.
+    /// Reads a published key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, OpenError> {
         bytes.try_into().map(Self).map_err(|_| OpenError::KeyLength(bytes.len()))
     }
@@ -50,8 +50,8 @@ impl SealKey {
         &self.0
     }
 
-    /// What the header says of the key. ChaCha20-Poly1305 alone commits to no key: without this, one ciphertext could
-    /// be made to open to two payloads.
+    /// What the header states of the key. ChaCha20-Poly1305 alone does not commit to a key: without this, one
+    /// ciphertext could be made to open to two payloads.
     pub fn commitment(&self) -> Hash32 {
         Hash32::derive("templar v1 key commitment", &self.0)
     }
@@ -91,7 +91,7 @@ impl Drop for SealKey {
 mod tests {
     use super::*;
 
-    /// From the specification alone, by another implementation.
+    /// Computed by another implementation, from the specification alone.
     #[test]
     fn golden() {
         let key = SealKey::derive(&Keypair::from_seed([9; 32]), RunId(Hash32::of(b"run")), 3, b"payload");
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_with_the_committed_key_only() {
+    fn a_ciphertext_opens_with_the_committed_key_only() {
         let (run, pair) = (RunId(Hash32::of(b"run")), Keypair::insecure_dev(1, "m"));
         let key = SealKey::derive(&pair, run, 3, b"payload");
         let sealed = key.seal(b"payload".to_vec());

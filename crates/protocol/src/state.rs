@@ -12,7 +12,8 @@ use crate::run::{RunId, RunSpec};
 /// The replicated state of a run. θ itself is named by its root.
 ///
 /// Its digest is what validators vote on, so the chain of certificates is the history of the model *and* of
-/// everything else that later windows depend on. Whoever has a state with a certified digest needs no other trust.
+/// everything else that later windows depend on. A node that has a state with a certified digest need trust nothing
+/// else.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct RunState {
     pub run: RunId,
@@ -26,7 +27,7 @@ pub struct RunState {
     pub cursor: Cursor,
     /// Windows that changed θ: the clock of schedules, which null windows do not advance.
     pub outer_steps: u64,
-    /// Who is no candidate until which window, in the order of entries.
+    /// Who is excluded until which window, in the order of entries.
     pub exclusions: Vec<Exclusion>,
 }
 
@@ -34,7 +35,7 @@ pub struct RunState {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    #[error("not the canonical encoding of a run state: {0}")]
+    #[error("the bytes are not the canonical encoding of a run state: {0}")]
     Malformed(String),
     #[error("the state belongs to run {found}, not to {expected}")]
     WrongRun { found: RunId, expected: RunId },
@@ -46,7 +47,7 @@ const EXCLUSIONS_MAX: usize = 1024;
 pub const STATE_BYTES_MAX: u64 = 64 * 1024;
 
 impl RunState {
-    /// Before window 0.
+    /// The state before window 0.
     pub fn genesis(spec: &RunSpec) -> Self {
         Self {
             run: spec.id(),
@@ -59,7 +60,7 @@ impl RunState {
         }
     }
 
-    /// The root that a vote stands on.
+    /// The root that votes name.
     pub fn digest(&self) -> Hash32 {
         Hash32::of_value("templar v1 run state", self)
     }
@@ -68,10 +69,11 @@ impl RunState {
         borsh::to_vec(self).expect("a state has no value that Borsh lacks")
     }
 
-    /// A state of `run` from a stranger's bytes. Its digest still has to be compared with a certified one.
+    /// Reads a state of `run` from a stranger's bytes. The caller must still compare its digest with a certified one.
     pub fn from_bytes(bytes: &[u8], run: RunId) -> Result<Self, StateError> {
         if bytes.len() as u64 > STATE_BYTES_MAX {
-            return Err(StateError::Malformed(format!("{} bytes are too many", bytes.len())));
+            let reason = format!("there are {} bytes, but at most {STATE_BYTES_MAX} are allowed", bytes.len());
+            return Err(StateError::Malformed(reason));
         }
         let state: Self = borsh::from_slice(bytes).map_err(|error| StateError::Malformed(error.to_string()))?;
         if state.run != run {
@@ -95,12 +97,12 @@ impl RunState {
         let mut outer_steps = self.outer_steps;
         if let Outcome::Certified { accepted, excluded, .. } = &certificate.outcome {
             outer_steps += u64::from(!accepted.is_empty());
-            // The first window that can know of it starts from this state.
+            // The first window that can know of the exclusion starts from this state.
             let first = window + 1 + u64::from(spec.windows.delay_windows);
             let until_window = first + spec.roster.exclusion_windows;
             exclusions.retain(|exclusion| !excluded.contains(&exclusion.entry));
             exclusions.extend(excluded.iter().map(|&entry| Exclusion { entry, until_window }));
-            // The longest-lasting ones, where there are too many.
+            // If there are too many, those that last longest stay.
             exclusions.sort_unstable_by_key(|exclusion| (std::cmp::Reverse(exclusion.until_window), exclusion.entry));
             exclusions.truncate(EXCLUSIONS_MAX);
             exclusions.sort_unstable_by_key(|exclusion| exclusion.entry);
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exclusion_ends_when_it_says() {
+    fn an_exclusion_lasts_until_its_window() {
         let (run, genesis) = (spec(), RunState::genesis(&spec()));
         let excluded = vec![entry(2)];
         let outcome = Outcome::Certified { root: genesis.digest(), accepted: vec![entry(1)], excluded };
@@ -144,7 +146,7 @@ mod tests {
         assert!(!state.is_excluded(&entry(2), until) && state.exclusions.is_empty());
     }
 
-    /// From the specification alone, by another implementation.
+    /// Computed by another implementation, from the specification alone.
     #[test]
     fn golden() {
         let hash = Hash32::of(b"x");
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_stranger_are_checked() {
+    fn a_strangers_bytes_are_checked() {
         let state = RunState::genesis(&spec());
         let bytes = state.to_bytes();
         assert_eq!(RunState::from_bytes(&bytes, state.run).unwrap(), state);

@@ -1,7 +1,8 @@
-//! The initial parameters θ₀ and their root: made on all cores, and for the root alone in a few megabytes of memory.
+//! The initial parameters θ₀ and their root, computed on all cores; the root alone takes a few megabytes of memory.
 //!
-//! The elements of a tensor come from one stream of BLAKE3 output, 16 bytes each. Any place of that stream can be
-//! reached at once, so blocks of a tensor are made side by side. The bits depend on neither threads nor block lengths.
+//! The elements of a tensor come from one stream of BLAKE3 output, 16 bytes each. Any position in that stream can be
+//! reached directly, so blocks of a tensor are computed in parallel. The bits depend on neither threads nor block
+//! lengths.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -11,17 +12,17 @@ use rayon::prelude::*;
 use crate::hash::{Hash32, Hasher, OutputReader};
 use crate::layout::{Layout, ModelSpec, TensorSpec};
 
-/// Bytes of the stream that make one element.
+/// Bytes of the stream per element.
 const DRAWN_BYTES: usize = 16;
-/// Elements that a thread makes from one piece of the stream: 16 KiB, which stay in a core's first cache.
+/// Elements that a thread computes from one piece of the stream: 16 KiB, which stay in a core's first-level cache.
 const PIECE_VALUES: usize = 1024;
-/// Elements that a thread makes before it looks for other work: 256 KiB of the stream.
+/// Elements that a thread computes before it looks for other work: 256 KiB of the stream.
 const TASK_VALUES: usize = 16 * PIECE_VALUES;
 /// Elements between two calls of a watch: a fraction of a second on one core.
 const WATCHED_VALUES: usize = 4 << 20;
 
 impl Layout {
-    /// The initial parameters θ₀, from integers and + − × only, so that every platform makes the same bits.
+    /// The initial parameters θ₀, from integers and + − × only, so that every platform produces the same bits.
     ///
     /// Norm weights are 1. Every other element is the centred sum of eight uniform 16-bit integers, scaled to a
     /// standard deviation of 0.02; projections that write into the residual stream (`o_proj`, `down_proj`) are
@@ -32,7 +33,8 @@ impl Layout {
         theta
     }
 
-    /// [`Layout::theta0`] that tells `watch` now and then how many parameters are done, and ends early if that breaks.
+    /// [`Layout::theta0`] that reports to `watch` now and then how many parameters are done, and ends early if it
+    /// breaks.
     pub fn theta0_watched<B>(
         &self,
         model: &ModelSpec,
@@ -60,8 +62,8 @@ impl Layout {
         root
     }
 
-    /// [`Layout::theta0_root`] that tells `watch` now and then how many parameters are done, of [`Layout::len`], and
-    /// ends early if that breaks.
+    /// [`Layout::theta0_root`] that reports to `watch` now and then how many of [`Layout::len`] parameters are done,
+    /// and ends early if it breaks.
     ///
     /// ```
     /// use std::ops::ControlFlow;
@@ -72,7 +74,7 @@ impl Layout {
     /// # };
     /// let layout = Layout::llama(&model);
     /// let root = layout.theta0_root_watched(&model, 7, |done| {
-    ///     if done < 1_000_000 { ControlFlow::Continue(()) } else { ControlFlow::Break("that takes too long") }
+    ///     if done < 1_000_000 { ControlFlow::Continue(()) } else { ControlFlow::Break("this takes too long") }
     /// });
     /// assert_eq!(root, ControlFlow::Continue(layout.theta0_root(&model, 7)));
     /// ```
@@ -101,7 +103,7 @@ impl Layout {
     }
 }
 
-/// Makes the elements of one tensor, from any place on.
+/// Computes the elements of one tensor, from any place on.
 enum Generator {
     Ones,
     /// Centred sums of the stream, times the scale.
@@ -125,7 +127,7 @@ impl Generator {
         Self::Drawn { stream: hasher.update_value(&seed).update_value(&tensor.name).clone().into_output(), scale }
     }
 
-    /// Makes `out.len()` elements from the tensor's element `first` on, each as `to` gives it.
+    /// Computes `out.len()` elements from the tensor's element `first` on, each converted by `to`.
     fn make<T: Copy>(&self, first: usize, out: &mut [T], to: impl Fn(f32) -> T) {
         let Self::Drawn { stream, scale } = self else { return out.fill(to(1.0)) };
         let mut stream = stream.clone();
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
     use crate::testing::tiny_model;
 
-    /// The rule of the specification, said as plainly as possible: one element after the other.
+    /// The rule of the specification, as plainly as possible: one element after the other.
     fn plain(layout: &Layout, model: &ModelSpec, seed: u64) -> Vec<f32> {
         let mut theta = Vec::new();
         for tensor in layout.tensors() {

@@ -1,7 +1,7 @@
-//! Words on the chain: what a node commits for a window, in at most 128 bytes a field.
+//! On-chain records: what a node commits for a window, in at most 128 bytes per field.
 //!
-//! A commitment has three fields: the bucket ([`crate::bucket`]), a miner's header word, a validator's vote. Each new
-//! commitment replaces the last, so a word is read as of its deadline's block, from finalised state.
+//! A commitment has three fields: the bucket locator ([`crate::bucket`]), a miner's header record, a validator's vote.
+//! Each new commitment replaces the last, so a record is read as of the block of its deadline, from finalised state.
 
 use crate::commitment::Commitment;
 use crate::hash::Hash32;
@@ -28,21 +28,21 @@ pub struct Vote {
     pub root: Hash32,
     /// By candidate: whether its contribution passed every check.
     pub accept: Vec<bool>,
-    /// By candidate: whether it should be no candidate for a while.
+    /// By candidate: whether it should be excluded for a while.
     pub exclude: Vec<bool>,
 }
 
-/// Why a field of a commitment is not the word that it should be.
+/// Why a field of a commitment is not the expected record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WordError {
     #[error("the commitment has no such field")]
     Absent,
-    #[error("unknown tag {0}")]
+    #[error("its tag {0} is unknown")]
     Tag(u8),
-    #[error("{found} bytes, where {expected} are due")]
+    #[error("it has {found} bytes instead of {expected}")]
     Length { found: usize, expected: usize },
-    #[error("it speaks of window {found}, not of {expected}")]
+    #[error("it is about window {found}, not {expected}")]
     Window { found: u32, expected: u32 },
     #[error("bits are set beyond the last candidate")]
     Padding,
@@ -67,7 +67,7 @@ impl HeaderWord {
         field
     }
 
-    /// The header word for `window` in a commitment of a stranger.
+    /// Reads the header record for `window` from a stranger's commitment.
     pub fn read(commitment: &Commitment, window: u32) -> Result<Self, WordError> {
         let body = body(commitment, HEADER_FIELD, HEADER_TAG, window)?;
         let hash = body.try_into().map_err(|_| WordError::Length { found: body.len() + 5, expected: 37 })?;
@@ -85,14 +85,14 @@ impl Vote {
         field
     }
 
-    /// Only the root of a vote on `window`, whatever the number of candidates.
+    /// Reads only the root of a vote on `window`, whatever the number of candidates.
     pub fn read_root(commitment: &Commitment, window: u32) -> Result<Hash32, WordError> {
         let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
         let root = body.first_chunk().ok_or(WordError::Length { found: body.len() + 5, expected: 37 })?;
         Ok(Hash32(*root))
     }
 
-    /// The vote on `window`, which has `candidates` candidates, in a commitment of a stranger.
+    /// Reads the vote on `window`, which has `candidates` candidates, from a stranger's commitment.
     pub fn read(commitment: &Commitment, window: u32, candidates: usize) -> Result<Self, WordError> {
         let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
         let expected = 32 + 2 * candidates.div_ceil(8);
@@ -136,7 +136,7 @@ fn unpack(bytes: &[u8], count: usize) -> Result<Vec<bool>, WordError> {
     Ok(bits[..count].to_vec())
 }
 
-/// Each validator's vote on a window, or why it has none.
+/// Each validator's vote on a window, or why it has no valid one.
 pub type Ballots = Vec<(EntryId, Result<Vote, WordError>)>;
 
 #[cfg(test)]
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vote_of_a_full_house_fits() {
+    fn a_vote_on_the_most_candidates_fits_its_field() {
         let vote = Vote {
             window: u32::MAX,
             root: Hash32::of(b"root"),
@@ -165,11 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_word_publishes_its_bucket_alone() {
+    fn a_node_without_records_publishes_its_bucket_alone() {
         assert_eq!(fields(b"b", None, None), vec![b"b".to_vec()]);
-        let word = HeaderWord { window: 3, header_hash: Hash32::of(b"h") };
-        let read = |window| HeaderWord::read(&commitment(fields(b"b", Some(&word), None)), window);
-        assert_eq!(read(3).unwrap(), word);
+        let record = HeaderWord { window: 3, header_hash: Hash32::of(b"h") };
+        let read = |window| HeaderWord::read(&commitment(fields(b"b", Some(&record), None)), window);
+        assert_eq!(read(3).unwrap(), record);
         assert_eq!(read(4).unwrap_err(), WordError::Window { found: 3, expected: 4 });
         assert_eq!(HeaderWord::read(&commitment(fields(b"b", None, None)), 3).unwrap_err(), WordError::Absent);
     }

@@ -1,19 +1,21 @@
 //! AdamW with decoupled weight decay ("Decoupled Weight Decay Regularization", algorithm 2) on flat parameters.
 //!
 //! θ ← θ − lr · (m̂ / (√v̂ + ε) + wd · θ), without decay for one-dimensional tensors (the norms). One pass over plain
-//! slices: each parameter and moment is read and written once a step.
+//! slices: each parameter and moment is read and written once per step.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 use templar_cpu::simd;
-use templar_protocol::{layout::Layout, run::InnerSpec};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::InnerSpec;
 
-use crate::{state, trainer::TrainError};
+use crate::state;
+use crate::trainer::TrainError;
 
-/// Elements that one task takes; it decides no bit of the result.
+/// Elements per task; the result does not depend on it.
 const CHUNK: usize = 1 << 15;
-/// Elements that are taken at once.
+/// Elements that are computed at once.
 const LANES: usize = 16;
 
 /// The optimiser and its moments.
@@ -88,7 +90,7 @@ impl AdamW {
         bytes
     }
 
-    /// Takes up exported moments; after an error nothing has changed.
+    /// Adopts exported moments; an error changes nothing.
     pub fn import(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
         state::check(bytes, self.first.len())?;
         let (steps, moments) = state::split(bytes);
@@ -99,7 +101,7 @@ impl AdamW {
     }
 }
 
-/// What is the same for all elements of a tensor in one step.
+/// What all elements of a tensor have in common in one step.
 #[derive(Clone, Copy)]
 struct Constants {
     scale: f32,
@@ -150,7 +152,8 @@ impl Constants {
     }
 }
 
-/// The global norm in f64. Sums are made in fixed lanes within fixed chunks, so that neither threads nor vectors change it.
+/// The global norm in f64. Sums are taken in fixed lanes within fixed chunks, so that neither threads nor vectors
+/// change it.
 pub fn global_norm(values: &[f32]) -> f64 {
     let sum = |chunk: &[f32]| {
         let (blocks, rest) = chunk.as_chunks::<LANES>();
@@ -186,7 +189,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the textbook in f64, one parameter at a time.
+        /// Compares with the textbook in f64, one parameter at a time.
         #[test]
         fn follows_the_textbook(gradients in prop::collection::vec(prop::array::uniform6(-2.0f32..2.0), 1..6)) {
             let (layout, inner) = (layout(), inner());

@@ -4,16 +4,16 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
     pub sequences: usize,
-    /// Tokens in a sequence; it has one target fewer.
+    /// Tokens in a sequence, which has one target fewer.
     pub seq_len: usize,
     pub tokens: Vec<u32>,
 }
 
-/// Why tokens are no batch.
+/// Why tokens do not form a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BatchError {
-    #[error("a batch has {sequences} sequences of {seq_len} tokens; it needs at least 1 of at least 2")]
+    #[error("a batch has {sequences} sequences of {seq_len} tokens; it needs at least 1 sequence of at least 2 tokens")]
     Empty { sequences: usize, seq_len: usize },
     #[error("{sequences} sequences of {seq_len} tokens were announced, but {found} tokens were given")]
     NotRectangular { sequences: usize, seq_len: usize, found: usize },
@@ -27,7 +27,7 @@ impl TokenBatch {
         Ok(batch)
     }
 
-    /// The shape again, because the fields can be written by anybody.
+    /// Checks the shape again, because the fields are public.
     pub(crate) fn check(&self) -> Result<(), BatchError> {
         let Self { sequences, seq_len, .. } = *self;
         if sequences == 0 || seq_len < 2 {

@@ -3,20 +3,16 @@
 use std::ops::ControlFlow;
 
 use templar_cpu::oracle;
-use templar_protocol::{
-    hash::Hasher,
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 
-use crate::{
-    batch::TokenBatch,
-    schedule::learning_rate,
-    speed::flops_per_token,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer},
-};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::speed::flops_per_token;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
 
-/// Deterministic batches for a model, made of `label`: other labels give other tokens.
+/// Deterministic batches for a model, derived from `label`: other labels give other tokens.
 pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -> Vec<TokenBatch> {
     let mut stream = Hasher::new("templar conformance tokens").update_value(label).clone().into_stream();
     let seq_len = model.seq_len as usize;
@@ -27,10 +23,10 @@ pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -
     (0..count).map(|_| batch()).collect()
 }
 
-/// Checks an engine that trains `model`. `make` gives a fresh one each time, all alike.
+/// Checks an engine that trains `model`. `make` returns a fresh one each time, all alike.
 ///
 /// # Panics
-/// At the first thing that the engine does wrong.
+/// At the first check that the engine fails.
 pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
     let suite = Suite {
         model,
@@ -49,18 +45,18 @@ pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
     suite.overflow_is_contained(make().as_mut());
 }
 
-/// How far an engine is from the plain reference, or may be.
+/// How far an engine is, or may be, from the plain reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Distance {
     /// Largest relative error of a step's loss.
     pub loss: f64,
-    /// Length of the difference of both Δ, as a share of the reference's length.
+    /// Length of the difference between both Δ, as a share of the reference's length.
     pub delta: f64,
 }
 
-/// Checks that an engine's losses and Δ are those of the plain reference in f64, and returns how far they are from them.
+/// Checks that an engine's losses and Δ are those of the plain reference in f64, and returns the distance.
 ///
-/// Not for engines that are no language model. `inner` must be what `make`'s engine trains with.
+/// Only language models have this reference. `inner` must be what `make`'s engine trains with.
 ///
 /// # Panics
 /// If the engine is farther off than `tolerance`.
@@ -135,7 +131,7 @@ impl Suite<'_> {
             assert!(rates.into_iter().all(|rate| rate > 0.0 && rate.is_finite()), "{stats:?}");
             let per_token = stats.model_flops_per_s / stats.tokens_per_s;
             let expected = flops_per_token(self.model, self.batches[0].seq_len);
-            assert!((per_token / expected - 1.0).abs() < 1e-9, "{per_token} FLOPs a token, not {expected}");
+            assert!((per_token / expected - 1.0).abs() < 1e-9, "{per_token} FLOPs per token, not {expected}");
         }
         let nothing = self.train(trainer, &[], 0);
         assert!(nothing.steps.is_empty() && nothing.delta.iter().all(|&value| value == 0.0), "no batch, no step");
@@ -213,7 +209,7 @@ impl Suite<'_> {
         let batches = [
             (outside, "outside the vocabulary"),
             (long, "too long"),
-            (TokenBatch { tokens: vec![0; 5], ..good.clone() }, "no rectangle"),
+            (TokenBatch { tokens: vec![0; 5], ..good.clone() }, "not rectangular"),
             (TokenBatch { sequences: usize::MAX, ..good.clone() }, "overflowing"),
             (TokenBatch { sequences: 0, tokens: vec![], ..good.clone() }, "empty"),
             (TokenBatch { seq_len: 1, tokens: vec![0; 3], ..good.clone() }, "without a target"),
@@ -236,7 +232,7 @@ impl Suite<'_> {
         assert_eq!(trainer.export_state(), state, "refused jobs leave the state alone");
     }
 
-    /// Finite parameters whose products overflow: a typed error, or numbers that mean something.
+    /// Finite parameters whose products overflow must give a typed error or finite numbers.
     fn overflow_is_contained(&self, trainer: &mut dyn Trainer) {
         for size in [1e15, f32::MAX] {
             let theta = vec![size; self.theta.len()];

@@ -1,23 +1,20 @@
 //! The built-in engine behind the seam: losses and gradients by [`Engine`], AdamW on flat parameters.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::ops::ControlFlow;
+use std::time::Instant;
 
 use templar_cpu::{Engine, product_flops_per_s};
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
-use crate::{
-    adamw::{AdamW, global_norm},
-    batch::TokenBatch,
-    schedule::learning_rate,
-    speed::{flops_per_token, peak_memory_bytes},
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
-};
+use crate::adamw::{AdamW, global_norm};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::speed::{flops_per_token, peak_memory_bytes};
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
-/// How long the machine's matrix products are measured, once a trainer.
+/// How long the machine's matrix products are measured, once per trainer.
 const PRODUCTS_S: f64 = 0.05;
 
 /// Trains on this machine's processor.
@@ -26,10 +23,10 @@ pub struct CpuTrainer {
     inner: InnerSpec,
     engine: Engine,
     optimiser: AdamW,
-    /// Of the step that is being made, kept for the next one.
+    /// The gradient of the current step; its memory is kept for the next one.
     gradient: Vec<f32>,
     optimiser_s: f64,
-    /// Of plain matrix products, measured after the first job.
+    /// Speed of plain matrix products, measured after the first job.
     product_flops_per_s: Option<f64>,
     stats: Option<EngineStats>,
 }
@@ -54,7 +51,7 @@ impl CpuTrainer {
         &self.engine
     }
 
-    /// Seconds that went into norms of gradients and updates so far.
+    /// Seconds spent on norms of gradients and on updates so far.
     pub fn optimiser_s(&self) -> f64 {
         self.optimiser_s
     }
@@ -78,7 +75,7 @@ impl CpuTrainer {
         Ok(StepStats { step, loss, grad_norm, lr, tokens: batch.tokens.len() as u64 })
     }
 
-    /// How fast the steps with these batches were. No data sheet says what a CPU's peak is.
+    /// Records how fast the steps with these batches were. No data sheet states a CPU's peak.
     fn measure(&mut self, batches: &[TokenBatch], seconds: f64) {
         if batches.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Training behind one seam: [`Trainer`] takes parameters and batches and gives the pseudo-gradient Δ and statistics.
+//! Training behind one seam: [`Trainer`] takes parameters and batches and returns the pseudo-gradient Δ and statistics.
 //!
 //! | what | module |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | tokens of one inner step | [`batch`] |
 //! | learning rate by global inner step | [`schedule`] |
 //! | AdamW on flat parameters | [`adamw`] |
-//! | its moments as bytes | `state` |
-//! | speed, memory and what a model needs of them | [`speed`] |
+//! | AdamW's moments as bytes | `state` |
+//! | FLOPs per token, and memory in use | [`speed`] |
 //! | the built-in engine, on this machine's processor | [`cpu_trainer`] |
 //! | the PyTorch engine, in a process of its own | [`worker`] |
 //! | a cheap problem for simulations of the protocol | [`synthetic`] |

@@ -1,11 +1,11 @@
-//! What a model asks of a machine, and what a process took of its memory: counted alike for every engine.
+//! How many FLOPs a model needs, and how much memory a process used: counted alike for every engine.
 
 use std::fs;
 
 use templar_protocol::layout::{Layout, ModelSpec};
 
-/// FLOPs that a token of training needs, in sequences of `seq_len` tokens: 6·(P − P of the input embedding) + 6·L·d·s, for L
-/// layers of width d. Attention is counted causally. A tied embedding is also the output projection, and stays in P.
+/// FLOPs per token of training, in sequences of `seq_len` tokens: 6·(P − P of the input embedding) + 6·L·d·s, for L
+/// layers of width d. Attention is counted causally. A tied embedding is also the output projection, so it stays in P.
 pub fn flops_per_token(model: &ModelSpec, seq_len: usize) -> f64 {
     let layout = Layout::llama(model);
     let lookup = if model.tied_embeddings { 0 } else { layout.tensors()[0].len() };
@@ -13,7 +13,7 @@ pub fn flops_per_token(model: &ModelSpec, seq_len: usize) -> f64 {
     6.0 * (layout.len() - lookup) as f64 + 6.0 * attention
 }
 
-/// Largest resident memory of this process so far; 0 where the system does not say.
+/// Largest resident memory of this process so far; 0 where the system does not report it.
 pub fn peak_memory_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,5 +1,5 @@
-//! The optimiser's state as bytes, the same for every engine with AdamW, so that a node can change its engine and keep its
-//! moments.
+//! The optimiser's state as bytes. They are the same for every engine with AdamW, so that a node can change its engine
+//! and keep its moments.
 //!
 //! 16 bytes of magic, the number of steps as u64, all first moments and all second moments as f32, little-endian.
 
@@ -8,7 +8,7 @@ use crate::trainer::TrainError;
 const MAGIC: &[u8; 16] = b"templar adamw 1\n";
 const HEAD_BYTES: usize = MAGIC.len() + 8;
 
-/// A state of that many steps without moments, which the caller appends: 8 bytes a parameter.
+/// The head of a state after that many steps; the caller appends the moments, 8 bytes per parameter.
 pub(crate) fn begin(steps: u64, parameters: usize) -> Vec<u8> {
     let mut state = Vec::with_capacity(HEAD_BYTES + 8 * parameters);
     state.extend(MAGIC);
@@ -23,15 +23,15 @@ pub(crate) fn fresh(parameters: usize) -> Vec<u8> {
     state
 }
 
-/// Refuses what is no state of a model with that many parameters.
+/// Refuses anything but a state of a model with that many parameters.
 pub(crate) fn check(state: &[u8], parameters: usize) -> Result<(), TrainError> {
     let refuse = |why: String| Err(TrainError::State { why });
     let expected = HEAD_BYTES + 8 * parameters;
     if state.len() != expected {
-        return refuse(format!("it has {} bytes, this model's takes {expected}", state.len()));
+        return refuse(format!("it has {} bytes, but this model's takes {expected}", state.len()));
     }
     if state[..MAGIC.len()] != MAGIC[..] {
-        return refuse("it is not of this optimiser and version".to_owned());
+        return refuse("it belongs to another optimiser or version".to_owned());
     }
     if !are_sound(split(state).1) {
         return refuse("it has moments that are not finite, or a negative mean of squares".to_owned());

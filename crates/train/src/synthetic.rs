@@ -1,29 +1,27 @@
-//! A problem that behaves like training and costs microseconds, for simulations of the protocol. Not a language model.
+//! A problem that behaves like training and costs microseconds, for simulations of the protocol. It is not a language
+//! model.
 //!
 //! Every sequence s has a target: a point shared by all data, plus a deviation that its tokens alone decide. With n
-//! parameters, loss(s, θ) = Σᵢ (θᵢ − targetᵢ(s))² / n. Whoever follows its true gradient lowers the loss of its own
-//! sequences most and that of all others too; noise, and the gradient of other data, do not. That is all that scoring needs.
+//! parameters, loss(s, θ) = Σᵢ (θᵢ − targetᵢ(s))² / n. A miner that follows its true gradient lowers the loss of its
+//! own sequences most and that of all others too; noise, or the gradient of other data, does not. Scoring needs no
+//! more.
 
 use std::ops::ControlFlow;
 
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 
-use crate::{
-    adamw::global_norm,
-    batch::TokenBatch,
-    schedule::learning_rate,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses},
-};
+use crate::adamw::global_norm;
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
 /// Distance of the shared point from 0, in every coordinate.
 const SHARED: f32 = 0.5;
 /// Distance of a sequence's target from the shared point, in every coordinate: the root of the lowest loss on unseen data.
 const OWN: f32 = 0.25;
-/// By what the learning rate of a language model is multiplied, so that a window of ten steps is felt.
+/// Factor on the learning rate of a language model, so that a window of ten steps has an effect.
 const RATE: f64 = 16.0;
 
 /// Gradient descent with momentum (β₁) on the synthetic loss.
@@ -114,7 +112,7 @@ impl Trainer for SyntheticTrainer {
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
         if bytes.len() != 4 * self.momentum.len() {
-            let why = format!("it has {} bytes, this problem's takes {}", bytes.len(), 4 * self.momentum.len());
+            let why = format!("it has {} bytes, but this problem's takes {}", bytes.len(), 4 * self.momentum.len());
             return Err(TrainError::State { why });
         }
         let momentum: Vec<f32> = bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();

@@ -1,6 +1,7 @@
 //! The one seam for training: θ and batches in, Δ and statistics out.
 
-use std::{error::Error, ops::ControlFlow};
+use std::error::Error;
+use std::ops::ControlFlow;
 
 use templar_protocol::layout::ModelSpec;
 use templar_record::engine::EngineStats;
@@ -43,7 +44,7 @@ pub struct TrainOutcome {
 }
 
 impl TrainOutcome {
-    /// From where a job started and where it ended, if Δ is finite.
+    /// The outcome of a job that moved θ from `start` to `end`, if Δ is finite.
     pub(crate) fn new(start: &[f32], end: Vec<f32>, steps: Vec<StepStats>) -> Result<Self, TrainError> {
         let mut delta = end;
         delta.iter_mut().zip(start).for_each(|(end, start)| *end = start - *end);
@@ -74,7 +75,7 @@ pub trait Trainer: Send {
     /// The optimiser's state, for a restart of the node.
     fn export_state(&self) -> Vec<u8>;
 
-    /// Takes up an exported state. After an error the state is what it was.
+    /// Adopts an exported state. An error leaves the state unchanged.
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError>;
 
     /// How fast the last training job was, if the engine measures that.
@@ -87,19 +88,23 @@ pub trait Trainer: Send {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    #[error("the model has {expected} parameters, but {found} were given; are they of this run?")]
+    #[error("the model has {expected} parameters, but {found} were given; check that they belong to this run")]
     ParameterCount { expected: usize, found: usize },
-    #[error("parameter {index} is not finite; take the parameters from a certified checkpoint again")]
+    #[error("parameter {index} is not finite; load the parameters from a certified checkpoint again")]
     NonFiniteParameter { index: usize },
     #[error("batch {batch}: {source}")]
     Batch { batch: usize, source: BatchError },
-    #[error("batch {batch} has sequences of {found} tokens, the model takes {longest} at most; shorten the samples")]
+    #[error(
+        "batch {batch} has sequences of {found} tokens, but the model takes at most {longest}; shorten the samples"
+    )]
     SequenceTooLong { batch: usize, found: usize, longest: u32 },
-    #[error("batch {batch} has token {token}, the vocabulary ends at {vocabulary}; use the run's tokenizer and data")]
+    #[error("batch {batch} has token {token}, but the vocabulary has {vocabulary}; use the run's tokenizer and data")]
     TokenOutsideVocabulary { batch: usize, token: u32, vocabulary: u32 },
-    #[error("the {what} of inner step {step} is not finite; training diverged, lower `inner.lr` or `inner.clip_norm`")]
+    #[error(
+        "the {what} of inner step {step} is not finite, so training diverged; lower `inner.lr` or `inner.clip_norm`"
+    )]
     NonFiniteStep { step: u64, what: &'static str },
-    #[error("the loss of sequence {sequence} is not finite; these parameters are of no use")]
+    #[error("the loss of sequence {sequence} is not finite; evaluate other parameters")]
     NonFiniteLoss { sequence: usize },
     #[error("the optimiser's state cannot be imported: {why}; delete it to start with fresh moments")]
     State { why: String },
@@ -134,7 +139,7 @@ pub(crate) fn check_inputs(
     Ok(())
 }
 
-/// Losses of an evaluation, if all of them mean something.
+/// Losses of an evaluation, if all of them are finite.
 pub(crate) fn finite_losses(losses: Vec<f64>) -> Result<Vec<f64>, TrainError> {
     match losses.iter().position(|loss| !loss.is_finite()) {
         Some(sequence) => Err(TrainError::NonFiniteLoss { sequence }),

@@ -1,8 +1,8 @@
 //! The PyTorch engine, or any other that speaks `docs/spec/worker.md`: a process that this trainer starts and supervises.
 //!
-//! Control crosses as lines of JSON, tensors through files in memory. Nothing that a worker says is trusted: whatever is
-//! wrong with it is a [`WorkerError`], it is ended, and the next job starts another one, with the moments of the last job
-//! that was done. So a worker that dies, hangs or lies costs the job at hand, and nothing else.
+//! Control messages are lines of JSON; tensors go through files in memory. Nothing that a worker says is trusted. Any
+//! misbehaviour is a [`WorkerError`]: the worker is ended, and the next job starts another one with the moments of the
+//! last finished job. So a worker that dies, hangs or lies costs the current job and nothing else.
 
 mod error;
 mod exchange;
@@ -10,28 +10,24 @@ mod folder;
 mod message;
 mod process;
 
-use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
 pub use error::WorkerError;
 pub use message::{LINE_BYTES_MAX, PROTOCOL};
 
-use self::{
-    exchange::Exchange,
-    message::{Failure, Options, Reply, Request},
-    process::{Launch, Process},
-};
-use crate::{
-    batch::TokenBatch,
-    schedule::learning_rate,
-    state,
-    trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs},
-};
+use crate::batch::TokenBatch;
+use crate::schedule::learning_rate;
+use crate::state;
+use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs};
+use crate::worker::exchange::Exchange;
+use crate::worker::message::{Failure, Options, Reply, Request};
+use crate::worker::process::{Launch, Process};
 
 /// Longest name of a device that is passed on.
 const DEVICE_CHARS_MAX: usize = 100;
@@ -41,7 +37,7 @@ const DEVICE_CHARS_MAX: usize = 100;
 pub struct TorchOptions {
     /// The Python interpreter that has `templar_torch`.
     pub python: PathBuf,
-    /// Processes, one for each GPU; more than 1 are started through torchrun.
+    /// Processes, one per GPU; more than 1 are started through torchrun.
     pub ranks: u16,
     /// A device as PyTorch names it, such as `cuda:0`, or `auto`.
     pub device: String,
@@ -74,18 +70,18 @@ impl Default for TorchOptions {
 /// How long each phase may take before the worker counts as hanging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the start of the process to its first word, and to the end of its configuration.
+    /// From the start of the process to its first message, and from there to the end of its configuration.
     pub start: Duration,
     /// The first step and the first evaluation of a process: each compiles.
     pub first: Duration,
     /// Every other step or evaluation.
     pub step: Duration,
-    /// Taking or giving parameters or moments.
+    /// Passing parameters or moments, either way.
     pub transfer: Duration,
 }
 
 impl Timeouts {
-    /// For a step or an evaluation, if `was_done` says whether there was one before; from now on there was.
+    /// The limit of a step or an evaluation. `was_done` says whether there was one before, and is set.
     fn of(self, was_done: &mut bool) -> Duration {
         if std::mem::replace(was_done, true) { self.step } else { self.first }
     }
@@ -106,7 +102,7 @@ pub struct TorchTrainer {
     layout: Layout,
     options: TorchOptions,
     worker: Option<Worker>,
-    /// The moments after the last job that was done, as [`crate::adamw::AdamW`] exports them; none before the first.
+    /// The moments after the last finished job, as [`crate::adamw::AdamW`] exports them; `None` before the first.
     state: Option<Vec<u8>>,
     stats: Option<EngineStats>,
 }
@@ -118,7 +114,7 @@ struct Worker {
     exchange: Exchange,
     /// Whether it has the moments that the trainer has.
     has_state: bool,
-    /// Whether it has done a step, and so compiled what there is to compile for training.
+    /// Whether it has done a step, and has therefore compiled what training needs.
     has_trained: bool,
     /// The same for an evaluation, which compiles its own.
     has_evaluated: bool,
@@ -131,7 +127,7 @@ impl TorchTrainer {
         Self { model, inner, layout, options, worker: None, state: None, stats: None }
     }
 
-    /// Starts the worker if none runs, so that what is wrong with it is known before the first job. May take a minute.
+    /// Starts the worker if none runs, so that its problems show before the first job. This may take a minute.
     pub fn start(&mut self) -> Result<(), TrainError> {
         if self.worker.as_mut().is_none_or(|worker| !worker.process.is_running()) {
             self.worker = None;
@@ -173,7 +169,8 @@ impl Trainer for TorchTrainer {
         check_inputs(&self.model, self.layout.len(), job.theta, job.batches)?;
         let (outcome, stats) = self.in_worker(|worker, inner, limits, state| {
             let result = worker.train(inner, limits, state.as_deref(), job, on_step);
-            // Moments that only the worker has would be lost with it: after divergence too, they hold the steps before.
+            // Moments that only the worker has would be lost with it. After divergence, too, they hold the steps
+            // before.
             if matches!(result, Ok(_) | Err(TrainError::NonFiniteStep { .. })) {
                 *state = Some(worker.export_state(limits)?);
             }
@@ -227,10 +224,10 @@ impl Worker {
         let chosen =
             Options { device, threads: *threads, offload_optimiser: *offload_optimiser, deterministic: *deterministic };
         process
-            .send("take its configuration", &Request::Configure { folder: &folder, model, inner, options: chosen })?;
-        match process.receive("take its configuration", timeouts.start)? {
+            .send("accept its configuration", &Request::Configure { folder: &folder, model, inner, options: chosen })?;
+        match process.receive("accept its configuration", timeouts.start)? {
             Reply::Configured { parameters } if parameters == layout.len() as u64 => {}
-            other => return Err(unexpected("take its configuration", &other)),
+            other => return Err(unexpected("accept its configuration", &other)),
         }
         Ok(Self { process, exchange, has_state: false, has_trained: false, has_evaluated: false })
     }
@@ -274,7 +271,7 @@ impl Worker {
         Ok((TrainOutcome { delta, steps, tokens }, plausible(engine)))
     }
 
-    /// Waits for one step, and checks that it is the one that was asked for.
+    /// Waits for one step, and checks that it is the expected one.
     fn step(&mut self, inner: &InnerSpec, limits: Timeouts, step: u64, tokens: u64) -> Result<StepStats, TrainError> {
         const PHASE: &str = "do an inner step";
         let (expected, limit) = (learning_rate(inner, step), limits.of(&mut self.has_trained));
@@ -310,27 +307,27 @@ impl Worker {
         }
     }
 
-    /// Gives the trainer's moments to a worker that lacks them. A worker that has never trained has fresh ones.
+    /// Passes the trainer's moments to a worker that lacks them. A worker that has never trained has fresh ones.
     fn import_state(&mut self, limits: Timeouts, state: Option<&[u8]>) -> Result<(), WorkerError> {
         let Some(state) = state.filter(|_| !self.has_state) else { return Ok(()) };
         let (steps, moments) = state::split(state);
         self.exchange.put_state(steps, moments)?;
-        self.process.send("take its moments", &Request::ImportState)?;
-        match self.process.receive("take its moments", limits.transfer)? {
+        self.process.send("import its moments", &Request::ImportState)?;
+        match self.process.receive("import its moments", limits.transfer)? {
             Reply::Imported => {
                 self.exchange.remove("state");
                 Ok(())
             }
-            other => Err(unexpected("take its moments", &other)),
+            other => Err(unexpected("import its moments", &other)),
         }
     }
 
     fn export_state(&mut self, limits: Timeouts) -> Result<Vec<u8>, WorkerError> {
         self.exchange.remove("state");
-        self.process.send("give its moments", &Request::ExportState)?;
-        match self.process.receive("give its moments", limits.transfer)? {
+        self.process.send("export its moments", &Request::ExportState)?;
+        match self.process.receive("export its moments", limits.transfer)? {
             Reply::Exported => {}
-            other => return Err(unexpected("give its moments", &other)),
+            other => return Err(unexpected("export its moments", &other)),
         }
         let state = self.exchange.state()?;
         self.exchange.remove("state");
@@ -340,10 +337,10 @@ impl Worker {
 }
 
 fn unexpected(phase: &'static str, reply: &Reply) -> WorkerError {
-    WorkerError::Protocol { phase, why: format!("an answer {:?} that does not fit: {reply:?}", reply.kind()) }
+    WorkerError::Protocol { phase, why: format!("its answer {:?} was not expected: {reply:?}", reply.kind()) }
 }
 
-/// Statistics are for people, so ones that mean nothing are dropped rather than held against the worker.
+/// Statistics are for people, so implausible ones are dropped rather than held against the worker.
 fn plausible(stats: serde_json::Value) -> Option<EngineStats> {
     let mut stats: EngineStats = serde_json::from_value(stats).ok()?;
     stats.device = stats.device.chars().filter(|char| !char.is_control()).take(DEVICE_CHARS_MAX).collect();

@@ -6,11 +6,10 @@ mod tiny;
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::{layout::Layout, run::InnerSpec};
-use templar_train::{
-    CpuTrainer, SyntheticTrainer, TrainJob, Trainer,
-    conformance::{self, Distance},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::InnerSpec;
+use templar_train::conformance::{self, Distance};
+use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 
@@ -30,8 +29,8 @@ fn synthetic_trainer_conforms() {
     conformance::check_trainer(&model, || Box::new(SyntheticTrainer::new(&model, &inner)));
 }
 
-/// More than the seam promises, and true on the CPU: matrices are split by rows and columns, never along a sum. `nano` is
-/// large enough that products are split, alone (micro-batches of 8) and beside others (of 2).
+/// The seam does not promise this, but it holds on the CPU: matrices are split by rows and columns, never along a sum.
+/// `nano` is large enough that products are split, alone (micro-batches of 8) and beside others (of 2).
 #[test]
 fn cpu_trainer_does_not_depend_on_the_thread_count() {
     let preset = presets::preset("nano").unwrap();

@@ -1,13 +1,11 @@
-//! That the engines learn, and learn what they learned yesterday.
+//! The engines learn, and their loss curves do not change unnoticed.
 
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::{
-    hash::Hasher,
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
+use templar_protocol::hash::Hasher;
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
 use templar_train::{
     CpuTrainer, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
 };
@@ -43,8 +41,8 @@ fn counting(model: &ModelSpec, count: u32) -> Vec<TokenBatch> {
     (0..count).map(|at| TokenBatch::new(4, model.seq_len as usize, batch(at)).expect("a rectangle")).collect()
 }
 
-/// Golden values of one machine, the tolerance for all others. Change them only together with a change of the model, the
-/// optimiser or θ₀ that is meant to change them.
+/// Golden values of one machine; the tolerance is for all others. Change them only together with a change of the model,
+/// the optimiser or θ₀ that is meant to change them.
 #[test]
 fn loss_curve_is_golden() {
     const GOLDEN: [f64; 10] =
@@ -98,7 +96,8 @@ fn divergence_names_the_step() {
     assert!(matches!(error, TrainError::NonFiniteLoss { sequence: 0 }), "{error:?}");
 }
 
-/// What scoring relies on: an honest contribution helps on unseen data, and most on its own; noise of its size does not.
+/// What scoring relies on: an honest contribution helps on unseen data, and most on its own data; noise of the same
+/// size does not.
 #[test]
 fn synthetic_contributions_can_be_told_apart() {
     let (model, inner) = tiny();

@@ -1,30 +1,29 @@
-//! What a node makes of workers that misbehave: always a typed error, another worker for the next job, and no moments lost.
+//! How a node handles workers that misbehave: always a typed error, another worker for the next job, and no moments
+//! lost.
 //!
-//! Workers here are fakes in plain Python (`tests/fake_worker`), so that this runs where PyTorch is not installed.
+//! Workers here are fakes in plain Python (`tests/fake_worker`), so that these tests run without PyTorch.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests panic and print as tests do")]
 
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::{
-    fs::File,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use templar_protocol::layout::Layout;
+use templar_train::worker::{LINE_BYTES_MAX, Timeouts};
 use templar_train::{
     StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer, WorkerError,
     conformance,
-    worker::{LINE_BYTES_MAX, Timeouts},
 };
 
 use tiny::tiny;
 
-/// Whether the fakes can run. Where they cannot, their tests say so and pass: the README asks for Rust and a C compiler.
+/// Whether the fakes can run. If not, their tests say so and pass: the README asks for Rust and a C compiler only.
 fn has_python() -> bool {
     let found = Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
@@ -40,7 +39,7 @@ struct Setting {
 }
 
 impl Setting {
-    /// A trainer whose first worker misbehaves, and whose next ones do not.
+    /// A trainer whose first worker misbehaves and whose later ones do not.
     fn new(misbehaviour: &str, folder: &Path) -> Self {
         let fake = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fake_worker");
         let variable = |name: &str, value: &Path| (name.to_owned(), value.display().to_string());
@@ -83,14 +82,14 @@ impl Setting {
     }
 }
 
-/// What a trainer says of its worker.
+/// The worker's error behind a trainer's.
 fn worker_error(error: TrainError) -> WorkerError {
     let TrainError::Engine(error) = error else { panic!("{error:?}") };
     *error.downcast().expect("an error of the worker")
 }
 
 #[test]
-fn a_sound_worker_is_used_again_and_measured() {
+fn a_healthy_worker_is_reused_and_measured() {
     if !has_python() {
         return;
     }
@@ -99,7 +98,7 @@ fn a_sound_worker_is_used_again_and_measured() {
     for job in 1..3 {
         let outcome = setting.train().unwrap();
         assert!(outcome.delta[0] > 0.0 && outcome.delta == vec![outcome.delta[0]; setting.theta.len()]);
-        // The fake counts the steps that it has seen in its moments: one process saw both jobs.
+        // The fake counts its steps in the moments: one process did both jobs.
         assert_eq!(setting.trainer.export_state()[16..24], u64::to_le_bytes(2 * job));
     }
     assert_eq!(setting.trainer.stats().and_then(|stats| stats.mfu()), Some(0.25));
@@ -108,7 +107,7 @@ fn a_sound_worker_is_used_again_and_measured() {
 }
 
 #[test]
-fn whatever_a_worker_does_is_a_typed_error_and_the_next_job_works() {
+fn every_misbehaviour_is_a_typed_error_and_the_next_job_works() {
     if !has_python() {
         return;
     }
@@ -132,7 +131,7 @@ fn whatever_a_worker_does_is_a_typed_error_and_the_next_job_works() {
     }
     let wrong_moments = Setting::failure("wrong-moments");
     assert!(matches!(wrong_moments, WorkerError::Tensors { file: "state", .. }), "{wrong_moments:?}");
-    // A full folder is met in the same way as one in which something is in the way.
+    // A full folder gives the same error as a folder in which something is in the way.
     let blocked = Setting::failure("blocks");
     assert!(matches!(&blocked, WorkerError::Exchange { folder, .. } if folder.contains("theta")), "{blocked:?}");
     assert_eq!(Setting::failure("bad-moments"), WorkerError::NotFinite { file: "state" });
@@ -147,7 +146,7 @@ fn hanging_workers_are_ended_in_time() {
         ("hangs", "do an inner step", 3),
         ("silent", "start", 5),
         ("hangs-at-the-end", "finish its job", 4),
-        ("hangs-in-the-export", "give its moments", 4),
+        ("hangs-in-the-export", "export its moments", 4),
     ];
     let ends_in_time = |(misbehaviour, expected, limit): (&str, &str, u64)| {
         let started = Instant::now();
@@ -165,9 +164,9 @@ fn hanging_workers_are_ended_in_time() {
     });
 }
 
-/// What a worker has started ends with it, or the next one would find the memory taken.
+/// What a worker has started ends with it; otherwise the next one would find the memory taken.
 #[test]
-fn nothing_of_a_worker_is_left() {
+fn no_process_outlives_its_worker() {
     if !has_python() {
         return;
     }
@@ -179,9 +178,9 @@ fn nothing_of_a_worker_is_left() {
     lock.try_lock().expect("nobody holds the worker's lock any more");
 }
 
-/// An evaluation compiles nothing for training: the first step may take its time all the same.
+/// An evaluation compiles nothing for training, so the first step may still take its time.
 #[test]
-fn the_first_step_may_take_longer_after_an_evaluation_too() {
+fn the_first_step_may_take_longer_even_after_an_evaluation() {
     if !has_python() {
         return;
     }
@@ -193,7 +192,7 @@ fn the_first_step_may_take_longer_after_an_evaluation_too() {
 }
 
 #[test]
-fn statistics_that_make_no_sense_are_dropped() {
+fn implausible_statistics_are_dropped() {
     if !has_python() {
         return;
     }
@@ -233,7 +232,7 @@ fn divergence_and_evaluations_are_checked_too() {
     }
 }
 
-/// A worker that dies between two jobs costs nothing: the next one gets the moments.
+/// A worker that dies between two jobs costs nothing: the next one receives the moments.
 #[test]
 fn moments_outlive_the_worker() {
     if !has_python() {
@@ -251,11 +250,11 @@ fn moments_outlive_the_worker() {
 }
 
 #[test]
-fn a_python_that_is_not_there_is_an_error_with_its_name() {
+fn the_error_names_a_missing_python() {
     let (model, inner) = tiny(false);
     let options = TorchOptions { python: PathBuf::from("/no/python/here"), ..TorchOptions::default() };
     let error = TorchTrainer::new(&model, &inner, options).start().unwrap_err();
-    // People read the worker's own words, with the remedy in them, and read them once.
+    // People read the worker's own message, remedy included, and read it once.
     let said = error.to_string();
     assert!(said.contains("\"/no/python/here\"") && said.ends_with("name a Python with --python"), "{said}");
     assert!(std::error::Error::source(&error).is_none(), "{error:?}");

@@ -1,37 +1,36 @@
 //! The engine on PyTorch, against the suite for every engine, the plain reference and the built-in engine.
 //!
-//! Ignored by default, because PyTorch is not installed everywhere:
-//! `TEMPLAR_PYTHON=/path/to/python cargo test --release --workspace --test torch -- --ignored` runs it, in some minutes.
+//! These tests are ignored by default, because PyTorch is not installed everywhere: `TEMPLAR_PYTHON=/path/to/python
+//! cargo test --release --workspace --test torch -- --ignored` runs them in a few minutes.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests panic and print as tests do")]
 
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, process::Command};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::Command;
 
 use templar_model::presets;
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
-use templar_train::{
-    TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer,
-    conformance::{self, Distance},
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
+use templar_train::conformance::{self, Distance};
+use templar_train::{TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 
-/// From the reference, with products in f32. Found on a CPU: 1e-7 and 2e-6.
+/// Distance from the reference with products in f32. Found on a CPU: 1e-7 and 2e-6.
 const F32: Distance = Distance { loss: 1e-5, delta: 1e-4 };
-/// With products in bf16, as on GPUs, whose eight bits are 0.004 of a value. Found on a CPU: 2e-4 and 0.04.
+/// The same with products in bf16, as on GPUs; its eight bits are 0.004 of a value. Found on a CPU: 2e-4 and 0.04.
 const BF16: Distance = Distance { loss: 1e-3, delta: 0.1 };
 
 fn python() -> PathBuf {
-    std::env::var_os("TEMPLAR_PYTHON").expect("TEMPLAR_PYTHON names no Python that has torch").into()
+    std::env::var_os("TEMPLAR_PYTHON").expect("TEMPLAR_PYTHON must name a Python that has torch").into()
 }
 
-/// The package of this repository on an interpreter that has PyTorch, after other folders with Python modules.
+/// The package of this repository on an interpreter that has PyTorch; other folders with Python modules come first.
 fn options_with(folders: &[&str]) -> TorchOptions {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let folders = folders.iter().chain(&["../../python"]).map(|folder| here.join(folder));
@@ -69,7 +68,7 @@ fn two_ranks_conform() {
     conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
 }
 
-/// One rank and two; in the precision of the device, and in bf16 wherever it is.
+/// With one rank and with two; in the precision of the device, and in bf16 on any device.
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn torch_trainer_agrees_with_the_reference() {
@@ -90,7 +89,7 @@ fn torch_trainer_agrees_with_the_reference() {
     }
 }
 
-/// What `templar_torch.bench` calls `1b` is what a run calls so.
+/// A preset of `templar_torch.bench`, such as `1b`, is the preset of the same name in a run.
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn presets_of_the_bench_have_the_shapes_of_the_runs() {
@@ -105,7 +104,8 @@ fn presets_of_the_bench_have_the_shapes_of_the_runs() {
     }
 }
 
-/// Both engines from the same θ on the same batches: losses, gradient norms and Δ; and one takes up the other's moments.
+/// Both engines from the same θ on the same batches: losses, gradient norms and Δ. Each then adopts the other's
+/// moments.
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn engines_agree_and_can_be_exchanged() {
@@ -143,8 +143,8 @@ fn compare(one: &mut dyn Trainer, two: &mut dyn Trainer, theta: &[f32], batches:
         assert!((one.loss - two.loss).abs() < 1e-4 && (one.grad_norm / two.grad_norm - 1.0).abs() < 1e-3);
         assert!((one.step, one.lr, one.tokens) == (two.step, two.lr, two.tokens), "{one:?} {two:?}");
     }
-    // Adam's first steps divide a gradient by its own size: where that is all rounding, the engines may differ by twice
-    // the learning rate; over all parameters they must not.
+    // Adam's first steps divide a gradient by its own size. Where the gradient is all rounding, the engines may differ
+    // by twice the learning rate; over all parameters they must not.
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let difference = square(&mut one.delta.iter().zip(&two.delta).map(|(one, two)| f64::from(one - two)));
     let size = square(&mut two.delta.iter().map(|&value| f64::from(value)));

@@ -1,5 +1,5 @@
-//! Attacks on the bytes of contributions that are known from another network, by their numbers there: what that network
-//! left open must hold here. Attacks 4, 5 and 12 need a network: they are among the simulations.
+//! Attacks on the bytes of contributions that are known from another network, with their numbers there: what that
+//! network left open must hold here. Attacks 4, 5 and 12 need a network, so they are among the simulations.
 
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, outer_step};
@@ -32,7 +32,7 @@ fn in_chunk(source: ChunkError) -> DecodeError {
     DecodeError::Chunk { tensor: "tensor0".to_owned(), chunk: 0, source }
 }
 
-/// Value codes beyond the values that there are: here every code of a chunk is a value, or the payload has an error.
+/// Value codes that no value belongs to: here every code of a chunk has a value, or the payload has an error.
 #[test]
 fn attack_1_every_code_has_a_value_or_an_error() {
     let mut accepted = 0;
@@ -42,19 +42,19 @@ fn attack_1_every_code_has_a_value_or_an_error() {
             accepted += u32::from(check_codes(scale, nth % 16, nth / 16 % 8, nth / 16 / 8));
         }
     }
-    // Six scales, eight times the signs; three levels that are mixed with any ratio, or all high with none.
+    // Six scales times eight sets of signs times (six mixed sets of levels with any ratio, or all high with ratio 0).
     assert_eq!(accepted, 6 * 8 * (6 * 16 + 1));
 }
 
-/// Three values of a chunk of 11, at 0, 2 and 4: whether a payload with these codes is accepted. If so it must say what
-/// the specification says, and move θ by that.
+/// Three values of a chunk of 11, at 0, 2 and 4: whether a payload with these codes is accepted. If so, it must send
+/// what the specification says, and move θ by that.
 fn check_codes(scale: u64, ratio: u64, signs: u64, levels: u64) -> bool {
     let codec = codec(CodecKind::TopkTwoBit, &[11], 16, 4, 1.0);
     let fields = [(scale, 8), (ratio, 4), (signs, 3), (levels, 3), (0b110, 3), (0b111, 3)];
     let found = codec.decode(crafted(CodecKind::TopkTwoBit, true, &fields));
     let error = match (scale, levels) {
         (225.., _) => Some(ChunkError::ScaleTooLarge { code: scale as u8 }),
-        // Its gaps are not 0, whatever else is.
+        // Its gaps are never 0 here.
         (0, _) => Some(ChunkError::EmptyNotCanonical),
         (_, 0) => Some(ChunkError::LevelsNotCanonical),
         (_, 0b111) if ratio > 0 => Some(ChunkError::LevelsNotCanonical),
@@ -80,7 +80,8 @@ fn check_codes(scale: u64, ratio: u64, signs: u64, levels: u64) -> bool {
     true
 }
 
-/// Scales so large that the sum of many is no number: here θ moves by what the run allows, or the payload has an error.
+/// Scales so large that the sum of many is not finite: here θ moves by what the run allows, or the payload has an
+/// error.
 #[test]
 fn attack_2_the_largest_scales_of_the_most_peers_leave_theta_finite() {
     for (max_abs, most) in [(1024.0, 255), (1.0, 224)] {
@@ -120,7 +121,7 @@ fn attack_2_the_largest_scales_of_the_most_peers_leave_theta_finite() {
     }
 }
 
-/// Gaps whose sum is more than a position can hold, which would come round to where others are.
+/// Gaps whose sum is more than a position can hold, which would wrap around to positions that are taken.
 #[test]
 fn attack_3_positions_do_not_wrap_around() {
     let codec = codec(CodecKind::TopkSign, &[65_536], 65_536, 64, 4.0);
@@ -148,7 +149,7 @@ fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
 }
 
 proptest! {
-    /// Repeated positions: whatever is accepted sends as many values as it says, each at a place of its own.
+    /// Repeated positions: an accepted payload sends as many values as it states, each at its own place.
     #[test]
     fn attack_3_no_position_counts_twice((spec, codec) in codecs(), seed: u64, edits in edits()) {
         let Ok(contribution) = codec.decode(edited(&codec, seed, 1.0, &edits)) else { return Ok(()) };
@@ -164,7 +165,7 @@ proptest! {
             prop_assert!(magnitudes.is_empty() || magnitudes.len() == (k * values.len()).div_ceil(chunk));
             let largest = magnitudes.iter().copied().fold(0.0, f64::max);
             let scale = (1..256).find(|&scale| high(scale) == largest);
-            prop_assert!(scale.is_some() || magnitudes.is_empty(), "no scale means {largest}");
+            prop_assert!(scale.is_some() || magnitudes.is_empty(), "no scale has the value {largest}");
             let Some(scale) = scale else { continue };
             let lower = magnitudes.iter().copied().find(|&magnitude| magnitude != largest).unwrap_or(largest);
             prop_assert!(magnitudes.iter().all(|&magnitude| magnitude == largest || magnitude == lower));
@@ -174,7 +175,7 @@ proptest! {
         prop_assert_eq!(values_sent, contribution.values_sent());
     }
 
-    /// One of twenty moves no parameter further than its share, and turns none that the others agree on.
+    /// One of twenty moves no parameter further than its share, and reverses none that the others agree on.
     #[test]
     fn attack_3_one_of_twenty_moves_nothing_beyond_its_share(
         two_levels: bool,

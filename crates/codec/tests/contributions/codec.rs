@@ -1,13 +1,11 @@
-//! Bytes: round trips, one form for each contribution, and a typed error for everything else.
+//! Bytes: round trips, one form per contribution, and a typed error for everything else.
 
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, EncodeError};
 use templar_protocol::run::{CodecKind, CodecSpec};
 
-use crate::{
-    plain,
-    samples::{codec, codecs, crafted, encode, layout, stream, values},
-};
+use crate::plain;
+use crate::samples::{codec, codecs, crafted, encode, layout, stream, values};
 
 /// What the contribution adds to zeros.
 fn dense(codec: &Codec, contribution: &Contribution) -> Vec<f32> {
@@ -74,7 +72,7 @@ proptest! {
         }
     }
 
-    /// Whatever the bytes are: a contribution that has exactly these bytes, or an error.
+    /// Any bytes give a contribution that has exactly these bytes, or an error.
     #[test]
     fn decoding_is_total_and_canonical(
         (spec, codec) in codecs(),
@@ -105,7 +103,7 @@ proptest! {
     }
 }
 
-/// Every single-bit error in a payload is either seen or changes what the payload means.
+/// Every single-bit error in a payload is either detected or changes what the payload means.
 #[test]
 fn no_two_payloads_are_one_contribution() {
     for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit] {
@@ -121,7 +119,7 @@ fn no_two_payloads_are_one_contribution() {
                 accepted += 1;
             }
         }
-        assert!(accepted > 0, "some bits, such as signs, do make another contribution");
+        assert!(accepted > 0, "some bits, such as signs, do give another contribution");
     }
 }
 
@@ -180,7 +178,7 @@ fn magnitudes_are_capped() {
 }
 
 #[test]
-fn what_is_not_finite_is_named() {
+fn a_non_finite_value_is_named() {
     for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32] {
         let codec = codec(kind, &[40, 33], 16, 3, 4.0);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -214,7 +212,7 @@ fn error_feedback_decays_and_rounds_once() {
 /// as (value, bits), in the order of the format.
 fn chunk_error(kind: CodecKind, fields: &[(u64, u32)]) -> ChunkError {
     let codec = codec(kind, &[11], 16, 4, 4.0);
-    // With one level it has 3 bytes in any case.
+    // With one level it always has 3 bytes.
     let payload = crafted(kind, kind == CodecKind::TopkTwoBit, fields);
     match codec.decode(payload).unwrap_err() {
         DecodeError::Chunk { tensor, chunk: 0, source } if tensor == "tensor0" => source,
@@ -288,7 +286,7 @@ fn every_fault_in_the_frame_has_its_error() {
 }
 
 #[test]
-fn the_first_error_is_reported_and_bytes_are_the_same_for_any_number_of_threads() {
+fn bytes_and_the_first_error_are_the_same_for_any_number_of_threads() {
     let codec = codec(CodecKind::TopkSign, &[200_000, 64, 7000, 300_000], 256, 8, 4.0);
     let e = values(9, codec.layout().len());
     let mut results = Vec::new();
@@ -325,6 +323,6 @@ fn overlap_counts_common_positions() {
     let b = contribution(&[5, 9, 40, 63, 65, 95]);
     assert_eq!((a.overlap(&b), b.overlap(&a)), (0.5, 0.5));
     assert_eq!(a.overlap(&a), 1.0);
-    // The second tensor of the other one is empty, so only the first counts: two of four.
+    // The second tensor of the other contribution is empty, so only the first counts: two of four.
     assert_eq!(a.overlap(&contribution(&[5, 9, 40, 63])), 0.5);
 }

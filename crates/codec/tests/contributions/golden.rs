@@ -1,9 +1,10 @@
 //! Golden vectors in `testdata/contributions`, for this and every other implementation: payloads with the values that they
 //! send, and in `rejects.json` payloads with the rule of the specification (section 5) that each breaks.
 //!
-//! `TEMPLAR_BLESS=1 cargo test -p templar-codec golden` writes them anew. A difference is a change of the protocol.
+//! `TEMPLAR_BLESS=1 cargo test -p templar-codec golden` rewrites them. A difference is a change of the protocol.
 
-use std::{fs, path::PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use templar_codec::{Codec, DecodeError};
@@ -58,7 +59,7 @@ fn codec_json(spec: &CodecSpec) -> Value {
     json!({ "kind": spec.kind, "chunk": spec.chunk, "k": spec.k, "max_abs": spec.max_abs })
 }
 
-/// The vector, or what is to be one: with `TEMPLAR_BLESS` it is written.
+/// Compares `found` with the stored vector; with `TEMPLAR_BLESS`, stores it first.
 fn assert_golden(name: &str, found: &Value) {
     let path = folder().join(format!("{name}.json"));
     if std::env::var_os("TEMPLAR_BLESS").is_some() {

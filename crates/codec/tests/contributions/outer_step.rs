@@ -1,13 +1,11 @@
-//! The outer step against an oracle that is as plain and slow as the rule, and against itself in any order.
+//! The outer step against an oracle that is as plain as the rule and slow, and against itself in any order.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use templar_codec::{Codec, Contribution, clip_factors, outer_step};
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 use crate::samples::{codec, codecs, encode, layout, stream, values};
 
@@ -24,7 +22,7 @@ fn contributions(codec: &Codec, seed: u64, count: u64) -> Vec<Contribution> {
         .collect()
 }
 
-/// Value by value: None where the contribution did not send the parameter.
+/// Value by value: `None` where the contribution did not send the parameter.
 fn sparse(codec: &Codec, contribution: &Contribution, dense: bool) -> Vec<Option<f32>> {
     let mut values = vec![0.0; codec.layout().len()];
     contribution.add_scaled(&mut values, 1.0);
@@ -137,7 +135,7 @@ fn untouched_parameters_keep_their_bits() {
     (theta[5], theta[6]) = (1e-42, f32::MAX);
     let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 };
     assert_eq!(bits(&step(codec.layout(), &theta, &[], &outer)), bits(&theta));
-    // Opposite contributions cancel to exactly nothing; one too small for 2^-40 is nothing.
+    // Opposite contributions cancel exactly; one that is too small for 2^-40 changes nothing.
     let mut e = vec![0.0f32; 64];
     (e[0], e[5]) = (0.3, 0.3);
     let plus = codec.decode(encode(&codec, &e).unwrap()).unwrap();
@@ -172,7 +170,7 @@ fn loud_peers_are_clipped_to_the_lower_median() {
     let codec = codec(CodecKind::DenseF32, &[2, 2], 16, 1, 4.0);
     let peer = |first: f32, second: f32| codec.decode(encode(&codec, &[first, 0.0, 0.0, second]).unwrap()).unwrap();
     let peers = [peer(4.0, 0.0), peer(1.0, 0.0), peer(2.0, 0.0), peer(0.5, 1.0)];
-    // Norms 0.5, 1, 2, 4: the lower median is 1. In the second tensor it is 0, so that who stands alone is silenced.
+    // Norms 0.5, 1, 2, 4: the lower median is 1. In the second tensor it is 0, so that a lone sender is silenced.
     let factors = clip_factors(&peers.iter().collect::<Vec<_>>());
     assert_eq!(factors, [[0.25, 1.0], [1.0, 1.0], [0.5, 1.0], [1.0, 0.0]]);
     assert!(clip_factors(&[]).is_empty());

@@ -1,9 +1,7 @@
 //! A second writer of the format, bit by bit from its specification: what every other implementation must do.
 
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 /// The one payload that sends exactly `sent`: values that a payload of this codec can hold.
 pub(crate) fn write(layout: &Layout, spec: &CodecSpec, sent: &[f32]) -> Vec<u8> {
@@ -18,8 +16,8 @@ pub(crate) fn write(layout: &Layout, spec: &CodecSpec, sent: &[f32]) -> Vec<u8> 
         }
     }
     let mut payload = vec![b'T', b'C', 1, spec.kind as u8];
-    for (segment, says_length) in &segments {
-        if *says_length {
+    for (segment, states_length) in &segments {
+        if *states_length {
             payload.extend((segment.len() as u16).to_le_bytes());
         }
     }

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use templar_codec::{Codec, EncodeError};
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::Layout,
-    run::{CodecKind, CodecSpec},
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec};
 
 pub(crate) fn layout(lengths: &[u64]) -> Arc<Layout> {
     Arc::new(Layout::new(lengths.iter().enumerate().map(|(index, &len)| (format!("tensor{index}"), vec![len]))))
@@ -64,9 +62,9 @@ pub(crate) fn pack(fields: &[(u64, u32)]) -> Vec<u8> {
     bits.chunks(8).map(|byte| byte.iter().rev().fold(0, |byte, &bit| byte << 1 | u8::from(bit))).collect()
 }
 
-/// A payload of one segment, made of integers of a few bits. `says_length`: whether it can have another length.
-pub(crate) fn crafted(kind: CodecKind, says_length: bool, fields: &[(u64, u32)]) -> Vec<u8> {
+/// A payload of one segment, made of integers of a few bits. `states_length`: whether it can have another length.
+pub(crate) fn crafted(kind: CodecKind, states_length: bool, fields: &[(u64, u32)]) -> Vec<u8> {
     let body = pack(fields);
     let length = (body.len() as u16).to_le_bytes();
-    [&b"TC\x01"[..], &[kind as u8], if says_length { &length } else { &[] }, &body].concat()
+    [&b"TC\x01"[..], &[kind as u8], if states_length { &length } else { &[] }, &body].concat()
 }

@@ -1,10 +1,10 @@
-//! The one table of what a run's keys may be: validation, error messages and the page of keys read it.
+//! The one table of a run's keys and their ranges: validation, error messages and the page of keys read it.
 
 use std::fmt::{self, Display, Write as _};
 
-use Bound::{At, Of};
+use crate::run::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
 
-use super::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
+use Bound::{At, Of};
 
 /// A key of `run.toml`.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub enum Bound<T: 'static> {
 }
 
 impl<T: Copy> Bound<T> {
-    /// Where it lies in a run whose earlier keys are in order.
+    /// Its value in a run whose earlier keys are valid.
     pub(super) fn of(&self, run: &RunSpec) -> T {
         match self {
             At(value) => *value,
@@ -72,7 +72,7 @@ const INTEGER_MAX: u64 = i64::MAX as u64;
 
 /// All keys in the order in which they stand in the file. A bound may depend on keys before its own, and on those of
 /// sections before.
-#[rustfmt::skip] // A table: one key a line.
+#[rustfmt::skip] // A table: one key per line.
 pub static KEYS: &[RunKey] = &[
     integer("protocol", |run| run.protocol.into(), (At(PROTOCOL_VERSION as u64), At(PROTOCOL_VERSION as u64)), "", "The version of the protocol. It says nothing about the version of the binary."),
     RunKey { key: "name", values: Values::Text { get: |run| &run.name, bytes_max: 64 }, unit: "", doc: "A name for people." },
@@ -111,19 +111,19 @@ pub static KEYS: &[RunKey] = &[
     integer("inner.decay_steps", |run| run.inner.decay_steps, (At(1), At(1 << 40)), "steps", "Inner steps from the end of the warm-up to the end of the cosine."),
     number("inner.final_lr_fraction", |run| run.inner.final_lr_fraction, (At(0.0), At(1.0)), "of lr", "Learning rate after the cosine."),
     number("outer.rate", |run| run.outer.rate, (At(1e-6), At(16.0)), "", "α: the outer learning rate."),
-    RunKey { key: "outer.mean_over", values: Values::Choice(&["peers", "senders"]), unit: "", doc: "By how many a coordinate is divided: all contributing peers, or those that sent it." },
-    integer("outer.min_senders", |run| run.outer.min_senders.into(), (At(1), At(CANDIDATES_MAX as u64)), "peers", "With `outer.mean_over = \"senders\"`, a coordinate is divided by at least so many."),
+    RunKey { key: "outer.mean_over", values: Values::Choice(&["peers", "senders"]), unit: "", doc: "What a coordinate's sum is divided by: the number of all contributing peers, or of those that sent it." },
+    integer("outer.min_senders", |run| run.outer.min_senders.into(), (At(1), At(CANDIDATES_MAX as u64)), "peers", "With `outer.mean_over = \"senders\"`, a coordinate is divided by at least this many."),
     integer("windows.blocks", |run| run.windows.blocks, (At(10), At(1_000_000)), "blocks", "Length of a window."),
-    integer("windows.snapshot_lag_blocks", |run| run.windows.snapshot_lag_blocks, (At(1), Of("the lower of windows.blocks and chain.start_block", |run| run.windows.blocks.min(run.chain.start_block))), "blocks", "How long before a window its roster is fixed. The window's seed is known from then on: not before the window before it."),
-    integer("windows.put_block", |run| run.windows.put_block, (At(3), Of("windows.blocks − 4", |run| run.windows.blocks - 4)), "blocks", "A header must be committed at most so long after the start of its window."),
-    integer("windows.vote_block", |run| run.windows.vote_block, (Of("windows.put_block + 3", |run| run.windows.put_block + 3), Of("windows.blocks − 1 + windows.delay_windows · windows.put_block", last_vote)), "blocks", "A vote must be committed at most so long after the start of its window."),
+    integer("windows.snapshot_lag_blocks", |run| run.windows.snapshot_lag_blocks, (At(1), Of("the lower of windows.blocks and chain.start_block", |run| run.windows.blocks.min(run.chain.start_block))), "blocks", "How long before a window its roster is fixed. The window's seed is known from then on, never earlier than the start of the previous window."),
+    integer("windows.put_block", |run| run.windows.put_block, (At(3), Of("windows.blocks − 4", |run| run.windows.blocks - 4)), "blocks", "A header must be committed at most this long after the start of its window."),
+    integer("windows.vote_block", |run| run.windows.vote_block, (Of("windows.put_block + 3", |run| run.windows.put_block + 3), Of("windows.blocks − 1 + windows.delay_windows · windows.put_block", last_vote)), "blocks", "A vote must be committed at most this long after the start of its window."),
     integer("windows.delay_windows", |run| run.windows.delay_windows.into(), (At(0), At(1)), "windows", "Windows that pass before a contribution is in the parameters that a window starts from."),
-    integer("windows.checkpoint_every_windows", |run| run.windows.checkpoint_every_windows, (At(1), At(10_000)), "windows", "Validators publish a checkpoint after every so many windows, and serve contributions until the next one."),
+    integer("windows.checkpoint_every_windows", |run| run.windows.checkpoint_every_windows, (At(1), At(10_000)), "windows", "Windows between two checkpoints of the validators, which serve contributions until the next one."),
     integer("roster.gather", |run| run.roster.gather.into(), (At(1), At(CANDIDATES_MAX as u64)), "miners", "G: contributions that count in a window."),
     integer("roster.reserve", |run| run.roster.reserve.into(), (At(0), At(CANDIDATES_MAX as u64)), "miners", "Further candidates, for those of the first G that do not pass. With `roster.gather` at most 256."),
     integer("roster.validator_stake_rao", |run| run.roster.validator_stake_rao, (At(1), At(INTEGER_MAX)), "RAO", "Stake from which a neuron with a permit is a validator."),
     integer("roster.active_blocks", |run| run.roster.active_blocks, (Of("windows.blocks", |run| run.windows.blocks), At(INTEGER_MAX)), "blocks", "A neuron whose last commitment is older is not in the roster."),
-    integer("roster.stake_age_blocks", |run| run.roster.stake_age_blocks, (At(0), Of("chain.start_block", |run| run.chain.start_block)), "blocks", "Blocks between the two snapshots of stake of which the lower counts."),
+    integer("roster.stake_age_blocks", |run| run.roster.stake_age_blocks, (At(0), Of("chain.start_block", |run| run.chain.start_block)), "blocks", "Blocks between the two snapshots of stake; the lower stake counts."),
     integer("roster.exclusion_windows", |run| run.roster.exclusion_windows, (At(0), At(1_000_000)), "windows", "How long a certified exclusion lasts."),
     number("roster.overlap_max", |run| run.roster.overlap_max, (Of("2 · codec.k / codec.chunk, or 0.05 if that is more", common_by_chance), At(1.0)), "of positions", "Share of common positions from which the later of two contributions is a duplicate."),
     integer("scoring.draws", |run| run.scoring.draws.into(), (At(1), At(256)), "miners", "Miners that a validator evaluates per window."),
@@ -153,8 +153,8 @@ const fn number(
     RunKey { key, values: Values::Number { get, min, max }, unit, doc }
 }
 
-/// The word of the next window replaces this window's, so it must have been read by then; and a window whose θ the next
-/// one starts from must end before that one starts.
+/// The on-chain record of the next window replaces this window's, which must have been read before that; and if the
+/// next window starts from this one's θ, this one must end before the next one starts.
 fn last_vote(run: &RunSpec) -> u64 {
     run.windows.blocks - 1 + u64::from(run.windows.delay_windows) * run.windows.put_block
 }
@@ -165,7 +165,7 @@ fn common_by_chance(run: &RunSpec) -> f64 {
 }
 
 impl RunKey {
-    /// The key of that name.
+    /// The key with that name.
     pub fn find(key: &str) -> Option<&'static Self> {
         KEYS.iter().find(|known| known.key == key)
     }
@@ -179,7 +179,7 @@ impl RunKey {
         }
     }
 
-    /// What it can be set to, with the unit, for people.
+    /// What it can be set to, with its unit, in words.
     pub fn allowed(&self) -> String {
         let unit = if self.unit.is_empty() { String::new() } else { format!(" ({})", self.unit) };
         match &self.values {
@@ -206,14 +206,14 @@ impl RunKey {
         }
     }
 
-    /// What somebody who wrote the unknown key `wrong` may have meant: the nearest key, or those of its section, or all
+    /// What the author of the unknown key `wrong` may have meant: the nearest key, or the keys of its section, or all
     /// sections.
     pub(super) fn hint(wrong: &str) -> String {
         let distance = |known: &&RunKey| edits(known.key, wrong);
         if let Some(nearest) = KEYS.iter().min_by_key(distance).filter(|known| distance(known) <= 3) {
             return format!("did you mean `{}`?", nearest.key);
         }
-        // The right name in no section, or in another.
+        // The right name without its section, or in the wrong section.
         let name = wrong.rsplit('.').next().unwrap_or(wrong);
         if let Some(known) = KEYS.iter().find(|known| known.key.rsplit('.').next() == Some(name)) {
             return format!("did you mean `{}`?", known.key);
@@ -249,8 +249,8 @@ fn edits(a: &str, b: &str) -> usize {
 pub fn page() -> String {
     let mut page = "# Keys of run.toml\n\n\
         This page is generated from the table in [`keys.rs`](../crates/protocol/src/run/keys.rs), which also validates runs: \
-        `TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden` writes it anew.\n\n\
-        All keys are needed, and no others are allowed. `templar run init` writes a file with this project's defaults; \
+        `TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden` rewrites it.\n\n\
+        All keys are required, and no others are allowed. `templar run init` writes a file with this project's defaults; \
         `--set KEY=VALUE` gives a key another value there.\n"
         .to_owned();
     let mut section = "-";

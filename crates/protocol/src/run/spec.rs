@@ -11,11 +11,11 @@ use crate::layout::{Layout, ModelSpec};
 /// The protocol version. It is part of every run, and says nothing about the version of the binary.
 pub const PROTOCOL_VERSION: u16 = 1;
 
-/// Most candidates of a window: two bitmaps beside tag, window and root fill the field of a vote.
+/// Most candidates of a window: two bitmaps of this length fit the field of a vote, beside tag, window and root.
 pub const CANDIDATES_MAX: u32 = 256;
 /// Most values in a chunk of the codec: positions are 16-bit integers.
 pub const CHUNK_MAX: u32 = 1 << 16;
-/// What `codec.max_abs` may be: the codec's scales reach from 2^-28 on.
+/// Range of `codec.max_abs`: the codec's scales begin at 2^-28.
 pub const SENT_MIN: f64 = 1e-6;
 pub const SENT_MAX: f64 = 1024.0;
 
@@ -69,7 +69,7 @@ pub struct ChainSpec {
     pub start_block: u64,
 }
 
-/// The initial parameters: a seed of the generator, and the root that it must give.
+/// The initial parameters: the generator's seed, and the root that the parameters must have.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Theta0Spec {
@@ -140,14 +140,14 @@ pub struct InnerSpec {
     pub final_lr_fraction: f64,
 }
 
-/// By how many the sum of contributions is divided, coordinate by coordinate.
+/// What the sum of contributions is divided by, coordinate by coordinate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[borsh(use_discriminant = true)]
 pub enum MeanOver {
-    /// R = all contributing peers (SparseLoCo, eq. 4).
+    /// R = the number of all contributing peers (SparseLoCo, eq. 4).
     Peers = 1,
-    /// R = the peers that sent this coordinate, but at least `min_senders`.
+    /// R = the number of peers that sent this coordinate, but at least `min_senders`.
     Senders = 2,
 }
 
@@ -169,13 +169,13 @@ pub struct WindowSpec {
     pub blocks: u64,
     /// How long before a window its roster is fixed.
     pub snapshot_lag_blocks: u64,
-    /// D_put: a header must be committed in this block or before.
+    /// D_put: a header must be committed in this block or earlier.
     pub put_block: u64,
-    /// D_vote: a vote must be committed in this block or before.
+    /// D_vote: a vote must be committed in this block or earlier.
     pub vote_block: u64,
     /// d: windows that pass before a contribution is in θ (0: the next window starts from it; 1: the one after).
     pub delay_windows: u32,
-    /// Validators publish a checkpoint after every so many windows, and serve contributions until the next one.
+    /// Windows between two checkpoints of the validators, which serve contributions until the next one.
     pub checkpoint_every_windows: u64,
 }
 
@@ -190,7 +190,7 @@ pub struct RosterSpec {
     pub validator_stake_rao: u64,
     /// A neuron whose last commitment is older than this is not in the roster.
     pub active_blocks: u64,
-    /// Blocks between the two stake snapshots of which the lower counts.
+    /// Blocks between the two snapshots of stake; the lower stake counts.
     pub stake_age_blocks: u64,
     /// Windows for which a certified exclusion lasts.
     pub exclusion_windows: u64,
@@ -223,7 +223,7 @@ impl RunSpec {
         Layout::llama(&self.model)
     }
 
-    /// Samples that a miner needs for a window: one sequence each.
+    /// Samples that a miner needs per window; each is one sequence.
     pub fn slice_samples(&self) -> u64 {
         u64::from(self.inner.steps) * u64::from(self.inner.batch_sequences)
     }

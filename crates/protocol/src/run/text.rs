@@ -2,9 +2,9 @@
 
 use toml::{Table, Value};
 
-use super::keys::{RunKey, Values};
-use super::spec::RunSpec;
-use super::validate::RunSpecError;
+use crate::run::keys::{RunKey, Values};
+use crate::run::spec::RunSpec;
+use crate::run::validate::RunSpecError;
 
 /// Why a value of a run cannot be set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,7 @@ fn wrong_type(text: &str, error: &toml::de::Error) -> Option<RunSpecError> {
     let (section, key) = key_at(text, error.span()?.start)?;
     let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
     let (min, max) = RunKey::find(&path)?.range()?;
-    // If the file is no TOML with a number in the value's place either, the error is one of syntax.
+    // If the file does not parse with a number in the value's place either, its syntax is wrong.
     let span = error.span()?;
     toml::from_str::<Table>(&format!("{}0{}", text.get(..span.start)?, text.get(span.end..)?)).ok()?;
     Some(RunSpecError::WrongType { key: path, reason: error.message().trim().to_owned(), min, max })

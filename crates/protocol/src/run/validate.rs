@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::keys::{KEYS, Values};
-use super::spec::{CANDIDATES_MAX, RunSpec};
+use crate::run::keys::{KEYS, Values};
+use crate::run::spec::{CANDIDATES_MAX, RunSpec};
 
-/// Most parameters that a model may have: far above any that trains today, and few enough to count on.
+/// Most parameters that a model may have: far more than any model of today, and few enough to calculate with.
 const PARAMETERS_MAX: u64 = 1 << 40;
 
 impl RunSpec {
@@ -16,7 +16,7 @@ impl RunSpec {
                 Values::Integer { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
                 Values::Number { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
                 Values::Text { get, bytes_max } => check("name (length)", get(self).len(), 1, *bytes_max)?,
-                // Every value that parses is in order.
+                // Every value that parses is valid.
                 Values::Hash | Values::Switch | Values::Choice(_) => {}
             }
         }
@@ -41,7 +41,7 @@ impl RunSpec {
 pub enum RunSpecError {
     #[error("it has {bytes} bytes; a run needs less than 64 KiB. Is this the right file?")]
     TooLong { bytes: usize },
-    #[error("`{key}` is not a value of its kind ({reason}); it must lie in {min} ..= {max}")]
+    #[error("`{key}` has the wrong type ({reason}); it must lie in {min} ..= {max}")]
     WrongType { key: String, reason: String, min: String, max: String },
     #[error("it does not parse: {0}")]
     Syntax(Box<toml::de::Error>),

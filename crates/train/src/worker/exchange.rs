@@ -1,33 +1,28 @@
 //! The folder shared with a worker: tensors in the safetensors layout, in memory where the system has files in memory.
 //!
-//! Files are written and read, never mapped, on this side: a full folder is an error then, not a signal that kills the
-//! node, and nobody changes bytes under its feet.
+//! This side writes and reads files and never maps them, so that a full folder is an error and not a signal that kills
+//! the node, and so that nobody changes bytes under its feet.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
-};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use templar_protocol::layout::Layout;
 
-use super::{
-    error::WorkerError,
-    folder::{self, PrivateFolder},
-};
-use crate::{batch::TokenBatch, state};
+use crate::batch::TokenBatch;
+use crate::state;
+use crate::worker::error::WorkerError;
+use crate::worker::folder::{self, PrivateFolder};
 
 /// Largest header that is read; a model of 80 layers takes 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Bytes that are converted at a time; a multiple of every element's size.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Bytes for each parameter: θ, Δ, and two moments.
-const BYTES_A_PARAMETER: u64 = 16;
+/// Bytes per parameter: θ, Δ, and two moments.
+const BYTES_PER_PARAMETER: u64 = 16;
 /// Room for batches and headers.
 const EXTRA_BYTES: u64 = 64 << 20;
 
@@ -41,7 +36,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     pub(super) fn new(layout: &Layout) -> Result<Self, WorkerError> {
-        let parent = folder::parent(BYTES_A_PARAMETER * layout.len() as u64 + EXTRA_BYTES);
+        let parent = folder::parent(BYTES_PER_PARAMETER * layout.len() as u64 + EXTRA_BYTES);
         let folder = PrivateFolder::new(&parent).map_err(|error| exchange_error(&parent, &error))?;
         Ok(Self { folder, layout: layout.clone(), theta_version: 0 })
     }
@@ -54,12 +49,12 @@ impl Exchange {
         self.folder.path().join(format!("{name}.safetensors"))
     }
 
-    /// Removes an output, so that an old one is never taken for a new one.
+    /// Removes an output, so that an old one is never mistaken for a new one.
     pub(super) fn remove(&self, name: &str) {
         let _ = fs::remove_file(self.path(name));
     }
 
-    /// Puts θ there and returns its version, which changes only if θ does: a validator evaluates the same θ many times.
+    /// Writes θ and returns its version, which changes only if θ does: a validator evaluates the same θ many times.
     pub(super) fn put_theta(&mut self, theta: &[f32]) -> Result<u64, WorkerError> {
         let path = self.path("theta");
         if self.theta_version == 0 || !holds(&path, theta).unwrap_or(false) {
@@ -70,7 +65,7 @@ impl Exchange {
         Ok(self.theta_version)
     }
 
-    /// Puts the batches there as `batch.0`, `batch.1`, …, each `[sequences, tokens]`.
+    /// Writes the batches as `batch.0`, `batch.1`, …, each `[sequences, tokens]`.
     pub(super) fn put_batches(&self, batches: &[TokenBatch]) -> Result<(), WorkerError> {
         let shape = |batch: &TokenBatch| vec![batch.sequences as u64, batch.seq_len as u64];
         let tensors = batches.iter().enumerate().map(|(nth, batch)| (format!("batch.{nth}"), shape(batch)));
@@ -94,7 +89,7 @@ impl Exchange {
         Ok(delta)
     }
 
-    /// One loss for each sequence.
+    /// One loss per sequence.
     pub(super) fn losses(&self, sequences: usize) -> Result<Vec<f64>, WorkerError> {
         let mut file = TensorFile::open("losses", &self.path("losses"))?;
         let mut losses = Vec::with_capacity(sequences);
@@ -105,7 +100,7 @@ impl Exchange {
         Ok(losses)
     }
 
-    /// Puts moments there, first and second of all tensors in canonical order, and the steps that they have seen.
+    /// Writes moments, first and second of all tensors in canonical order, and the number of steps that they have seen.
     pub(super) fn put_state(&self, steps: u64, moments: &[u8]) -> Result<(), WorkerError> {
         let steps = HashMap::from([("steps".to_owned(), steps.to_string())]);
         let header = header(self.state_tensors(), Dtype::F32, Some(steps));
@@ -117,7 +112,7 @@ impl Exchange {
         let mut file = TensorFile::open("state", &self.path("state"))?;
         file.expect_count(2 * self.layout.tensors().len())?;
         let steps = file.header.metadata().as_ref().and_then(|texts| texts.get("steps")?.parse().ok());
-        let silent = || WorkerError::Tensors { file: "state", why: "it does not say its number of steps".to_owned() };
+        let silent = || WorkerError::Tensors { file: "state", why: "it does not state its number of steps".to_owned() };
         let mut state = state::begin(steps.ok_or_else(silent)?, self.layout.len());
         for (name, shape) in self.state_tensors() {
             file.read(&name, &shape, Dtype::F32, |bytes| state.extend_from_slice(bytes))?;
@@ -163,7 +158,7 @@ fn header(
     header
 }
 
-/// A new file in place of the old one, whose mapping somebody may still hold.
+/// Writes a new file in place of the old one, of which somebody may still hold a mapping.
 fn write(
     path: &Path,
     header: &[u8],
@@ -193,7 +188,7 @@ fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the file that this side wrote has these values. Different ones differ in their first block, as a rule.
+/// Whether the file that this side wrote has these values. Different ones usually differ in their first block.
 fn holds(path: &Path, values: &[f32]) -> io::Result<bool> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::End(-(4 * values.len() as i64)))?;
@@ -209,7 +204,7 @@ fn holds(path: &Path, values: &[f32]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What a worker wrote; its header was checked against its length.
+/// A file that a worker wrote, whose header has been checked against its length.
 struct TensorFile {
     name: &'static str,
     file: File,
@@ -230,7 +225,7 @@ impl TensorFile {
         file.read_exact(&mut length).map_err(text)?;
         let length = u64::from_le_bytes(length);
         if length > HEADER_BYTES_MAX || length + 8 > file_bytes {
-            return Err(format!("its header claims {length} bytes of {file_bytes}"));
+            return Err(format!("its header claims {length} bytes, but the file has {file_bytes}"));
         }
         let mut json = vec![0; length as usize];
         file.read_exact(&mut json).map_err(text)?;
@@ -238,7 +233,11 @@ impl TensorFile {
         let header: Metadata = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
         let data_start = length + 8;
         if file_bytes - data_start != header.data_len() as u64 {
-            return Err(format!("its tensors take {} bytes, it has {}", header.data_len(), file_bytes - data_start));
+            return Err(format!(
+                "its tensors take {} bytes, but it has {}",
+                header.data_len(),
+                file_bytes - data_start
+            ));
         }
         Ok(Self { name, file, header, data_start })
     }

@@ -1,13 +1,12 @@
-//! Where a folder shared with a worker lies, and whose it is.
+//! Where a folder shared with a worker lies, and which node owns it.
 //!
-//! Each folder is locked by the node that made it for as long as that node lives, whatever ends it. So one without a lock is
-//! what a node that was killed together with its worker has left: the next one removes it, because it may be memory.
+//! The node that made a folder holds a lock on it for as long as it lives, however it ends. A folder without a lock was
+//! therefore left by a node that was killed together with its worker. The next node removes it, because it may use up
+//! memory.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -27,9 +26,9 @@ impl PrivateFolder {
     pub(super) fn new(parent: &Path) -> io::Result<Self> {
         loop {
             let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-            // Where folders cannot be locked, nobody sweeps either.
+            // Where folders cannot be locked, no node sweeps either.
             let lock = File::open(folder.path()).ok().filter(|folder| folder.lock().is_ok());
-            // Before it was locked, another node may have taken it for one that nobody has.
+            // Before the lock was taken, another node may have removed the folder as abandoned.
             if folder.path().exists() {
                 return Ok(Self { folder, _lock: lock });
             }
@@ -41,7 +40,8 @@ impl PrivateFolder {
     }
 }
 
-/// Memory if it has room for `bytes`, else the folder for temporary files; after what dead nodes left in them is removed.
+/// The folder in memory if it has room for `bytes`, else the one for temporary files. First removes what dead nodes
+/// left in either.
 pub(super) fn parent(bytes: u64) -> PathBuf {
     let (memory, temporary) = (Path::new(MEMORY), std::env::temp_dir());
     [memory, &temporary].into_iter().for_each(sweep);
@@ -60,7 +60,7 @@ fn has_room(_: &Path, _: u64) -> bool {
     false
 }
 
-/// Removes the folders in `parent` that no living node has. What cannot be removed, such as another user's, stays.
+/// Removes the folders in `parent` that no living node holds. What cannot be removed, such as another user's, stays.
 fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.filter_map(Result::ok) {
@@ -68,7 +68,7 @@ fn sweep(parent: &Path) {
         if !is_folder || !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
-        // The lock is held until the folder is gone, so that whoever just made it notices.
+        // The lock is held until the folder is gone, so that a node that has just made it notices.
         if let Ok(folder) = File::open(entry.path())
             && folder.try_lock().is_ok()
         {

@@ -1,9 +1,10 @@
-//! The words of `docs/spec/worker.md`: one JSON object a line, told apart by `type`.
+//! The messages of `docs/spec/worker.md`: one JSON object per line, with its kind in `type`.
 
 use serde::{Deserialize, Serialize};
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
-/// Version of the protocol; another one is refused.
+/// Version of the protocol; a worker with another one is refused.
 pub const PROTOCOL: u64 = 1;
 /// Longest line, with its end, that either side reads.
 pub const LINE_BYTES_MAX: usize = 1 << 16;
@@ -38,7 +39,7 @@ pub(super) enum Request<'a> {
     Shutdown,
 }
 
-/// How to compute, which is the machine's own business.
+/// How to compute, which may differ from machine to machine.
 #[derive(Debug, Serialize)]
 pub(super) struct Options<'a> {
     pub(super) device: &'a str,
@@ -64,7 +65,7 @@ pub(super) enum Reply {
         lr: f64,
         tokens: u64,
     },
-    /// What `engine` says is for people: whatever it is, the job counts.
+    /// What `engine` says is for people; the job counts whatever it is.
     Trained {
         steps: u64,
         #[serde(default)]

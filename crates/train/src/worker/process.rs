@@ -1,30 +1,24 @@
-//! A worker's process: lines in and out, with a limit on each wait and each line, and its last words.
+//! A worker's process: lines in and out, with a limit on each wait and each line, and the end of its log.
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{
-    error::WorkerError,
-    message::{Failure, LINE_BYTES_MAX, Reply, Request},
-};
+use crate::worker::error::WorkerError;
+use crate::worker::message::{Failure, LINE_BYTES_MAX, Reply, Request};
 
 /// Bytes of the worker's log that an error carries.
-const LAST_WORDS_BYTES: usize = 1500;
-/// How long the end of an ended process and of its log may take to be noticed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LOG_BYTES_MAX: usize = 1500;
+/// How long to wait until a process that has ended, or the end of its log, is noticed.
+const EXIT_WAIT: Duration = Duration::from_secs(2);
 /// How long a worker may take to end when it is asked to.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// How long killed processes may take to be gone: a GPU's memory is given back on the way.
-const GONE: Duration = Duration::from_secs(10);
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+/// How long killed processes may take to disappear, which includes giving back a GPU's memory.
+const KILL_WAIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
 /// How a worker is started.
@@ -44,7 +38,7 @@ impl Launch {
         }
         command.args(["-m", "templar_torch"]).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C in a terminal is for the node: it ends its worker itself, with whatever the worker started.
+        // Ctrl-C in a terminal is for the node, which ends its worker itself, with everything that the worker started.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
@@ -77,13 +71,13 @@ impl Process {
         let mut child = command.spawn().map_err(refuse)?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(errors)) = pipes else { unreachable!("all three are pipes") };
-        // Nothing is said unasked, so there is never more than one line that nobody has read.
+        // A worker speaks only when asked, so that at most one line is ever unread.
         let (sender, lines) = sync_channel(4);
         let log = Arc::new(Mutex::new(Vec::new()));
         thread::spawn(move || read_lines(output, &sender));
         let log_reader = thread::spawn({
             let log = log.clone();
-            move || keep_last_words(errors, &log)
+            move || keep_log_tail(errors, &log)
         });
         Ok(Self { child, input, lines, log, log_reader })
     }
@@ -92,12 +86,14 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Says one thing. It is short and was waited for, so it fits the pipe.
+    /// Sends one message. It is short and the worker waits for it, so it fits the pipe.
     pub(super) fn send(&mut self, phase: &'static str, request: &Request<'_>) -> Result<(), WorkerError> {
         match self.lines.try_recv() {
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(self.died(phase)),
-            Ok(_) => return Err(WorkerError::Protocol { phase, why: "it spoke without being asked".to_owned() }),
+            Ok(_) => {
+                return Err(WorkerError::Protocol { phase, why: "it sent a message without being asked".to_owned() });
+            }
         }
         let mut line = serde_json::to_vec(request).expect("numbers and texts only");
         line.push(b'\n');
@@ -115,21 +111,21 @@ impl Process {
             Ok(Line::TooLong) => return Err(WorkerError::LineTooLong { phase, limit_bytes: LINE_BYTES_MAX }),
             Err(RecvTimeoutError::Disconnected) => return Err(self.died(phase)),
             Err(RecvTimeoutError::Timeout) => {
-                let (limit_s, stderr) = (limit.as_secs(), self.last_words());
+                let (limit_s, stderr) = (limit.as_secs(), self.log_tail());
                 return Err(WorkerError::TimedOut { phase, limit_s, stderr });
             }
         };
         match serde_json::from_slice(&line) {
             Ok(Reply::Failed(Failure::Internal { why })) => {
-                let why = why.chars().take(LAST_WORDS_BYTES).collect();
-                // It ends now; what it writes into its log on the way out is worth a moment.
-                self.wait(LAST_WORDS);
-                Err(WorkerError::Failed { phase, why, stderr: self.last_words() })
+                let why = why.chars().take(LOG_BYTES_MAX).collect();
+                // It ends now; what it still writes into its log is worth a moment's wait.
+                self.wait(EXIT_WAIT);
+                Err(WorkerError::Failed { phase, why, stderr: self.log_tail() })
             }
             Ok(reply) => Ok(reply),
             Err(error) => {
                 let start: String = String::from_utf8_lossy(&line).chars().take(80).collect();
-                Err(WorkerError::Protocol { phase, why: format!("{:?} is no message: {error}", start.trim_end()) })
+                Err(WorkerError::Protocol { phase, why: format!("{:?} is not a message: {error}", start.trim_end()) })
             }
         }
     }
@@ -137,17 +133,17 @@ impl Process {
     /// Asks it to end, and ends it if it does not.
     pub(super) fn end(mut self) {
         if self.send("end", &Request::Shutdown).is_ok() {
-            self.wait(GOODBYE);
+            self.wait(SHUTDOWN_WAIT);
         }
     }
 
     fn died(&mut self, phase: &'static str) -> WorkerError {
-        let status = self.wait(LAST_WORDS).map_or("it closed its output".to_owned(), |status| status.to_string());
-        self.wait_for_log(LAST_WORDS);
-        WorkerError::Died { phase, status, stderr: self.last_words() }
+        let status = self.wait(EXIT_WAIT).map_or("it closed its output".to_owned(), |status| status.to_string());
+        self.wait_for_log(EXIT_WAIT);
+        WorkerError::Died { phase, status, stderr: self.log_tail() }
     }
 
-    /// Until no process has the log open any more, but not longer than `limit`.
+    /// Waits until no process has the log open any more, but not longer than `limit`.
     fn wait_for_log(&self, limit: Duration) {
         let started = Instant::now();
         while !self.log_reader.is_finished() && started.elapsed() < limit {
@@ -166,7 +162,7 @@ impl Process {
         }
     }
 
-    fn last_words(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&log).trim().to_owned()
     }
@@ -175,8 +171,8 @@ impl Process {
 impl Drop for Process {
     /// Returns when all processes of the worker are gone, so that the next one finds their memory free.
     fn drop(&mut self) {
-        // Also what a worker that has ended left behind. Its number cannot be another group's yet: systems hand out all others
-        // first.
+        // This also ends what a worker that has ended left behind. No other group can have its number yet: systems hand
+        // out all other numbers first.
         #[cfg(unix)]
         let _ = rustix::process::kill_process_group(
             rustix::process::Pid::from_child(&self.child),
@@ -185,11 +181,11 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // torchrun gives every rank a group of its own; ranks end with it. All of them hold the log.
-        self.wait_for_log(GONE);
+        self.wait_for_log(KILL_WAIT);
     }
 }
 
-/// Hands on lines until the end, an error, or a line that is too long.
+/// Passes on lines until the end, an error, or a line that is too long.
 fn read_lines(output: impl Read, lines: &SyncSender<Line>) {
     let mut output = BufReader::new(output);
     loop {
@@ -210,12 +206,12 @@ fn read_lines(output: impl Read, lines: &SyncSender<Line>) {
 }
 
 /// Reads the log to its end, so that the worker never waits for it, and keeps its last bytes.
-fn keep_last_words(mut log: impl Read, last: &Mutex<Vec<u8>>) {
+fn keep_log_tail(mut log: impl Read, last: &Mutex<Vec<u8>>) {
     let mut block = [0; 4096];
     while let Ok(length @ 1..) = log.read(&mut block) {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         last.extend(&block[..length]);
-        let excess = last.len().saturating_sub(LAST_WORDS_BYTES);
+        let excess = last.len().saturating_sub(LOG_BYTES_MAX);
         last.drain(..excess);
     }
 }

@@ -1,9 +1,10 @@
 //! A model of a few hundred parameters.
 
 use templar_model::presets;
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
-/// Three sequences in its micro-batches of two make a last one that is smaller.
+/// Three sequences in its micro-batches of two leave a smaller last one.
 pub(crate) fn tiny(tied_embeddings: bool) -> (ModelSpec, InnerSpec) {
     let preset = presets::preset("nano").expect("a preset");
     let model = ModelSpec {
