@@ -8,10 +8,8 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use templar_codec::{Codec, outer_step};
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 #[path = "../../crates/codec/tests/contributions/plain.rs"]
 mod plain;

@@ -7,13 +7,11 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{
-    hash::Hash32,
-    header::{Header, SignedHeader},
-    keys::Keypair,
-    roster::{EntryId, Uid},
-    run::RunId,
-};
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::{Header, SignedHeader};
+use templar_protocol::keys::Keypair;
+use templar_protocol::roster::{EntryId, Uid};
+use templar_protocol::run::RunId;
 
 static VALID: LazyLock<SignedHeader> = LazyLock::new(|| {
     let keypair = Keypair::from_seed([7; 32]);

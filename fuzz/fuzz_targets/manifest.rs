@@ -4,7 +4,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use templar_data::{Manifest, ShardEntry, Split, SplitManifest, TokenizerId, manifest::MANIFEST_VERSION};
+use templar_data::manifest::MANIFEST_VERSION;
+use templar_data::{Manifest, ShardEntry, Split, SplitManifest, TokenizerId};
 use templar_protocol::hash::Hash32;
 
 static VALID: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -3,11 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{
-    hash::Hash32,
-    run::RunId,
-    state::{RunState, StateError},
-};
+use templar_protocol::hash::Hash32;
+use templar_protocol::run::RunId;
+use templar_protocol::state::{RunState, StateError};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some(run) = bytes.first_chunk::<32>() else { return };

@@ -6,16 +6,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_model::presets::Preset;
-use templar_protocol::{
-    layout::{Layout, TensorSpec},
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::{Layout, TensorSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 use templar_train::TrainError;
 
-use crate::{
-    peers::{Peers, Text},
-    timing::median_s,
-};
+use crate::peers::{Peers, Text};
+use crate::timing::median_s;
 
 /// Peers whose contributions are aggregated.
 const PEERS: usize = 20;

@@ -3,15 +3,16 @@
 //! Byte tokens are measured on one core. A Hugging Face tokenizer is measured on all of them against the `tokenizers`
 //! crate's own batch encoding of the same documents: what reading, drawing, hashing and writing add should be little.
 
-use std::{io, path::Path, time::Instant};
+use std::io;
+use std::path::Path;
+use std::time::Instant;
 
 use serde::Serialize;
 use templar_data::{Dataset, Grammar, OpenError, PrepareError, PrepareOptions, VerifyError, prepare, prepare_text};
-use tokenizers::{
-    AddedToken,
-    models::{TrainerWrapper, bpe::BPE, bpe::BpeTrainer},
-    pre_tokenizers::byte_level::ByteLevel,
-};
+use tokenizers::AddedToken;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// Text of a document of the user's own text; the built-in corpus has documents of its own.
 const DOCUMENT_BYTES: usize = 4 << 10;

@@ -5,10 +5,8 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 use templar_data::grammar::Grammar;
 use templar_model::presets::Preset;
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::Layout,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::Layout;
 use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
 
 /// What everybody trains on: text as bytes, of which the last tenth is held out.

@@ -11,10 +11,8 @@ mod rules;
 use rayon::prelude::*;
 use templar_codec::EncodeError;
 use templar_model::presets::{self, Preset};
-use templar_protocol::{
-    layout::ModelSpec,
-    run::{CodecKind, InnerSpec},
-};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::{CodecKind, InnerSpec};
 use templar_train::TrainError;
 
 pub use formats::Format;
@@ -22,10 +20,8 @@ pub use plot::{PlotError, by_quarter, by_rate, plot};
 pub use row::{Figures, Row};
 pub use rules::Rule;
 
-use crate::{
-    peers::{Peers, Text},
-    positions::{self, PositionCost},
-};
+use crate::peers::{Peers, Text};
+use crate::positions::{self, PositionCost};
 
 /// Sequences of the evaluation at the end of a run.
 const EVALUATION_SEQUENCES: usize = 128;

@@ -1,17 +1,15 @@
 //! The built-in engine's speed: whole inner steps and evaluations of one batch, again and again.
 
-use std::{ops::ControlFlow, slice, time::Instant};
+use std::ops::ControlFlow;
+use std::slice;
+use std::time::Instant;
 
 use serde::Serialize;
 use templar_cpu::{Work, product_flops_per_s};
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
-use templar_train::{
-    CpuTrainer, TrainError, TrainJob, Trainer, conformance,
-    speed::{flops_per_token, peak_memory_bytes},
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
+use templar_train::speed::{flops_per_token, peak_memory_bytes};
+use templar_train::{CpuTrainer, TrainError, TrainJob, Trainer, conformance};
 
 use crate::timing::median;
 

@@ -1,21 +1,17 @@
 //! A prepared folder: samples by index, straight from memory-mapped shards.
 
-use std::{
-    fmt,
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-};
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    folder::{has_shards, names, read_manifest, strays},
-    manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name},
-    shard::{decode_tokens, sample_hash},
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::folder::{has_shards, names, read_manifest, strays};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name};
+use crate::shard::{decode_tokens, sample_hash};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// A prepared folder, open for reading from any number of threads.
 pub struct Dataset {

@@ -1,19 +1,15 @@
 //! A dataset's folder: which of its files are the dataset's, and which are strays.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::{self, Read},
-    path::Path,
-};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestError, TokenizerId, shard_files},
-    object::file_has_hash,
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestError, TokenizerId, shard_files};
+use crate::object::file_has_hash;
+use crate::tokenizer::TOKENIZER_FILE;
 
 /// A node notes here which manifest's files it has checked: the hash, in hexadecimal.
 pub const VERIFIED_FILE: &str = "verified";

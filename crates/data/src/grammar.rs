@@ -34,11 +34,12 @@ mod lexicon;
 mod menu;
 mod rules;
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
+use std::fmt;
 
 use templar_protocol::hash::{Hasher, Stream};
 
-use self::rules::{Rules, State};
+use crate::grammar::rules::{Rules, State};
 
 /// Sentences in a document, but for the last.
 pub const DOCUMENT_SENTENCES: usize = 64;

@@ -1,6 +1,7 @@
 //! The manifest: what a dataset consists of, in one canonical encoding whose BLAKE3 names the dataset.
 
-use std::{collections::HashSet, fmt};
+use std::collections::HashSet;
+use std::fmt;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};

@@ -1,18 +1,14 @@
 //! Files of a dataset that come from elsewhere: checked by hash before they are stored, never half-written.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    manifest::{MANIFEST_FILE, Manifest, ManifestError, shard_name},
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError, shard_name};
+use crate::tokenizer::TOKENIZER_FILE;
 
 /// Why an object is not stored.
 #[derive(Debug, thiserror::Error)]

@@ -9,27 +9,23 @@ mod options;
 mod splits;
 mod staging;
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-pub use self::{
-    error::{Holds, PrepareError},
-    options::{Existing, PrepareOptions, Progress},
+use crate::manifest::{
+    MANIFEST_FILE, MANIFEST_VERSION, Manifest, SEQ_LEN_MAX, SHARD_BYTES_MAX, Split, SplitManifest, shard_files,
+    token_bytes,
 };
-use self::{splits::Splits, staging::Staging};
-use crate::{
-    manifest::{
-        MANIFEST_FILE, MANIFEST_VERSION, Manifest, SEQ_LEN_MAX, SHARD_BYTES_MAX, Split, SplitManifest, shard_files,
-        token_bytes,
-    },
-    object::write_whole,
-    segment::Lottery,
-    shard::{ShardShape, SplitWriter},
-    source::{self, Piece, SourceError},
-    tokenizer::{EndOfText, TOKENIZER_FILE, Tokenizer, read_bounded},
-};
+use crate::object::write_whole;
+use crate::prepare::splits::Splits;
+use crate::prepare::staging::Staging;
+use crate::segment::Lottery;
+use crate::shard::{ShardShape, SplitWriter};
+use crate::source::{self, Piece, SourceError};
+use crate::tokenizer::{EndOfText, TOKENIZER_FILE, Tokenizer, read_bounded};
+
+pub use crate::prepare::error::{Holds, PrepareError};
+pub use crate::prepare::options::{Existing, PrepareOptions, Progress};
 
 /// Makes a dataset in the folder `out` from files and folders; [`source`] says which files count and
 /// [`segment`](crate::segment) what is held out. `progress` is called after each segment, on the caller's thread.

@@ -1,19 +1,15 @@
 //! Tokens to samples to shard files.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use tempfile::NamedTempFile;
 use templar_protocol::hash::{Hash32, Hasher};
 
-use crate::{
-    manifest::{ShardEntry, SplitManifest, shard_name},
-    object::temporary,
-};
+use crate::manifest::{ShardEntry, SplitManifest, shard_name};
+use crate::object::temporary;
 
 /// Context of a sample's hash.
 const SAMPLE_CONTEXT: &str = "templar v1 sample";

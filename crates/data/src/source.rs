@@ -3,12 +3,10 @@
 //! A file given by name is JSON Lines if it ends in `.jsonl`, else text. In a folder only `.txt` and `.jsonl` count,
 //! in the order of their names byte by byte, folders in their place among them: the same on every platform.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 

@@ -1,10 +1,8 @@
 //! Text to tokens and back: bytes by default, any Hugging Face `tokenizer.json` by option.
 
-use std::{
-    fs,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use templar_protocol::hash::Hash32;
 use tokenizers::models::ModelWrapper;

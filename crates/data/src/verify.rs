@@ -1,20 +1,16 @@
 //! Every hash of a dataset, checked by reading its files from their beginnings, a little at a time: whatever the size of
 //! the dataset, the check takes a few megabytes of memory.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::PathBuf,
-};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
 
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    dataset::{Dataset, ReadError, decode_sample},
-    manifest::{ShardEntry, Split, shard_name},
-    shard::{root_hasher, sample_hash},
-    tokenizer::TokenizerError,
-};
+use crate::dataset::{Dataset, ReadError, decode_sample};
+use crate::manifest::{ShardEntry, Split, shard_name};
+use crate::shard::{root_hasher, sample_hash};
+use crate::tokenizer::TokenizerError;
 
 /// Bytes read at once, but at least a sample.
 const STEP_BYTES: usize = 1 << 20;

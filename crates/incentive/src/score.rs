@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
-
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::roster::{EntryId, Roster, Uid};

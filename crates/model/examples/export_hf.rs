@@ -1,7 +1,9 @@
 //! Writes a small random model and its logits in Hugging Face's layout, for `tools/check_hf.py`:
 //! `cargo run --release -p templar-model --example export_hf -- FOLDER [tied]`.
 
-use std::{env, error::Error, path::PathBuf};
+use std::env;
+use std::error::Error;
+use std::path::PathBuf;
 
 use templar_model::{hf, presets};
 use templar_protocol::layout::{Layout, ModelSpec};

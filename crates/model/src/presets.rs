@@ -2,7 +2,8 @@
 //!
 //! A preset is only a starting point of a `run.toml`; nothing refers to it by name once the run exists.
 
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
 /// A shape and the inner optimiser's settings for it.
 #[derive(Debug, Clone, PartialEq)]

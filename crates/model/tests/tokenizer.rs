@@ -7,10 +7,8 @@ use std::fs;
 use proptest::prelude::*;
 use serde_json::Value;
 use templar_data::{EndOfText, Tokenizer};
-use templar_model::{
-    hf::{ExportError, TokenizerFile, export_tokenizer},
-    presets,
-};
+use templar_model::hf::{ExportError, TokenizerFile, export_tokenizer};
+use templar_model::presets;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// Text of `tokenizer.json` and of `tokenizer_config.json`.

@@ -1,10 +1,13 @@
 //! The formats that are compared: ours through the real codec, the others as plainly as they can be said.
 
-use std::{f64::consts::PI, fmt, sync::Arc};
+use std::f64::consts::PI;
+use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use templar_codec::{Codec, EncodeError};
-use templar_protocol::{layout::Layout, run::CodecKind};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::CodecKind;
 
 use crate::codec;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::row::{Figures, Row};
+use crate::quality::row::{Figures, Row};
 
 /// Why no plot was drawn.
 #[derive(Debug, thiserror::Error)]

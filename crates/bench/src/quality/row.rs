@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{formats::Format, rules::Rule};
+use crate::quality::formats::Format;
+use crate::quality::rules::Rule;
 
 /// One run: a format and a rule, over all seeds.
 #[derive(Debug, Clone, Serialize)]

@@ -12,11 +12,10 @@
 //! Verbs agree with their actor in number, across the relative clause too, and prefer its kind; things prefer the kind
 //! of their verb. So there is something to learn from letters, from words, from neighbours and from far back.
 
-use super::{
-    lexicon::{self, KINDS, Words},
-    menu::{Menu, Pick},
-};
 use templar_protocol::hash::Stream;
+
+use crate::grammar::lexicon::{self, KINDS, Words};
+use crate::grammar::menu::{Menu, Pick};
 
 /// A noun that may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,15 +1,12 @@
 //! Why a preparation fails.
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::{
-    manifest::{ManifestError, Split},
-    source::SourceError,
-    tokenizer::TokenizerError,
-};
+use crate::manifest::{ManifestError, Split};
+use crate::source::SourceError;
+use crate::tokenizer::TokenizerError;
 
 /// Why no dataset was made.
 #[derive(Debug, thiserror::Error)]

@@ -7,14 +7,13 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::{
-    manifest::Split,
-    prepare::{error::PrepareError, options::Progress},
-    segment::{Lottery, SEGMENT_BYTES_MAX, SEGMENTS, Segmenter, segment_bytes},
-    shard::SplitWriter,
-    source::{Piece, SourceError},
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::manifest::Split;
+use crate::prepare::error::PrepareError;
+use crate::prepare::options::Progress;
+use crate::segment::{Lottery, SEGMENT_BYTES_MAX, SEGMENTS, Segmenter, segment_bytes};
+use crate::shard::SplitWriter;
+use crate::source::{Piece, SourceError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Segments of the longest kind in a batch, for each thread: enough that the threads finish at about the same time.
 const BATCH_SEGMENTS: usize = 16;

@@ -5,22 +5,16 @@
 //! so whatever interrupts this leaves the old dataset, the new one, or a folder without a manifest, which does not
 //! open. What was left then is recognised by the manifests that still lie in the staging folder.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File, TryLockError},
-    io,
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::{
-    folder::{Contents, STAGING_FOLDER, contents, names, read_manifest},
-    manifest::{MANIFEST_FILE, Manifest, shard_files},
-    prepare::{
-        error::{Holds, PrepareError},
-        options::Existing,
-    },
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::folder::{Contents, STAGING_FOLDER, contents, names, read_manifest};
+use crate::manifest::{MANIFEST_FILE, Manifest, shard_files};
+use crate::prepare::error::{Holds, PrepareError};
+use crate::prepare::options::Existing;
+use crate::tokenizer::TOKENIZER_FILE;
 
 const LOCK_FILE: &str = "lock";
 /// Within the staging folder: the manifest and the tokenizer of the dataset that gives way.

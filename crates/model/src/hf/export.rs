@@ -1,23 +1,19 @@
 //! Writing a folder that `transformers` loads.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-    io::Write,
-    path::Path,
-};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 use templar_cpu::Engine;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{
-    config,
-    files::{CONFIG, ExportError, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, remove, write_json, write_whole},
+use crate::hf::config;
+use crate::hf::files::{
+    CONFIG, ExportError, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, remove, write_json, write_whole,
 };
 
 /// Files above this size are split, as `transformers` does.

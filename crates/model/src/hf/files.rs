@@ -1,10 +1,8 @@
 //! Names of the files in a folder, and how they are written: all with the mode that the user's files have.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 

@@ -3,25 +3,19 @@
 //! Order matters: configuration, then the headers of all weight files, and only when every tensor is known to be there in
 //! its right shape are parameters allocated, at most twice the bytes that the files really have.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{
-    config,
-    files::{CONFIG, INDEX, WEIGHTS},
-};
+use crate::hf::config;
+use crate::hf::files::{CONFIG, INDEX, WEIGHTS};
 
 /// Largest `config.json` and index that are read.
 const JSON_BYTES_MAX: u64 = 16 << 20;

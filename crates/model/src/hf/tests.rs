@@ -1,13 +1,12 @@
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use templar_protocol::layout::{Layout, ModelSpec};
 
-use super::{
-    export::export_in_shards,
-    files::{CONFIG, INDEX, WEIGHTS},
-    *,
-};
+use super::export::export_in_shards;
+use super::files::{CONFIG, INDEX, WEIGHTS};
+use super::*;
 
 fn tiny(tied_embeddings: bool) -> ModelSpec {
     ModelSpec {

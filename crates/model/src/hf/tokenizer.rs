@@ -1,11 +1,12 @@
 //! The tokenizer in a model's folder, for tools that read `tokenizer.json`.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use templar_protocol::layout::ModelSpec;
 
-use super::files::{ExportError, TOKENIZER, TOKENIZER_CONFIG, write_json};
+use crate::hf::files::{ExportError, TOKENIZER, TOKENIZER_CONFIG, write_json};
 
 /// The token after each document where tokens are bytes.
 const BYTES_END_OF_TEXT: u32 = 256;
