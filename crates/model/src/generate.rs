@@ -27,7 +27,9 @@ pub enum GenerateError {
     TooMany { requested: usize },
     #[error("the temperature is {found}; it must be 0 (greedy) or a positive number up to 100")]
     Temperature { found: f64 },
-    #[error("the model's logits are not finite after {made} tokens; its parameters are damaged or diverged, use another model")]
+    #[error(
+        "the model's logits are not finite after {made} tokens; its parameters are damaged or diverged, use another model"
+    )]
     NotFinite { made: usize },
 }
 

@@ -86,7 +86,7 @@ mod tests {
 
     /// Words stay separate with a decoder that drops the space before the first word, as SentencePiece's do.
     #[test]
-    fn a_decoder_treats_only_the_first_token_as_the_beginning() {
+    fn a_leading_space_is_dropped_only_once() {
         let words = |tokens: &[u32]| tokens.iter().map(|token| format!("w{token}")).collect::<Vec<_>>().join(" ");
         let mut stream = TextStream::new(words, &[1]);
         assert_eq!([2, 3].map(|token| stream.push(token)), [" w2", " w3"]);

@@ -69,7 +69,9 @@ impl fmt::Display for Holds {
             Self::Leftovers => {
                 f.write_str("files of an interrupted preparation; replace them with --replace, or name another folder")
             }
-            Self::Others { example } => write!(f, "{example:?}, which does not belong to a dataset; name another folder"),
+            Self::Others { example } => {
+                write!(f, "{example:?}, which does not belong to a dataset; name another folder")
+            }
         }
     }
 }

@@ -174,7 +174,10 @@ impl WeightFile {
         let data_start = length + 8;
         if file_bytes - data_start != header.data_len() as u64 {
             let tensors = header.data_len();
-            return Err(header_error(format!("its tensors take {tensors} bytes, but it has {}", file_bytes - data_start)));
+            return Err(header_error(format!(
+                "its tensors take {tensors} bytes, but it has {}",
+                file_bytes - data_start
+            )));
         }
         Ok(Self { path, file, header, data_start })
     }
