@@ -1,4 +1,4 @@
-//! Manifests of data sets, as edits of a valid one and as any bytes: what is accepted is canonical and consistent.
+//! Manifests of datasets, as edits of a valid one and as any bytes. An accepted manifest is canonical and consistent.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,5 +1,5 @@
-//! Run states from checkpoints of strangers: canonical, and of the run that was asked for. The first 32 bytes are the run,
-//! so that most inputs are of the right one.
+//! Run states from strangers' checkpoints: an accepted state is canonical and belongs to the requested run. The first
+//! 32 bytes are the run, so that most inputs belong to the right one.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

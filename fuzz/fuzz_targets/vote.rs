@@ -1,4 +1,4 @@
-//! Words on chain: votes and header words. What is read is written back to the same bytes.
+//! On-chain records: votes and headers' hashes. A record that decodes encodes to the same bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
