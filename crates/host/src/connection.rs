@@ -75,8 +75,8 @@ impl Connection {
         Ok(arguments)
     }
 
-    /// Connects, and fetches the dataset if the folder lacks it. A chain that is down is waited for; whoever does not
-    /// want to wait any longer drops the future.
+    /// Connects, and fetches the dataset if the folder lacks it. It waits for a chain that is down; drop the future to
+    /// stop waiting.
     pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
         let chain = RpcChain::wait_for(&self.chain, |absent| tracing::warn!("{absent}")).await;
         let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;

@@ -10,7 +10,7 @@
 //! | its home folder: run, credentials, command line | [`home`] |
 //! | what it trains and evaluates with | [`engine`] |
 //! | the defaults of a run | [`defaults`] |
-//! | what a node has come to on a development chain | [`standing`] |
+//! | how a node is doing on a development chain | [`standing`] |
 //!
 //! ```
 //! use templar_host::engine::{Engine, EngineName};

@@ -46,10 +46,10 @@ pub struct WindowReport {
     /// How many of them have that root.
     pub agreed_by: u64,
     pub accepted: Vec<Uid>,
-    /// Miners whose contribution was opened, as far as they or the certificate say so.
+    /// Miners whose contribution was opened, according to them or the certificate.
     #[serde(default)]
     pub opened: Vec<Uid>,
-    /// How many of them say that all seats went to others.
+    /// How many of them report that all seats went to others.
     #[serde(default)]
     pub no_seat: u64,
     pub faults: Vec<FaultReport>,

@@ -37,7 +37,7 @@ pub(super) const RELATIONS: &str = "near by at past in on under over";
 pub(super) const PLACES: &str = "barn hut cave wood lake pond hill farm mill yard shed park camp dock fort inn shop hall \
     tower bridge road field river garden";
 
-/// How many kinds words fall into. Words of its own kind are more likely to follow a word.
+/// The number of kinds of words. A word is more likely to be followed by words of its own kind.
 pub(super) const KINDS: usize = 4;
 /// How many times more likely.
 const PREFERENCE: u32 = 5;
