@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The codec's work in plain PyTorch, on the CPU: the yardstick for `templar bench codec`.
 
-Encode: error feedback, top-k of each chunk, one scale a chunk, 12-bit positions and signs packed, residual.
-Aggregate: unpack, norm, clip to the median and scatter-add of 20 peers, divided by the senders; outer step.
+Encode: error feedback, top-k of each chunk, one scale per chunk, 12-bit positions and signs packed, residual.
+Aggregate: unpack, norm, clip to the median and scatter-add for 20 peers, divided by the senders; outer step.
 
 Prints one JSON object with medians. Needs torch (from PyPI) and nothing else.
 """

@@ -6,7 +6,8 @@
 
 A plain model in eager mode, f32: RMSNorm, rotary embedding by rotated halves, grouped-query attention through
 `scaled_dot_product_attention`, SwiGLU, untied output projection. Training is forward, backward, clipping of the global norm and
-AdamW. Prints one line of JSON with the same fields as `templar bench train --json`, as far as they make sense here.
+AdamW. Prints one line of JSON with the same fields as `templar bench train --json`, except those that make no sense
+here.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Checks the house: inside a crate no files import each other in a circle, and between crates imports go downwards.
+"""Checks imports: files of one crate must not import each other in a circle, and imports between crates must go
+downwards.
 
 An edge goes from the file that names something to the file that defines it. Re-exports are followed: a name that
 `lib.rs` passes on leads to where it is defined, and one that a module passes on leads to that module as well. Comments,
-strings, `#[cfg(test)]` items, `mod x;` lines and re-exports count for nothing. What no path names (a method of a value
-that some other file handed over) is not seen.
+strings, `#[cfg(test)]` items, `mod x;` lines and re-exports do not count. The checker does not see what no path names,
+such as a method of a value that another file passed.
 
     tools/check_circles.py              # the whole workspace
     tools/check_circles.py --crate node # one crate; circles only
@@ -21,7 +22,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# The floors of the house, from the top. A crate may import what stands on a floor below its own, and nothing beside it.
+# The layers of the workspace, from the top. A crate may import only crates in layers below its own, and none beside it.
 FLOORS = [
     ["cli"],
     ["sim"],
@@ -45,7 +46,7 @@ FLOORS = [
 ]
 # The rehearsal wraps what real nodes run, so nothing but the binary may know it.
 ONLY_FOR = {"sim": {"cli"}}
-# Not part of the house: tools for working on it, which may import anything.
+# Not part of the layers: development tools, which may import anything.
 OUTSIDE = {"xtask"}
 
 TOKEN = re.compile(r"r?\w+|::|=>|->|\.\.=|\.\.|[^\s\w]")
@@ -289,7 +290,7 @@ class Search:
 
 
 def resolve(module: Module, path: tuple[str, ...], seen: Search) -> Module | None:
-    """The module that defines what `path` names as seen from `module`, or None where that is outside the crate."""
+    """The module that defines what `path` names as seen from `module`, or None if that is outside the crate."""
     key = (module.path, module.file, path)
     if key in seen.seen or not path:
         return None if path else module
@@ -353,7 +354,8 @@ def edges_of(crate: Crate) -> Edges:
     def edge(module: Module, path: tuple[str, ...], line: int, through: str = "") -> None:
         search = Search()
         ends = [resolve(module, path, search)]
-        # A room that passes a name on is imported too, but for whoever sits in it. `lib.rs` is the house, not a room.
+        # A module that re-exports a name is imported too, except by its own submodules. `lib.rs` does not count as such
+        # a module.
         ends += [room for room in search.passed_on if room.path and module.path[: len(room.path)] != room.path]
         for to in ends:
             if to is not None and to.file != module.file:
@@ -464,7 +466,7 @@ def check(root: pathlib.Path, only: str | None = None) -> list[str]:
 
 
 def self_test() -> None:
-    """Small trees whose answers are known: each must be told as it is."""
+    """Small trees whose answers are known: the checker must report each correctly."""
 
     def run(files: dict[str, str]) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,8 @@
     cargo run --release -p templar-cpu --example gradients > gradients.json
     python3 tools/check_gradients.py gradients.json
 
-The file holds models with their parameters, tokens, loss and gradient, flat in canonical order. Exits with 1 if a loss differs by
-more than 1e-5, or a gradient by more than 1e-4 of its tensor's largest.
+The file holds models with their parameters, tokens, loss and gradient, flat in canonical order. Exits with 1 if a loss
+differs by more than 1e-5, or a gradient by more than 1e-4 of the largest in its tensor.
 """
 
 import json

@@ -4,7 +4,7 @@
     pip install torch transformers
     python3 tools/check_hf.py FOLDER
 
-FOLDER holds an exported model and beside it `logits.json`: {"tokens": [[…]], "logits": [[[…]]]}, sequences of tokens and
+FOLDER holds an exported model and `logits.json`: {"tokens": [[…]], "logits": [[[…]]]}, sequences of tokens and
 Templar's logits for them. `cargo run --release -p templar-model --example export_hf -- FOLDER` writes such a folder.
 Exits with 1 if a logit differs by more than 1e-4.
 """
@@ -29,13 +29,13 @@ def main() -> int:
     from transformers import LlamaForCausalLM
 
     model, report = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
-    # With tied embeddings there is no output projection of its own to load.
+    # With tied embeddings there is no separate output projection to load.
     missing = set(report["missing_keys"]) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     if missing or report["unexpected_keys"] or report["mismatched_keys"]:
         print(f"the weights do not fit the configuration: {report}")
         return 1
     if model.dtype != torch.float32:
-        print(f"the model was loaded as {model.dtype}, but was exported as float32")
+        print(f"the model was loaded as {model.dtype}, but had been exported as float32")
         return 1
 
     ours = json.loads((folder / "logits.json").read_text())

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The codec against the same work in PyTorch, in turns, so that what else the machine does hits both:
+# The codec against the same work in PyTorch, in turns, so that other load on the machine affects both:
 #
 #     tools/compare_codec.sh [ROUNDS] [flags of `templar bench codec`]
 #
-# Needs a Python with torch in $PYTHON (python3) and a built binary in $TEMPLAR (built with cargo otherwise). Prints medians and
-# ratios on one thread, and what a second thread brings.
+# Needs a Python with torch in $PYTHON (python3) and a built binary in $TEMPLAR (built with cargo otherwise). Prints
+# medians and ratios on one thread, and the gain from a second thread.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"

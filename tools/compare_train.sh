@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The built-in engine against PyTorch, in turns, so that what else the machine does hits both:
+# The built-in engine against PyTorch, in turns, so that other load on the machine affects both:
 #
 #     tools/compare_train.sh [ROUNDS] [shape flags of `templar bench train`]
 #
 # Needs a Python with torch in $PYTHON (python3) and a built binary in $TEMPLAR (built with cargo otherwise). Prints medians and
-# ratios for two shapes, or for the one that the flags describe. THREADS, and SECONDS_EACH of a measurement, may be set.
+# ratios for two shapes, or for the one that the flags describe. You may set THREADS, and SECONDS_EACH per measurement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Reads contributions as docs/spec/contribution.md specifies them, with NumPy and nothing else of ours.
+"""Reads contributions as docs/spec/contribution.md specifies them, with NumPy and none of our code.
 
     python3 tools/read_contribution.py testdata/contributions/*.json
 
-compares each golden vector's payload with the values that it lists, and refuses each payload of rejects.json.
+compares each golden vector's payload with the values that it lists, and checks that each payload of rejects.json is refused.
 """
 import json
 import sys
@@ -32,7 +32,7 @@ def segments(lengths, kind, chunk, k_full):
 
 
 def read_topk(body, kind, max_abs, chunks, size, k, b):
-    """Values of a segment of top-k chunks, a row each; everything that is not sent is 0."""
+    """Values of a segment of top-k chunks, one row per chunk; values that are not sent are 0."""
     bits = np.unpackbits(np.frombuffer(body, np.uint8), bitorder="little").astype(np.int64)
     widths = [8, 4, k, k, b * k] if kind == 3 else [8, 0, k, 0, b * k]
     fixed, unary = np.split(bits, [chunks * sum(widths)])
@@ -96,5 +96,5 @@ if __name__ == "__main__":
             golden = json.load(file)
         wrong = [vector for vector in golden.get("rejects", [golden]) if found(vector) != expected(vector)]
         if wrong:
-            sys.exit(f"{path}: payloads say something else: {[vector['payload_hex'] for vector in wrong]}")
-        print(f"{path}: as it says")
+            sys.exit(f"{path}: these payloads have other values: {[vector['payload_hex'] for vector in wrong]}")
+        print(f"{path}: payloads match")

@@ -1,4 +1,5 @@
-//! Bucket locators on chain, as edits of a valid one and as any bytes. What is read is written back to the same bytes.
+//! Bucket locations on chain, as edits of a valid one and as any bytes. A location that decodes encodes to the same
+//! bytes.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,17 +1,15 @@
-//! Payloads: an error, or a contribution that has exactly these bytes and that a node can add.
+//! Payloads give an error, or a contribution that encodes to exactly these bytes and that a node can add.
 //!
-//! The first byte chooses the run. Where its highest bit is set, the rest are edits of a valid payload (where, 2 bytes; what,
-//! 1 byte), else the payload itself.
+//! The first byte chooses the run. If its highest bit is set, the rest are edits of a valid payload (position, 2 bytes;
+//! value, 1 byte), else the payload itself.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use templar_codec::{Codec, outer_step};
-use templar_protocol::{
-    layout::Layout,
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 
 #[path = "../../crates/codec/tests/contributions/plain.rs"]
 mod plain;

@@ -1,19 +1,17 @@
-//! Envelopes: signed headers, as edits of a valid one and as any bytes. What is accepted is canonical and signed.
+//! Envelopes: signed headers, as edits of a valid one and as any bytes. An accepted header is canonical and signed.
 //!
-//! Every header is also read as if its own hash had been committed, as a miner can: else no hostile hotkey or signature
-//! would ever be looked at.
+//! Every header is also read as if its own hash had been committed, which a miner can do; otherwise no hostile hotkey
+//! or signature would ever be checked.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{
-    hash::Hash32,
-    header::{Header, SignedHeader},
-    keys::Keypair,
-    roster::{EntryId, Uid},
-    run::RunId,
-};
+use templar_protocol::hash::Hash32;
+use templar_protocol::header::{Header, SignedHeader};
+use templar_protocol::keys::Keypair;
+use templar_protocol::roster::{EntryId, Uid};
+use templar_protocol::run::RunId;
 
 static VALID: LazyLock<SignedHeader> = LazyLock::new(|| {
     let keypair = Keypair::from_seed([7; 32]);
@@ -44,7 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn check(bytes: &[u8]) {
-    // The committed hash is that of a header, which is what stands before the 64 bytes of the signature.
+    // The committed hash is that of the header, which precedes the 64 bytes of the signature.
     let is_valid = SignedHeader::from_bytes(bytes, &VALID.header.hash()).is_ok();
     assert_eq!(is_valid, bytes == VALID.to_bytes());
     let Ok(parsed) = borsh::from_slice::<SignedHeader>(bytes) else { return };

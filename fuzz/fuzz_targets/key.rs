@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{hash::Hash32, seal::SealKey};
+use templar_protocol::hash::Hash32;
+use templar_protocol::seal::SealKey;
 
 fuzz_target!(|bytes: &[u8]| {
     let (key, ciphertext) = bytes.split_at(bytes.len().min(32));

@@ -1,10 +1,11 @@
-//! Manifests of data sets, as edits of a valid one and as any bytes: what is accepted is canonical and consistent.
+//! Manifests of datasets, as edits of a valid one and as any bytes. An accepted manifest is canonical and consistent.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use templar_data::{Manifest, ShardEntry, Split, SplitManifest, TokenizerId, manifest::MANIFEST_VERSION};
+use templar_data::manifest::MANIFEST_VERSION;
+use templar_data::{Manifest, ShardEntry, Split, SplitManifest, TokenizerId};
 use templar_protocol::hash::Hash32;
 
 static VALID: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -1,13 +1,11 @@
-//! Run states from checkpoints of strangers: canonical, and of the run that was asked for. The first 32 bytes are the run,
-//! so that most inputs are of the right one.
+//! Run states from strangers' checkpoints: an accepted state is canonical and belongs to the requested run. The first
+//! 32 bytes are the run, so that most inputs belong to the right one.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{
-    hash::Hash32,
-    run::RunId,
-    state::{RunState, StateError},
-};
+use templar_protocol::hash::Hash32;
+use templar_protocol::run::RunId;
+use templar_protocol::state::{RunState, StateError};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some(run) = bytes.first_chunk::<32>() else { return };

@@ -1,11 +1,9 @@
-//! Words on chain: votes and header words. What is read is written back to the same bytes.
+//! On-chain records: votes and headers' hashes. A record that decodes encodes to the same bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use templar_protocol::{
-    commitment::Commitment,
-    word::{HeaderWord, Vote, fields},
-};
+use templar_protocol::commitment::Commitment;
+use templar_protocol::word::{HeaderWord, Vote, fields};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&[candidates, window], field)) = bytes.split_first_chunk::<2>() else { return };

@@ -1,6 +1,6 @@
 """Templar's training engine on PyTorch.
 
-A Templar node starts ``python -m templar_torch`` and speaks with it by the protocol of ``docs/spec/worker.md``.
+A Templar node starts ``python -m templar_torch`` and talks to it in the protocol of ``docs/spec/worker.md``.
 
 | what | module |
 |---|---|
@@ -17,7 +17,7 @@ A Templar node starts ``python -m templar_torch`` and speaks with it by the prot
 
 import os
 
-# Before PyTorch reads it: memory that is all but full must not be lost to gaps.
+# Set before PyTorch reads it: memory that is almost full must not be lost to fragmentation.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 __version__ = "0.1.0"

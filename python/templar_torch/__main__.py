@@ -4,9 +4,9 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # Before the imports, which take seconds in which a parent may die.
+    # Read before the imports, which take seconds during which a parent may die.
     parent = os.getppid()
-    # Ctrl-C is for the node, which then ends its worker in an orderly way.
+    # Ctrl-C is meant for the node, which then ends its worker cleanly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from .worker import main
 

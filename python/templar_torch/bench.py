@@ -1,8 +1,9 @@
 """How fast this machine trains: ``python -m templar_torch.bench --preset 1b --steps 200``.
 
-Random bytes would have nothing to learn and a text would have to be fetched: tokens come from a seeded chain in which each
-token is followed by one of a few others, so that a loss curve means something. Prints one line of JSON a step with
-``--curve``, and one at the end: tokens/s, model FLOPs utilisation, a plain matrix product beside it, peak memory.
+Random bytes cannot be learned and a text would have to be fetched, so tokens come from a seeded chain in which each
+token is followed by one of a few others: the loss curve then means something. Prints one line of JSON per step with
+``--curve``, and one at the end: tokens/s, model FLOPs utilisation, the speed of a plain matrix product for comparison,
+peak memory.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def shape(vocab: int, width: int, layers: int, heads: int, kv_heads: int, ffn: i
 
 
 PRESETS = {
-    # Shape, sequences of a step, sequences of a pass.
+    # Shape, sequences per step, sequences per pass.
     "tiny": (shape(256, 64, 2, 4, 2, 192, seq=128), 4, 2),
     "150m": (shape(32_768, 768, 16, 12, 4, 2048), 64, 16),
     "1b": (shape(32_768, 2048, 22, 32, 4, 5632), 64, 8),
     "7b": (shape(32_000, 4096, 32, 32, 32, 11_008), 32, 2),
 }
 SUCCESSORS = 8
-"""Tokens that may follow a token; the loss cannot fall below ln of it."""
+"""Tokens that may follow a token; the loss cannot fall below its ln."""
 
 
 def batches(spec: ModelSpec, sequences: int, seed: int) -> Iterator[torch.Tensor]:
@@ -53,7 +54,7 @@ def batches(spec: ModelSpec, sequences: int, seed: int) -> Iterator[torch.Tensor
 
 @torch.no_grad()
 def initialise(engine: Engine, seed: int) -> None:
-    """Normal with 0.02, residual projections smaller; each rank draws its own shard."""
+    """Draws normal values with deviation 0.02, smaller for residual projections; each rank draws its own shard."""
     generator = torch.Generator(engine.device).manual_seed(seed + engine.ranks.rank)
     residual = (2 * engine.spec.layers) ** 0.5
     for name, shard in zip(engine.parameters, engine.shards, strict=True):
@@ -69,8 +70,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m templar_torch.bench", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="150m")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--sequences", type=int, help="of a step; the preset's if not given")
-    parser.add_argument("--micro", type=int, help="sequences of a pass; the preset's if not given")
+    parser.add_argument("--sequences", type=int, help="per step; the preset's if not given")
+    parser.add_argument("--micro", type=int, help="sequences per pass; the preset's if not given")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="on CPUs")
     parser.add_argument("--lr", type=float, default=6e-4)
@@ -127,7 +128,7 @@ def main() -> None:
         print(json.dumps(result), flush=True)
     ranks.leave()
     if ranks.world > 1:
-        # Threads of the collective libraries may keep an interpreter alive.
+        # Threads of the collective libraries may keep the interpreter alive.
         os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Inner steps and evaluations of one model, on one device or on the shards of several."""
+"""Inner steps and evaluations of one model, on one device or sharded over several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tensors import TensorFile
 
 
 class NonFiniteStep(Exception):
-    """Training diverged: the loss or the gradient of a step is not finite. Nothing of that step was done."""
+    """Training diverged: the loss or the gradient of a step is not finite. The step was not applied."""
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"the {what} of step {step} is not finite")
@@ -34,17 +34,17 @@ class NonFiniteStep(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How to compute, which the node leaves to the machine."""
+    """How to compute: choices that the node leaves to the machine."""
 
     device: str = "auto"
     threads: int | None = None
     offload_optimiser: bool = False
     checkpointing: bool | None = None
-    """Of all layers or of none; None: of as many as have to, for the activations to fit."""
+    """True for all layers, False for none; None for as many as needed for the activations to fit."""
     compile: bool | None = None
-    """None: on GPUs."""
+    """None: only on GPUs."""
     deterministic: bool = False
-    """The same bits each time, also on GPUs, whose fastest attention sums gradients in any order."""
+    """The same bits each time, on GPUs too, whose fastest attention sums gradients in any order."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class MicroBatch:
     rows: Tensor
     """Which sequences of the batch they are, on the host."""
     real: Tensor
-    """Whether they count, or only fill up the pass; on the host."""
+    """Whether each row counts, or only fills up the pass; on the host."""
     tokens: Tensor
     weights: Tensor
     """Their weights in the mean over the batch."""
 
 
 def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """``auto`` is the best there is; several ranks take one GPU each."""
+    """``auto`` is the best available device; several ranks take one GPU each."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -81,26 +81,26 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """Precision of products; parameters, moments and the optimiser's work are f32 everywhere."""
+    """Precision of products; parameters, moments and the optimiser's arithmetic are f32 everywhere."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 class Engine:
-    """A model with its optimiser. Every method is called on all ranks alike."""
+    """A model with its optimiser. Every method must be called on all ranks."""
 
     def __init__(self, model: ModelSpec, inner: InnerSpec, options: Options, ranks: Ranks) -> None:
         self.spec, self.inner, self.options, self.ranks = model, inner, options, ranks
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         if options.deterministic:
-            # With warn_only, attention would take the algorithm that is not, although there is one that is.
+            # With warn_only, attention would use a non-deterministic algorithm although a deterministic one exists.
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            # Compiled kernels must not be chosen by how fast they just were.
+            # Compiled kernels must not be chosen by their measured speed.
             import torch._inductor.config as inductor
 
             inductor.deterministic = True
-            # What cuBLAS wants for it.
+            # cuBLAS requires this for determinism.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.device = choose_device(options.device, ranks)
         self.dtype = choose_dtype(self.device)
@@ -111,12 +111,12 @@ class Engine:
         self.shards = [local(parameter.data) for parameter in self.parameters.values()]
         narrow = ranks.world == 1 and self.dtype != torch.float32
         self._narrow = [module for module in self.model.modules() if narrow and isinstance(module, Linear)]
-        """What has weights in the precision of products beside those in f32; FSDP has its own way."""
+        """Modules with weights in the precision of products beside those in f32; FSDP does this itself."""
         self._meter = Meter(self)
 
     @cached_property
     def optimiser(self) -> AdamW:
-        """The moments, once they are needed: a validator only evaluates."""
+        """The moments, created when they are needed: a validator only evaluates."""
         decays = [len(shape) > 1 for shape in self.spec.tensors().values()]
         optimiser = AdamW(self.inner, self.shards, decays)
         if self.options.offload_optimiser:
@@ -129,7 +129,7 @@ class Engine:
             model.compile_parts()
         if self.ranks.world > 1:
             mesh = init_device_mesh(self.device.type, (self.ranks.world,))
-            # The rotary tables are inputs too, and stay f32.
+            # The rotary tables are inputs too, and must stay f32.
             policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
             for block in model.model.layers:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -138,14 +138,14 @@ class Engine:
         return model
 
     def _checkpointed(self) -> int:
-        """How many layers compute their activations again in the backward pass, because they would not fit."""
+        """How many layers recompute their activations in the backward pass, because they would not fit."""
         if self.options.checkpointing is not None or self.device.type != "cuda":
             return self.spec.layers if self.options.checkpointing else 0
         memory = torch.cuda.get_device_properties(self.device).total_memory
         return checkpointed_layers(self.spec, self.inner, self.ranks.world, self.compiled, memory)
 
     def shard_of(self, full: Tensor) -> Tensor:
-        """This rank's rows of a tensor: what FSDP gives it."""
+        """This rank's rows of a tensor, as FSDP shards it."""
         if self.ranks.world == 1:
             return full
         chunks = full.chunk(self.ranks.world)
@@ -153,34 +153,34 @@ class Engine:
 
     @torch.no_grad()
     def load(self, theta: TensorFile) -> None:
-        """Takes over parameters."""
+        """Takes over the parameters in ``theta``."""
         theta.expect(self.spec.tensors())
         for name, shard in zip(self.parameters, self.shards, strict=True):
             shard.copy_(self.shard_of(theta.tensors[name]))
         self.refresh()
 
     def refresh(self) -> None:
-        """After the parameters have changed, or gradients were left over."""
+        """To be called after the parameters have changed, or when gradients were left over."""
         for module in self._narrow:
             module.refresh(self.dtype)
 
     @torch.no_grad()
     def write_delta(self, theta: TensorFile, delta: TensorFile) -> None:
-        """θ_start − θ_end, each rank its rows."""
+        """Writes θ_start − θ_end; each rank writes its own rows."""
         for name, shard in zip(self.parameters, self.shards, strict=True):
             start = self.shard_of(theta.tensors[name])
             torch.sub(start, shard.cpu(), out=self.shard_of(delta.tensors[name]))
 
     def begin(self) -> None:
-        """Before the steps of a job."""
+        """To be called before the steps of a job."""
         self._meter.begin()
-        # Moments come before activations, which can do with less.
+        # Moments take precedence over activations, which can manage with less memory.
         optimiser = self.optimiser
         if self.options.offload_optimiser:
             optimiser.move(self.device)
 
     def end(self) -> None:
-        """After the steps of a job, whatever came of them."""
+        """To be called after the steps of a job, even if they failed."""
         if self.options.offload_optimiser:
             self.optimiser.move("cpu")
 
@@ -213,15 +213,15 @@ class Engine:
         return StepStats(step, loss, grad_norm, lr, tokens_bt.numel())
 
     def _backward(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
-        """The losses of all passes, whose gradients are then in the parameters."""
+        """Returns the losses of all passes and leaves their gradients in the parameters."""
         while True:
             try:
                 return [self._pass(micro) for micro in micro_batches]
             except torch.OutOfMemoryError:
-                # With several ranks, the others would wait for this one.
+                # With several ranks, the others would wait for this one forever.
                 if self.model.checkpointed == self.spec.layers or self.ranks.world > 1:
                     raise
-            # Out of the handler, which holds what the pass had in memory.
+            # Outside the handler, which keeps the pass's tensors in memory.
             self._checkpoint_more()
 
     def _pass(self, micro: MicroBatch) -> Tensor:
@@ -231,7 +231,7 @@ class Engine:
         return losses_b.detach()
 
     def _checkpoint_more(self) -> None:
-        """Before a step begins again: a quarter more of the layers compute their activations twice."""
+        """Before a step begins again: makes a quarter more of the layers compute their activations twice."""
         self.model.zero_grad(set_to_none=True)
         self.refresh()
         if self.device.type == "cuda":
@@ -248,10 +248,10 @@ class Engine:
         return self._losses(tokens_bt.shape[0], micro_batches, [self.model(micro.tokens) for micro in micro_batches])
 
     def _micro_batches(self, tokens_bt: Tensor) -> list[MicroBatch]:
-        """What this rank computes of a batch, all of it on the device at once: tokens are few.
+        """The part of a batch that this rank computes, on the device all at once: tokens take little memory.
 
-        All ranks make equally many passes. Passes are filled up with rows of weight 0, where several ranks or a compiled
-        model want them alike.
+        All ranks run the same number of passes. Rows of weight 0 fill up passes where several ranks or a compiled model
+        need equal shapes.
         """
         sequences = tokens_bt.shape[0]
         micro = max(1, self.inner.micro_batch_sequences)
@@ -267,7 +267,7 @@ class Engine:
         return [MicroBatch(*part) for part in zip(*parts, strict=True)]
 
     def _losses(self, sequences: int, micro_batches: list[MicroBatch], losses_b: list[Tensor]) -> Tensor:
-        """The loss of each sequence of the batch, by all ranks: [B] in f64. Waits for the device, once a batch."""
+        """The loss of each sequence of the batch, over all ranks: [B] in f64. Waits for the device once per batch."""
         losses = torch.zeros(sequences, dtype=torch.float64)
         for micro, part in zip(micro_batches, losses_b, strict=True):
             losses[micro.rows[micro.real]] = part.detach().cpu().double()[micro.real]
@@ -282,25 +282,29 @@ class Engine:
 
 
 def checkpointed_layers(spec: ModelSpec, inner: InnerSpec, world: int, compiled: bool, memory: int) -> int:
-    """How many layers must compute their activations again, for everything to fit in ``memory`` bytes of each rank."""
+    """How many layers must recompute their activations, for everything to fit in ``memory`` bytes per rank."""
     tokens = inner.micro_batch_sequences * spec.seq_len
-    # f32 parameters, gradients and two moments, shared by the ranks; the weights in bf16, which FSDP has for some layers only.
+    # f32 parameters, gradients and two moments, sharded over the ranks; and the weights in bf16, which FSDP holds only
+    # for some layers.
     states = 16 * spec.parameters // world + 2 * spec.parameters
     logits = 12 * tokens * spec.vocab_size
     per_layer, again = tokens * activation_bytes(spec, compiled), tokens * 2 * spec.hidden_size
-    # A layer in the middle of its backward pass has its activations, and gradients of about as many.
+    # A layer in the middle of its backward pass holds its activations, and gradients of about the same size.
     missing = spec.layers * per_layer + per_layer + logits + states - int(0.95 * memory)
     return min(spec.layers, max(0, -(-missing // (per_layer - again))))
 
 
 def activation_bytes(spec: ModelSpec, compiled: bool) -> int:
-    """What a layer keeps of a token for its backward pass, in bf16. Compiled, it keeps no f32 and not what is cheap."""
+    """Bytes that a layer keeps per token for its backward pass, in bf16.
+
+    A compiled layer keeps no f32, nor what is cheap to recompute.
+    """
     hidden, ffn = (8, 3) if compiled else (16, 4)
     return 2 * (hidden * spec.hidden_size + ffn * spec.ffn_size)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """The part of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -318,7 +322,7 @@ class Meter:
         self._tokens, self._flops, self._seconds, self._steps = 0, 0.0, 0.0, 0
 
     def add(self, tokens: int, sequence: int, seconds: float) -> None:
-        """Counts a step. The first one of a process compiles: it counts only while there is no other."""
+        """Counts a step. The first step of a process compiles, so it counts only while there is no other."""
         if self._steps == 1 and not self._warm:
             self.begin()
         self._steps += 1

@@ -1,4 +1,4 @@
-"""How much of the device a training uses: model FLOPs utilisation, and what a matrix product really gets."""
+"""How much of the device training uses: model FLOPs utilisation, and the actual speed of a matrix product."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ PEAKS = (
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What a job reports of the engine. Rates are of the whole worker, all its devices together."""
+    """What a job reports about the engine. Rates cover the whole worker, all its devices together."""
 
     device: str
-    """Name of the device, and how many."""
+    """Name of the device, and how many of them."""
     tokens_per_s: float
     model_flops_per_s: float
     """FLOP/s that the model needs, however much more was computed (checkpointing)."""
     matmul_flops_per_s: float
     """FLOP/s of a plain matrix product in the same precision, measured in this process."""
     peak_flops_per_s: float | None
-    """The data sheet's; none for CPUs and unknown devices."""
+    """From the data sheet; None for CPUs and unknown devices."""
     peak_memory_bytes: int
-    """Largest memory of one device; of the process on CPUs."""
+    """Largest memory in use on one device; on CPUs, that of the process."""
 
     def json(self) -> dict[str, object]:
         return asdict(self)
@@ -53,7 +53,7 @@ class EngineStats:
 def flops_per_token(spec: ModelSpec, sequence: int) -> float:
     """6·(P − P of the input embedding) + 6·L·d·s: forward and backward, attention counted causally.
 
-    A tied embedding is also the output projection, and stays in P.
+    A tied embedding is also the output projection, so it stays in P.
     """
     lookup = 0 if spec.tied_embeddings else spec.vocab_size * spec.hidden_size
     return 6.0 * (spec.parameters - lookup) + 6.0 * spec.layers * spec.hidden_size * sequence
@@ -70,7 +70,7 @@ def peak_flops_per_s(name: str) -> float | None:
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of a few square products, of about a second on any device."""
+    """The best of a few square products, measured for about a second on any device."""
     size = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, started = float("inf"), time.perf_counter()

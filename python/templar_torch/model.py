@@ -1,8 +1,9 @@
 """The decoder: token embedding, pre-norm blocks of grouped-query attention and SwiGLU, final norm, output projection.
 
-As Hugging Face's ``LlamaForCausalLM`` computes it: RMSNorm, rotary embedding by rotated halves, no biases, optionally the
-embedding as output projection. Parameters carry Hugging Face's names and are f32, so that the optimiser always works on
-f32; products run in ``compute_dtype``, to which weights are cast: where they are used, or once a step (:class:`Linear`).
+It computes what Hugging Face's ``LlamaForCausalLM`` does: RMSNorm, rotary embedding by rotated halves, no biases,
+optionally the embedding as output projection. Parameters carry Hugging Face's names and are f32, so that the optimiser
+always works on f32; products run in ``compute_dtype``. Weights are cast to it where they are used, or once per step
+(:class:`Linear`).
 
 Shapes in names: B sequences, T positions, D hidden, H heads, K key-value heads, E elements of a head, V vocabulary.
 """
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .spec import ModelSpec
 
 IGNORED = -100
-"""Target of a position that has none."""
+"""Target of a position without a target."""
 
 
 class Weight(nn.Module):
@@ -31,8 +32,8 @@ class Weight(nn.Module):
 class Linear(Weight):
     """x Wᵀ for a weight of shape [out, in], in the precision of x.
 
-    The weight can be kept in that precision too. Then it is cast once a step rather than in each pass, and its gradient
-    goes from the product straight onto f32's.
+    The weight can also be kept in that precision. It is then cast once per step rather than in each pass, and its
+    gradient is added from the product directly to the f32 gradient.
     """
 
     narrow: Tensor | None = None
@@ -54,7 +55,7 @@ class Linear(Weight):
         self.narrow.grad = None
 
     def _widen(self, narrow: Tensor) -> None:
-        """Takes the gradient of a pass to that of the step, in f32."""
+        """Adds the gradient of a pass to that of the step, in f32."""
         gradient, narrow.grad = narrow.grad, None
         assert gradient is not None
         if self.weight.grad is None:
@@ -77,7 +78,7 @@ class RmsNorm(Weight):
 
 
 def rotary_tables(spec: ModelSpec) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · base^(−2i/E), each [T, E/2]. Computed in f64, which not every device has."""
+    """cos and sin of position · base^(−2i/E), each [T, E/2]. Computed on the CPU, as not every device has f64."""
     half = spec.head_dim // 2
     positions = torch.arange(spec.seq_len, dtype=torch.float64, device="cpu")
     frequencies = spec.rope_theta ** (-2.0 * torch.arange(half, dtype=torch.float64, device="cpu") / spec.head_dim)
@@ -86,7 +87,7 @@ def rotary_tables(spec: ModelSpec) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_bhte: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
-    """Element i turns with element i + E/2, by the angle of its position."""
+    """Rotates elements i and i + E/2 together, by the angle of their position."""
     first, second = x_bhte.float().chunk(2, dim=-1)
     turned = torch.cat((first * cos_te - second * sin_te, second * cos_te + first * sin_te), dim=-1)
     return turned.to(x_bhte.dtype)
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole model. It has shapes only: :meth:`materialise` gives it memory, and parameters come from the node."""
+    """The whole model. It has only shapes until :meth:`materialise` allocates memory; parameters come from the node."""
 
     cos_te: Tensor
     sin_te: Tensor
@@ -174,7 +175,7 @@ class Llama(nn.Module):
         self.spec = spec
         self.compute_dtype = compute_dtype
         self.checkpointed = checkpointed
-        """How many layers compute their activations again in the backward pass, rather than keep them."""
+        """How many layers recompute their activations in the backward pass instead of keeping them."""
         with torch.device("meta"):
             self.model = Decoder(spec)
             self.lm_head = None if spec.tied_embeddings else Linear(spec.hidden_size, spec.vocab_size)
@@ -182,13 +183,13 @@ class Llama(nn.Module):
                 self.register_buffer(name, torch.empty(spec.seq_len, spec.head_dim // 2), persistent=False)
 
     def materialise(self, device: torch.device) -> None:
-        """Memory for the parameters: for this rank's shards only, if they are sharded by now."""
+        """Allocates memory for the parameters; only for this rank's shards if they have been sharded."""
         self.to_empty(device=device)
         for buffer, table in zip((self.cos_te, self.sin_te), rotary_tables(self.spec), strict=True):
             buffer.copy_(table)
 
     def compile_parts(self) -> None:
-        """Compiles block by block, so that all layers share one compilation, and the loss."""
+        """Compiles block by block, so that all layers share one compilation; and the loss."""
         for block in self.model.layers:
             block.compile()
         self.token_losses = torch.compile(self.token_losses)  # type: ignore[method-assign]
@@ -196,7 +197,8 @@ class Llama(nn.Module):
     def forward(self, tokens_bt: Tensor) -> Tensor:
         """Mean loss of each sequence, in nats per target token: [B].
 
-        All T positions pass through, although the last predicts nothing: 2,048 suits a GPU's tiles, 2,047 does not.
+        All T positions pass through the model, although the last predicts nothing: 2,048 suits a GPU's tiles, and 2,047
+        does not.
         """
         positions = tokens_bt.shape[1]
         cos_te, sin_te = self.cos_te[:positions], self.sin_te[:positions]
@@ -210,7 +212,7 @@ class Llama(nn.Module):
         return self.token_losses(x_btd, targets_bt).sum(1) / (positions - 1)
 
     def token_losses(self, x_btd: Tensor, targets_bt: Tensor) -> Tensor:
-        """Cross-entropy of each position, 0 where there is no target: [B, T]. The softmax is f32's."""
+        """Cross-entropy of each position, 0 where there is no target: [B, T]. The softmax is computed in f32."""
         logits_btv = self.logits(x_btd)
         losses = F.cross_entropy(
             logits_btv.flatten(0, 1).float(), targets_bt.flatten(), reduction="none", ignore_index=IGNORED

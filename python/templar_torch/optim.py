@@ -1,7 +1,7 @@
 """Schedule, clipping and AdamW, with exactly the semantics of the node's built-in engine.
 
 θ ← θ − lr · (m̂ / (√v̂ + ε) + wd · θ), without decay for one-dimensional tensors (the norms); clipping by the global norm;
-bias correction by a count of steps that goes on from job to job.
+bias correction by a step count that continues from job to job.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.optim.adamw import adamw
 from .spec import InnerSpec
 
 FUSED = ("cpu", "cuda", "mps")
-"""Kinds of device that have AdamW in one kernel."""
+"""Kinds of device on which AdamW is one kernel."""
 
 
 def learning_rate(inner: InnerSpec, step: int) -> float:
-    """Linear warm-up to ``lr``, cosine to ``lr · final_lr_fraction``, then constant. Step 0 already learns."""
+    """Linear warm-up to ``lr``, cosine to ``lr · final_lr_fraction``, then constant. The rate at step 0 is not 0."""
     if step < inner.warmup_steps:
         return inner.lr * (step + 1) / inner.warmup_steps
     progress = min((step - inner.warmup_steps) / inner.decay_steps, 1.0)
@@ -47,14 +47,14 @@ class AdamW:
         self.second = [torch.zeros_like(tensor) for tensor in tensors]
 
     def step(self, gradients: Sequence[Tensor], scale: float, lr: float) -> None:
-        """One step with the gradient ``scale · gradients``, which it may overwrite."""
+        """One step with the gradient ``scale · gradients``. It may overwrite ``gradients``."""
         device = self.tensors[0].device
         fused = device.type in FUSED
         if scale != 1.0 and not fused:
             torch._foreach_mul_(list(gradients), scale)
         inverse = torch.tensor(1.0 / scale, device=device) if scale != 1.0 and fused else None
         for decays in (True, False):
-            # A rank can have an empty shard of a small tensor.
+            # A rank's shard of a small tensor can be empty.
             chosen = [
                 nth for nth, tensor in enumerate(self.tensors) if self.decays[nth] == decays and tensor.numel() > 0
             ]
@@ -66,7 +66,7 @@ class AdamW:
                 [self.first[nth] for nth in chosen],
                 [self.second[nth] for nth in chosen],
                 [],
-                # Each tensor has a count of its own, which the kernel increases.
+                # Each tensor has its own step count, which the kernel increases.
                 list(torch.full((len(chosen),), float(self.steps), device=device if fused else "cpu").unbind()),
                 foreach=None if fused else False,
                 fused=fused,
@@ -82,6 +82,6 @@ class AdamW:
         self.steps += 1
 
     def move(self, device: torch.device | str) -> None:
-        """Takes the moments to host memory or back, to leave the device's memory to others between windows."""
+        """Moves the moments to host memory or back, to free the device's memory between windows."""
         self.first = [moment.to(device) for moment in self.first]
         self.second = [moment.to(device) for moment in self.second]

@@ -1,4 +1,4 @@
-"""Several processes as one: rank 0 speaks with the node, all of them compute."""
+"""Makes several processes act as one: rank 0 talks to the node, and all of them compute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDLE = timedelta(days=365)
 
 
 class Ranks:
-    """This process among those that torchrun started; one alone if it did not."""
+    """This process among those that torchrun started, or the only one without torchrun."""
 
     def __init__(self) -> None:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -25,7 +25,7 @@ class Ranks:
         self.local = int(os.environ.get("LOCAL_RANK", "0"))
 
     def join(self) -> None:
-        """Meets the others: through gloo for words and on CPUs, through NCCL (or RCCL) between GPUs."""
+        """Joins the other ranks: through gloo for objects and on CPUs, through NCCL (or RCCL) between GPUs."""
         if self.world > 1:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=IDLE)
 
@@ -48,5 +48,5 @@ class Ranks:
         return tensor
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks have arrived."""
         self.sum(torch.zeros(1))

@@ -1,4 +1,4 @@
-"""What a run says of its model and its inner optimiser. Fields are those of ``run.toml``, with the same meaning."""
+"""What a run specifies about its model and inner optimiser. Fields are those of ``run.toml``, with the same meaning."""
 
 from __future__ import annotations
 
@@ -84,5 +84,5 @@ def read(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         fits = {"bool": isinstance(value, bool), "int": is_number and value == int(value), "float": is_number}
         if not fits[str(type_name)] or (is_number and not 0 <= value < 1 << 53):
-            raise ValueError(f"{kind.__name__}.{name} is {value!r}, which is no {type_name}")
+            raise ValueError(f"{kind.__name__}.{name} is {value!r}, which is not a valid {type_name}")
     return kind(**values)

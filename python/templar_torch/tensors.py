@@ -1,7 +1,8 @@
 """Tensors in shared files, in the safetensors layout.
 
-8 bytes: length of the header, little-endian. The header: JSON, name → {dtype, shape, data_offsets}, and ``__metadata__``
-with texts. Then the tensors' bytes. Files are mapped, so that a tensor is never copied on its way through the file.
+The first 8 bytes are the length of the header, little-endian. The header follows: JSON, name → {dtype, shape,
+data_offsets}, and ``__metadata__`` with texts. Then come the tensors' bytes. Files are mapped, so a tensor is never
+copied on its way through the file.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class TensorFile:
         with open(path, "r+b" if writable else "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
-                raise ValueError(f"{path.name} has {size} bytes, which is no tensor file")
-            # Pages of a file that is only read are private, because torch knows no read-only memory.
+                raise ValueError(f"{path.name} has {size} bytes, which is too short for a tensor file")
+            # Pages of a file that is only read are private, because torch does not support read-only memory.
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
             self._map = mmap.mmap(file.fileno(), 0, access=access)
         length = int.from_bytes(self._map[:8], "little")
@@ -59,9 +60,9 @@ class TensorFile:
 def create(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A file for tensors of these shapes, to be filled through :class:`TensorFile`.
+    """Creates a file for tensors of these shapes, to be filled through :class:`TensorFile`.
 
-    Its space is reserved, because a full shared-memory folder kills whoever writes to a page that is not there.
+    Its space is reserved, because in a full shared-memory folder, writing to a missing page kills the process.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -71,7 +72,7 @@ def create(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # A new file each time: nobody's mapping of the old one changes under its feet.
+    # A new file each time, so that existing mappings of the old one do not change.
     path.unlink(missing_ok=True)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

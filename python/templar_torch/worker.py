@@ -32,7 +32,7 @@ TEXT_MAX = 2000
 FILES = ("theta", "batches", "delta", "losses", "state")
 PR_SET_PDEATHSIG = 1
 ORPHAN_S = 1.0
-"""How often a rank looks whether its parent still lives."""
+"""How often a rank checks whether its parent is still alive, in seconds."""
 
 Message = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 def clear(folder: Path) -> None:
-    """Removes the files of the protocol, and the folder if there is nothing else in it."""
+    """Removes the protocol's files, and the folder if it is then empty."""
     with contextlib.suppress(OSError):
         for name in FILES:
             (folder / f"{name}.safetensors").unlink(missing_ok=True)
@@ -50,15 +50,15 @@ def clear(folder: Path) -> None:
 
 
 class Lines:
-    """One JSON object a line, both ways. Ends the process when the node's end of the pipe closes."""
+    """One JSON object per line, in both directions. Ends the process when the node's end of the pipe closes."""
 
     def __init__(self, source: int, target: int) -> None:
         self._source = os.fdopen(source, "rb")
         self._target = target
         self._queue: queue.Queue[bytes] = queue.Queue()
         self.folder: Path | None = None
-        """What to clear away when the node is gone: memory that nobody else would give back."""
-        # A thread of its own, so that a worker in the middle of a step notices that its node is gone.
+        """The folder to clear when the node is gone: memory that nothing else would free."""
+        # A separate thread, so that a worker in the middle of a step notices that its node is gone.
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -74,7 +74,7 @@ class Lines:
             raise Refused(f"a line has more than {LINE_BYTES_MAX} bytes")
         message = json.loads(line)
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise Refused("a line is no message")
+            raise Refused("a line is not a message")
         return message
 
     def send(self, kind: str, /, **fields: Any) -> None:
@@ -86,7 +86,7 @@ class Lines:
 
 
 class Worker:
-    """Rank 0 has the lines; the other ranks hear from it."""
+    """Rank 0 has the lines; the other ranks get messages from it."""
 
     def __init__(self, lines: Lines | None, ranks: Ranks) -> None:
         self.lines, self.ranks = lines, ranks
@@ -97,11 +97,11 @@ class Worker:
     @property
     def engine(self) -> Engine:
         if self._engine is None:
-            raise Refused("nothing is configured yet")
+            raise Refused("no model is configured yet; send configure first")
         return self._engine
 
     def run(self) -> None:
-        """Serves until the node says that it is enough."""
+        """Serves until the node sends ``shutdown``."""
         actions: dict[str, Callable[[Message], None]] = {
             "configure": self.configure,
             "train": self.train,
@@ -112,7 +112,7 @@ class Worker:
         while (message := self.hear())["type"] != "shutdown":
             action = actions.get(message["type"])
             if action is None:
-                raise Refused(f"there is no message {message['type'][:80]!r}")
+                raise Refused(f"the message type {message['type'][:80]!r} does not exist")
             action(message)
 
     def hear(self) -> Message:
@@ -157,7 +157,7 @@ class Worker:
 
     def train(self, message: Message) -> None:
         theta, engine = self._load(message), self.engine
-        # Whatever comes of it, the parameters are others than the file's.
+        # Whatever the result, the parameters now differ from the file's.
         self._loaded = None
         engine.begin()
         steps = 0
@@ -168,7 +168,7 @@ class Worker:
                 self.say("step", **asdict(stats))
                 answer = self.hear()["type"]
                 if answer not in ("continue", "stop"):
-                    raise Refused(f"after a step comes continue or stop, not {answer[:80]!r}")
+                    raise Refused(f"after a step the node must send continue or stop, not {answer[:80]!r}")
                 if answer == "stop":
                     break
         except NonFiniteStep as error:
@@ -215,24 +215,24 @@ class Worker:
 
 
 def die_with_parent() -> None:
-    """Has Linux end this rank at once when torchrun is gone, also where ``watch_parent`` cannot run: in a long call of a
-    library that holds the interpreter. Not for a worker without torchrun: the thread that started it may end before it.
+    """Makes Linux end this rank at once when torchrun is gone, even where ``watch_parent`` cannot run: in a library's
+    long call that holds the interpreter. Not for a worker without torchrun: the thread that started it may end earlier.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def watch_parent(parent: int) -> None:
-    """Ends this process when its parent is gone: torchrun, when the node killed it."""
+    """Ends this process when its parent is gone, as when the node has killed torchrun."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_S)
     os._exit(1)
 
 
 def main(parent: int) -> NoReturn:
-    """Serves the node until it says that it is enough, or is gone."""
+    """Serves the node until it sends ``shutdown`` or is gone."""
     ranks = Ranks()
-    # Libraries print what they like: to the standard error.
+    # Whatever libraries print goes to standard error.
     target = os.dup(1)
     os.dup2(2, 1)
     lines = Lines(os.dup(0), target) if ranks.rank == 0 else None
@@ -256,5 +256,5 @@ def main(parent: int) -> NoReturn:
             lines.send("failed", kind="internal", why=f"{type(error).__name__}: {error}"[:TEXT_MAX])
     finally:
         sys.stderr.flush()
-        # Other threads, and ranks that wait for this one, must not keep the process.
+        # Other threads, and ranks that wait for this one, must not keep the process alive.
         os._exit(code)

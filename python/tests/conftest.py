@@ -47,7 +47,7 @@ def tokens(count: int, sequences: int = 3, model: ModelSpec = MODEL) -> list[tor
 
 
 class Node:
-    """Speaks with a worker as ``docs/spec/worker.md`` says."""
+    """Talks to a worker as ``docs/spec/worker.md`` specifies."""
 
     def __init__(self, folder: Path, ranks: int = 1, log: int | None = None) -> None:
         self.folder = folder
@@ -115,7 +115,7 @@ class Node:
         return self.tensors("losses")["losses"]
 
     def end(self) -> int:
-        """Ends the worker in an orderly way, or by closing its input if it is past that."""
+        """Ends the worker cleanly, or by closing its input if it no longer answers."""
         if self.process.poll() is None:
             self.send("shutdown")
         assert self.process.stdin

@@ -65,7 +65,7 @@ def engine(model: ModelSpec = MODEL, inner: InnerSpec = INNER, **options: object
 
 
 @pytest.mark.parametrize("model", [MODEL, tied()])
-def test_losses_and_gradients_are_the_formulas(tmp_path: Path, model: ModelSpec) -> None:
+def test_losses_and_gradients_match_the_formulas(tmp_path: Path, model: ModelSpec) -> None:
     write_theta(tmp_path / "theta", model)
     theta, rows = TensorFile(tmp_path / "theta"), tokens(1, model=model)[0]
     expected = naive_losses(theta.tensors, model, rows)
@@ -139,13 +139,13 @@ def test_a_step_that_runs_out_of_memory_begins_again(tmp_path: Path, monkeypatch
     assert short.model.checkpointed == 2 and smooth.model.checkpointed == 0
     for one, two in zip(smooth.shards, short.shards, strict=True):
         assert torch.equal(one, two)
-    # With nothing left to save it is an error.
+    # With nothing left to save, it is an error.
     attempts = iter([torch.OutOfMemoryError])
     with pytest.raises(torch.OutOfMemoryError):
         short.step(batch, 1)
 
 
-def test_what_a_layer_keeps_is_what_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_activations_match_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("templar_torch.engine.choose_dtype", lambda device: torch.bfloat16)
     spec = ModelSpec(64, 64, 2, 4, 4, 172, 128, 10_000.0, 1e-5, False)
     one = engine(spec)
@@ -218,14 +218,14 @@ def test_adamw_follows_the_textbook(scale: float) -> None:
         assert torch.allclose(ours_now.double(), wanted, atol=2e-6)
 
 
-def test_rate_rises_falls_and_stays() -> None:
+def test_learning_rate_rises_falls_and_stays() -> None:
     inner = dataclasses.replace(INNER, lr=2.0, warmup_steps=4, decay_steps=10, final_lr_fraction=0.1)
     rates = [learning_rate(inner, step) for step in (0, 3, 4, 9, 14, 1 << 40)]
     assert rates == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
     assert learning_rate(dataclasses.replace(inner, warmup_steps=0), 0) == 2.0
 
 
-def test_flops_are_those_of_the_formula() -> None:
+def test_flops_match_the_formula() -> None:
     matrices = 2 * (2 * 16 * 16 + 2 * 8 * 16 + 3 * 16 * 24) + 32 * 16
     norms = 5 * 16
     attention = 6 * 2 * 16 * 8

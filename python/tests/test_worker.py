@@ -26,7 +26,7 @@ def test_jobs_repeat_stop_early_and_go_on_from_exported_state(node: MakeNode) ->
     assert [message["type"] for message in whole] == ["step"] * 4 + ["trained"] and whole[-1]["steps"] == 4
     assert whole[-1]["engine"]["tokens_per_s"] > 0 and whole[-1]["engine"]["peak_flops_per_s"] is None
     delta = one.flat_delta()
-    # Two processes, one of which parks its moments, do the same; the other stops after half of it.
+    # Two processes, one of which offloads its moments, do the same; the other stops after half of it.
     assert two.train(batches, first_step=0, stop_after=2)[-1]["steps"] == 2
     half = two.flat_delta()
     assert (half != delta).any()
@@ -56,9 +56,9 @@ def test_two_ranks_do_what_one_does(node: MakeNode) -> None:
     for one, two in zip(results[0][1][:-1], results[1][1][:-1], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4) and one["lr"] == two["lr"]
-    # Adam divides by the size of a gradient, so that a rounding error of a tiny one is magnified.
+    # Adam divides by the size of a gradient, which magnifies the rounding error of a tiny one.
     assert torch.allclose(results[0][2], results[1][2], atol=2e-4)
-    # The state of two ranks continues on one, whatever its shards were.
+    # The state of two ranks continues on one, however it was sharded.
     assert alone.ask("import_state")["type"] == "imported"
     finals = []
     for worker in (alone, ranks):
@@ -68,7 +68,7 @@ def test_two_ranks_do_what_one_does(node: MakeNode) -> None:
     assert [worker.end() for worker in (alone, ranks)] == [0, 0]
 
 
-def test_divergence_is_said_and_leaves_the_worker_usable(node: MakeNode) -> None:
+def test_divergence_is_reported_and_leaves_the_worker_usable(node: MakeNode) -> None:
     worker = node()
     worker.configure()
     good = (worker.folder / "theta.safetensors").read_bytes()

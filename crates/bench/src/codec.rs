@@ -6,22 +6,18 @@ use bytes::Bytes;
 use serde::Serialize;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_model::presets::Preset;
-use templar_protocol::{
-    layout::{Layout, TensorSpec},
-    run::{CodecKind, CodecSpec, MeanOver, OuterSpec},
-};
+use templar_protocol::layout::{Layout, TensorSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
 use templar_train::TrainError;
 
-use crate::{
-    peers::{Peers, Text},
-    timing::median_s,
-};
+use crate::peers::{Peers, Text};
+use crate::timing::median_s;
 
 /// Peers whose contributions are aggregated.
 const PEERS: usize = 20;
 /// Parameters of the copy that measures the machine: 256 MiB, more than any cache.
 const COPY_PARAMS: usize = 64 << 20;
-/// Bytes of error feedback and Δ that any encoder must move for each parameter: two f32 in, one out.
+/// Bytes of error feedback and Δ that any encoder must move per parameter: two f32 in, one out.
 const ENCODE_BYTES: f64 = 12.0;
 
 /// What to measure.
@@ -32,34 +28,34 @@ pub struct Options {
     pub repeats: usize,
 }
 
-/// What was measured of one format.
+/// The measurements of one format.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     pub format: CodecKind,
     pub params: usize,
     pub threads: usize,
-    /// Bits of the whole payload for each value that it sends.
+    /// Bits of the whole payload per value that it sends.
     pub bits_per_value: f64,
     /// How many times smaller than f32 the payload is.
     pub ratio_f32: f64,
     /// Share of the payload, framing included, that one-dimensional tensors (the norms) take.
     pub one_dimensional_share: f64,
-    /// The same of all tensors with fewer values than a chunk, whatever their dimension.
+    /// The same for all tensors with fewer values than a chunk, of any dimension.
     pub small_tensor_share: f64,
-    /// Share of the parameters that these have: what `small_tensor_share` must stay close to.
+    /// Those tensors' share of the parameters, to which `small_tensor_share` must stay close.
     pub small_tensor_params_share: f64,
     /// Error feedback, top-k, quantise, code, and the residual.
     pub encode_params_per_s: f64,
-    /// Decode, clip and aggregate 20 payloads, divided by the senders but by 2 at least, and move θ.
+    /// Decode, clip and aggregate 20 payloads, divided by the senders but by at least 2, and update θ.
     pub decode20_params_per_s: f64,
-    /// Bytes read and written by a large copy with as many threads.
+    /// Bytes read and written by a large copy with the same number of threads.
     pub copy_gb_per_s: f64,
     pub encode_gb_per_s: f64,
     /// `encode_gb_per_s` against `copy_gb_per_s`.
     pub encode_fraction_of_copy: f64,
 }
 
-/// Pseudo-gradients of 20 peers after a few windows of training, and error feedback to go with them.
+/// Pseudo-gradients of 20 peers after a few windows of training.
 #[derive(Debug)]
 pub struct Sample {
     layout: Layout,
@@ -68,7 +64,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Trains `preset` on the built-in corpus for two windows; the second one's Δ are the sample.
+    /// Trains `preset` on the built-in corpus for two windows; the Δ of the second are the sample.
     pub fn train(preset: &Preset) -> Result<Self, TrainError> {
         let mut peers = Peers::new(preset, &Text::built_in(1 << 20), PEERS, 1);
         let mut theta = peers.theta0(1);
@@ -78,7 +74,7 @@ impl Sample {
         Ok(Self { layout: peers.layout(), deltas: peers.window(&theta)?, theta })
     }
 
-    /// As many copies of the model side by side as make up `params`, one at least.
+    /// A layout of as many copies of the model as make up `params`, and their number; at least one.
     fn copies(&self, params: usize) -> (Arc<Layout>, usize) {
         let copies = (params / self.layout.len()).max(1);
         let tensors = (0..copies).flat_map(|copy| {
@@ -162,7 +158,7 @@ fn params_share(layout: &Layout, which: impl Fn(&TensorSpec) -> bool) -> f64 {
     params as f64 / layout.len() as f64
 }
 
-/// Share of the bytes of Δ's payload that go to some tensors: as much as it is shorter without them.
+/// Share of the bytes of Δ's payload that some tensors take: how much shorter it is without them.
 fn payload_share(kind: CodecKind, (layout, delta): (&Layout, &[f32]), which: impl Fn(&TensorSpec) -> bool) -> f64 {
     let payload_bytes = |keep: &dyn Fn(&TensorSpec) -> bool| {
         let kept: Vec<&TensorSpec> = layout.tensors().iter().filter(|tensor| keep(tensor)).collect();
@@ -191,14 +187,14 @@ mod tests {
 
     #[test]
     fn small_matrices_are_not_dense() {
-        // Its key and value projections have 2048 values each.
+        // Pico's key and value projections have 2048 values each.
         let layout = Layout::llama(&crate::quality::pico().model);
         let delta: Vec<f32> = (0..layout.len()).map(|at| ((at * 7919 % 10_007) as f32 - 5003.0) * 1e-6).collect();
         let matrices = |tensor: &TensorSpec| is_small(CodecKind::TopkSign)(tensor) && tensor.shape.len() == 2;
         let of_params = params_share(&layout, matrices);
         let of_bytes = payload_share(CodecKind::TopkSign, (&layout, &delta), matrices);
         assert!(of_params > 0.05 && (0.9..1.1).contains(&(of_bytes / of_params)), "{of_bytes} of {of_params}");
-        // All but the head of four bytes.
+        // All but the header of four bytes.
         assert!(payload_share(CodecKind::DenseF32, (&layout, &delta), |_| true) > 0.9999);
     }
 }

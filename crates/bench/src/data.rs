@@ -1,21 +1,22 @@
-//! How fast text becomes a dataset, and how fast a dataset is checked.
+//! Measures how fast text becomes a dataset, and how fast a dataset is checked.
 //!
-//! Byte tokens are measured on one core. A Hugging Face tokenizer is measured on all of them against the `tokenizers`
-//! crate's own batch encoding of the same documents: what reading, drawing, hashing and writing add should be little.
+//! Byte tokens are measured on one core. A Hugging Face tokenizer is measured on all cores against the `tokenizers`
+//! crate's own batch encoding of the same documents. Reading, drawing, hashing and writing should add little.
 
-use std::{io, path::Path, time::Instant};
+use std::io;
+use std::path::Path;
+use std::time::Instant;
 
 use serde::Serialize;
 use templar_data::{Dataset, Grammar, OpenError, PrepareError, PrepareOptions, VerifyError, prepare, prepare_text};
-use tokenizers::{
-    AddedToken,
-    models::{TrainerWrapper, bpe::BPE, bpe::BpeTrainer},
-    pre_tokenizers::byte_level::ByteLevel,
-};
+use tokenizers::AddedToken;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-/// Text of a document of the user's own text; the built-in corpus has documents of its own.
+/// Length of the documents into which the user's text is cut; the built-in corpus has its own documents.
 const DOCUMENT_BYTES: usize = 4 << 10;
-/// Text that the tokenizer is trained on.
+/// Length of the text that the tokenizer is trained on.
 const TRAINING_BYTES: usize = 2 << 20;
 const VOCAB: usize = 8192;
 
@@ -28,7 +29,7 @@ pub struct Options {
     pub bytes_text_bytes: usize,
     /// Bytes of text for the tokenizer.
     pub tokenizer_text_bytes: usize,
-    /// Rounds, of which medians count.
+    /// Rounds, over which medians are taken.
     pub repeats: usize,
 }
 
@@ -36,17 +37,17 @@ pub struct Options {
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub threads: usize,
-    /// A file to a dataset of byte tokens, on one core.
+    /// Preparing a dataset of byte tokens from a file, on one core.
     pub bytes_mb_per_s: f64,
-    /// Every hash of that dataset, on one core, in megabytes of shards per second.
+    /// Verifying every hash of that dataset, on one core, in megabytes of shards per second.
     pub verify_mb_per_s: f64,
-    /// Documents to a dataset with a tokenizer of 8192 tokens, on all cores.
+    /// Preparing a dataset from documents with a tokenizer of 8192 tokens, on all cores.
     pub tokenizer_mb_per_s: f64,
-    /// `encode_batch` of the `tokenizers` crate, of the same documents on the same cores.
+    /// `encode_batch` of the `tokenizers` crate on the same documents and cores.
     pub encode_batch_mb_per_s: f64,
     /// The same without offsets: `encode_batch_fast`.
     pub encode_batch_fast_mb_per_s: f64,
-    /// Ours to `encode_batch_fast`: median of the rounds' ratios.
+    /// Our speed over `encode_batch_fast`'s: median of the rounds' ratios.
     pub ratio: f64,
 }
 
@@ -60,11 +61,11 @@ pub enum DataBenchError {
     Open(#[from] OpenError),
     #[error("the dataset is not what was written: {0}")]
     Verify(#[from] VerifyError),
-    #[error("the tokenizer of the measurement: {0}")]
+    #[error("cannot train the tokenizer for the measurement: {0}")]
     Tokenizer(#[from] tokenizers::Error),
-    #[error("the text has {bytes} bytes; give one of 1000 at least")]
+    #[error("the text has {bytes} bytes; give one of at least 1000")]
     TooShort { bytes: usize },
-    #[error("no temporary files: {0}; check free space and permissions")]
+    #[error("cannot use temporary files: {0}; check free space and permissions")]
     Io(#[from] io::Error),
 }
 
@@ -79,7 +80,7 @@ pub fn measure(options: &Options) -> Result<Report, DataBenchError> {
     let prepare_options = PrepareOptions { tokenizer: Some(file), seq_len: 2048, ..PrepareOptions::default() };
     let text_mb = documents.iter().map(String::len).sum::<usize>() as f64 / 1e6;
     let (mut ours, mut batch, mut fast, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    // All three in each round: a neighbour's load then meets them alike.
+    // All three run in each round, so that a neighbour's load affects them alike.
     for round in 0..options.repeats.max(1) {
         let out = folder.path().join(format!("round-{round}"));
         let start = Instant::now();
@@ -107,7 +108,7 @@ pub fn measure(options: &Options) -> Result<Report, DataBenchError> {
     })
 }
 
-/// Speeds of making and of checking a dataset of byte tokens.
+/// Speeds of preparing and of verifying a dataset of byte tokens.
 fn measure_bytes(folder: &Path, options: &Options) -> Result<(f64, f64), DataBenchError> {
     let source = folder.join("text.txt");
     std::fs::write(&source, documents(options.text.as_deref(), options.bytes_text_bytes)?.concat())?;
@@ -128,7 +129,7 @@ fn measure_bytes(folder: &Path, options: &Options) -> Result<(f64, f64), DataBen
     Ok((median(made), median(checked)))
 }
 
-/// At least so many bytes of documents.
+/// Documents of at least `bytes` bytes in all.
 fn documents(text: Option<&str>, bytes: usize) -> Result<Vec<String>, DataBenchError> {
     let Some(text) = text else { return Ok(Grammar::new(1).documents(1, bytes as u64).collect()) };
     if text.len() < 1000 {
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_measurement_has_all_its_figures() {
+    fn a_small_measurement_has_all_figures() {
         let text: String = Grammar::new(2).documents(2, 50_000).collect();
         let options =
             Options { text: Some(text), bytes_text_bytes: 100_000, tokenizer_text_bytes: 100_000, repeats: 1 };

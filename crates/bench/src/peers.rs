@@ -1,17 +1,16 @@
-//! Miners in miniature: the same θ, own data, own optimiser, Δ after H inner steps. No protocol around them.
+//! Miners in miniature: each starts from the same θ and has its own data and optimiser; Δ comes after H inner steps.
+//! There is no protocol around them.
 
 use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use templar_data::grammar::Grammar;
 use templar_model::presets::Preset;
-use templar_protocol::{
-    hash::{Hasher, Stream},
-    layout::Layout,
-};
+use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::layout::Layout;
 use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
 
-/// What everybody trains on: text as bytes, of which the last tenth is held out.
+/// The text that all peers train on, as bytes; the last tenth is held out.
 #[derive(Debug, Clone)]
 pub struct Text {
     train: Vec<u32>,
@@ -22,7 +21,7 @@ impl Text {
     /// Any text.
     ///
     /// # Panics
-    /// If it is shorter than 10,000 bytes.
+    /// If the text is shorter than 10,000 bytes.
     pub fn new(text: &str) -> Self {
         let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
         assert!(tokens.len() >= 10_000, "a text of {} bytes is too short to learn from", tokens.len());
@@ -36,7 +35,7 @@ impl Text {
     }
 }
 
-/// R miners that train one model.
+/// Miners that train one model.
 pub struct Peers {
     preset: Preset,
     text: Text,
@@ -94,7 +93,7 @@ impl Peers {
         self.trainers.par_iter_mut().zip(&mut self.streams).map(work).collect()
     }
 
-    /// Mean loss on held-out text in nats per token, over `sequences` that are the same in every call.
+    /// Mean loss on held-out text in nats per token, over `sequences` sequences that are the same in every call.
     pub fn held_out_loss(&mut self, theta: &[f32], sequences: usize) -> Result<f64, TrainError> {
         let mut stream = Hasher::new("templar bench held-out text").into_stream();
         let batch = draw(&self.text.held_out, &mut stream, sequences, self.preset.model.seq_len as usize);

@@ -1,31 +1,32 @@
-//! How evenly the sent positions lie: what a smarter coder of them could save.
+//! How evenly the sent positions are spread: what a better coder could save.
 //!
-//! Three costs of the same choices, in bits for each value sent: as the codec writes them; the bound for a choice
-//! without a pattern, log2 C(L, k) for each chunk; and a model that knows, from the window before, how often each row and
-//! each column of each matrix was sent (P ∝ (row + 1) · (column + 1)), which is more than a coder would know at first.
+//! Three costs of the same choices, in bits per value sent: as the codec writes them; the bound for a choice without a
+//! pattern, log2 C(L, k) per chunk; and under a model that knows, from the previous window, how often each row and each
+//! column of each matrix was sent (P ∝ (row + 1) · (column + 1)), which is more than a coder would know at first.
 
 use serde::Serialize;
 use templar_protocol::layout::Layout;
 
-/// See the module.
+/// Costs of positions; the module defines them.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct PositionCost {
     pub bound_bits: f64,
     pub rows_and_columns_bits: f64,
     /// The whole payload, as the codec writes it.
     pub payload_bits: f64,
-    /// Share of this window's positions that the same peer sent in the window before.
+    /// Share of this window's positions that the same peer sent in the previous window.
     pub repeated_share: f64,
     /// Share of one peer's positions that another peer sent in the same window.
     pub shared_share: f64,
 }
 
-/// Positions that were sent, as one flag for each parameter, of: this window, the window before, another peer.
+/// Computes the costs from the sent positions, as one flag per parameter, of this window, the previous window and
+/// another peer.
 ///
 /// # Panics
 /// If the flags do not fit the layout.
 pub fn cost(layout: &Layout, chunk: usize, sent: &[bool], before: &[bool], other: &[bool]) -> PositionCost {
-    assert!([sent, before, other].iter().all(|flags| flags.len() == layout.len()), "one flag for each parameter");
+    assert!([sent, before, other].iter().all(|flags| flags.len() == layout.len()), "one flag per parameter");
     let (mut bound, mut modelled) = (0.0, 0.0);
     for tensor in layout.tensors() {
         let columns = tensor.shape.last().map_or(1, |&columns| columns as usize);
@@ -58,13 +59,13 @@ fn weights(before: &[bool], columns: usize) -> impl Fn(usize) -> f64 {
     move |at| of_row[at / columns] * of_column[at % columns]
 }
 
-/// Bits of a choice of `k` if each position is sent with a probability ∝ its weight, given that k are.
+/// Bits of a choice of `k` positions if each is sent with a probability ∝ its weight, given that `k` are sent.
 fn modelled_bits(flags: &[bool], k: usize, weight: impl Fn(usize) -> f64) -> f64 {
     if k == 0 || k == flags.len() {
         return 0.0;
     }
     let mut chances: Vec<f64> = (0..flags.len()).map(weight).collect();
-    // A few rounds make them sum to k although none may reach 1.
+    // A few rounds make them sum to k, although none may reach 1.
     for _ in 0..8 {
         let factor = k as f64 / chances.iter().sum::<f64>();
         for chance in &mut chances {
@@ -73,7 +74,7 @@ fn modelled_bits(flags: &[bool], k: usize, weight: impl Fn(usize) -> f64) -> f64
     }
     let bits: f64 =
         chances.iter().zip(flags).map(|(&chance, &sent)| -(if sent { chance } else { 1.0 - chance }).log2()).sum();
-    // That k are sent is known: less the information of that, by the normal approximation.
+    // It is known that k are sent: subtract that information, by the normal approximation.
     let variance: f64 = chances.iter().map(|chance| chance * (1.0 - chance)).sum();
     bits - 0.5 * (2.0 * std::f64::consts::PI * variance).log2()
 }
@@ -104,7 +105,7 @@ mod tests {
         let (sent, before) = (flags(), flags());
         let random = cost(&layout, 4096, &sent, &before, &before);
         assert!(random.rows_and_columns_bits > random.bound_bits - 0.02, "{random:?}");
-        // All in one column, in both windows: the model knows it.
+        // All positions are in one column in both windows, which the model knows.
         let column: Vec<bool> = (0..16_384).map(|at| at % 64 == 7).collect();
         let patterned = cost(&layout, 4096, &column, &column, &column);
         assert!(patterned.rows_and_columns_bits < 0.8 * patterned.bound_bits, "{patterned:?}");

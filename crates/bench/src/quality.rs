@@ -1,7 +1,8 @@
-//! What a format and an outer rule cost in loss: one small training run for each, on the same data, seeds and steps.
+//! What a format and an outer rule cost in loss: one small training run each, on the same data, seeds and steps.
 //!
 //! Formats are compared under one rule, rules under one format. The run is small (minutes on a laptop), so differences
-//! below the spread of the seeds mean nothing, and what holds here need not hold at 72 B: it settles defaults, no more.
+//! below the spread of the seeds mean nothing, and what holds here need not hold at 72 B. The results settle defaults
+//! and nothing more.
 
 mod formats;
 mod plot;
@@ -11,10 +12,8 @@ mod rules;
 use rayon::prelude::*;
 use templar_codec::EncodeError;
 use templar_model::presets::{self, Preset};
-use templar_protocol::{
-    layout::ModelSpec,
-    run::{CodecKind, InnerSpec},
-};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::{CodecKind, InnerSpec};
 use templar_train::TrainError;
 
 pub use formats::Format;
@@ -22,15 +21,13 @@ pub use plot::{PlotError, by_quarter, by_rate, plot};
 pub use row::{Figures, Row};
 pub use rules::Rule;
 
-use crate::{
-    peers::{Peers, Text},
-    positions::{self, PositionCost},
-};
+use crate::peers::{Peers, Text};
+use crate::positions::{self, PositionCost};
 
 /// Sequences of the evaluation at the end of a run.
 const EVALUATION_SEQUENCES: usize = 128;
 
-/// Size of all runs.
+/// Size of every run.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub preset: Preset,
@@ -48,7 +45,7 @@ pub fn pico() -> Preset {
     Preset { name: "pico", model, inner }
 }
 
-/// A run that is to be made.
+/// One configuration to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct Arm {
     pub format: Format,
@@ -64,7 +61,7 @@ pub fn format_arms() -> Vec<Arm> {
         .to_vec()
 }
 
-/// Both rules over outer rates, with the one-bit format; and dense DiLoCo, its rate being its own.
+/// All rules over outer rates with the one-bit format, and dense DiLoCo over the same rates.
 pub fn rule_arms() -> Vec<Arm> {
     let rates = [0.4, 0.65, 1.0, 1.5, 2.0, 3.0, 4.0];
     let rules =
@@ -77,7 +74,7 @@ pub fn rule_arms() -> Vec<Arm> {
     arms
 }
 
-/// Why a run has no loss: as a rule, because it diverged.
+/// Why a run has no loss; usually it diverged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -87,7 +84,8 @@ pub enum RunError {
     Encode(#[from] EncodeError),
 }
 
-/// Makes all runs, as many at once as there are threads; calls `done` after each. One that fails leaves the others alone.
+/// Does all runs, as many at once as there are threads, and calls `done` after each. A run that fails does not affect
+/// the others.
 pub fn measure(arms: &[Arm], text: &Text, options: &Options, done: &(dyn Fn() + Sync)) -> Vec<Row> {
     let jobs: Vec<(&Arm, u64)> =
         arms.iter().flat_map(|arm| options.seeds.iter().map(move |&seed| (arm, seed))).collect();
@@ -102,7 +100,7 @@ pub fn measure(arms: &[Arm], text: &Text, options: &Options, done: &(dyn Fn() + 
     arms.iter().zip(outcomes.chunks(options.seeds.len())).map(|(arm, outcomes)| row(arm, outcomes)).collect()
 }
 
-/// One run of one seed.
+/// The result of one run with one seed.
 struct Outcome {
     curve: Vec<f64>,
     relative_error: f64,
@@ -157,7 +155,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// What the positions cost that two peers send with the one-bit format, window by window.
+/// What the positions that two peers send with the one-bit format cost, window by window.
 pub fn position_costs(
     preset: &Preset,
     text: &Text,
@@ -193,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_that_diverges_leaves_the_others_alone() {
+    fn a_run_that_diverges_does_not_affect_the_others() {
         let mut preset = pico();
         (preset.inner.steps, preset.inner.batch_sequences, preset.inner.micro_batch_sequences) = (1, 1, 1);
         let options = Options { preset, peers: 2, windows: 2, seeds: vec![1, 2] };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-/// Median wall-clock time of `work`, in seconds, after one run that is not counted.
+/// Median wall-clock time of `work`, in seconds, after one run that does not count.
 pub(crate) fn median_s(repeats: usize, mut work: impl FnMut()) -> f64 {
     work();
     let mut times: Vec<f64> = (0..repeats.max(1))
@@ -15,7 +15,7 @@ pub(crate) fn median_s(repeats: usize, mut work: impl FnMut()) -> f64 {
     median(&mut times)
 }
 
-/// The upper median; sorts the times.
+/// The upper median. Sorts the times.
 ///
 /// # Panics
 /// If there are none.

@@ -1,36 +1,34 @@
-//! The built-in engine's speed: whole inner steps and evaluations of one batch, again and again.
+//! Measures the built-in engine's speed: repeated inner steps and evaluations of one batch.
 
-use std::{ops::ControlFlow, slice, time::Instant};
+use std::ops::ControlFlow;
+use std::slice;
+use std::time::Instant;
 
 use serde::Serialize;
 use templar_cpu::{Work, product_flops_per_s};
-use templar_protocol::{
-    layout::{Layout, ModelSpec},
-    run::InnerSpec,
-};
-use templar_train::{
-    CpuTrainer, TrainError, TrainJob, Trainer, conformance,
-    speed::{flops_per_token, peak_memory_bytes},
-};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::InnerSpec;
+use templar_train::speed::{flops_per_token, peak_memory_bytes};
+use templar_train::{CpuTrainer, TrainError, TrainJob, Trainer, conformance};
 
 use crate::timing::median;
 
-/// Share of the run's seconds that measures the machine's matrix products.
+/// Share of the run's seconds spent on measuring the machine's matrix products.
 const PEAK_SHARE: f64 = 0.2;
 const STEPS_MIN: usize = 3;
 
-/// What is measured, and for how long.
+/// What to measure, and for how long.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub model: ModelSpec,
-    /// Batch and micro-batch sizes are its; the rates do not matter.
+    /// Gives the batch and micro-batch sizes; its learning rates do not matter.
     pub inner: InnerSpec,
     pub threads: usize,
-    /// For training; evaluation takes half as long. At least three steps are made however long they take.
+    /// For training; evaluation takes half as long. At least three steps are measured, however long they take.
     pub seconds: f64,
 }
 
-/// What was measured. Rates are of the median step.
+/// The measurements. Rates are those of the median step.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub engine: String,
@@ -42,9 +40,9 @@ pub struct Report {
     pub eval_tokens_per_s: f64,
     /// (6·(P − P of the embedding) + 6·L·d·s) · tokens/s of training, for L layers of width d and sequences of s tokens.
     pub achieved_gflops: f64,
-    /// Of plain matrix products on as many threads, in the same run.
+    /// Plain matrix products on the same number of threads, in the same run.
     pub peak_gflops: f64,
-    /// The process's largest resident memory; 0 where the system does not say.
+    /// The process's largest resident memory; 0 if the system does not report it.
     pub peak_memory_bytes: u64,
     /// Shares of training's time, all threads together.
     pub breakdown: Breakdown,
@@ -56,17 +54,17 @@ pub struct Breakdown {
     pub attention: f64,
     pub elementwise: f64,
     pub optimiser: f64,
-    /// What the others leave: threads that wait, and all that is not measured.
+    /// The rest: waiting threads, and everything that is not measured.
     pub other: f64,
 }
 
-/// Measures on threads of its own.
+/// Measures on its own threads.
 ///
 /// # Errors
 /// If the shape makes training diverge.
 ///
 /// # Panics
-/// If the system gives no threads.
+/// If no threads can be started.
 pub fn measure(options: &Options) -> Result<Report, TrainError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("the system has threads");
     pool.install(|| measure_here(options))
@@ -83,7 +81,8 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
         [Work::Products, Work::Attention, Work::Elementwise].map(|work| trainer.engine().seconds(work))
     };
 
-    // A job a step. Its time has the job's copy of θ in it, which a window's steps share in real runs, but not its Δ.
+    // One job per step. Its time includes the job's copy of θ, which a window's steps share in real runs, but not its
+    // Δ.
     let (mut times, mut before, mut optimiser_s) = (vec![], [0.0; 3], 0.0);
     let batches = slice::from_ref(&batch);
     let start = Instant::now();
@@ -101,7 +100,7 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
             (before, optimiser_s) = (busy(&trainer), trainer.optimiser_s());
         }
     }
-    // The first step makes room for everything.
+    // The first step allocates everything.
     let times = &mut times[1..];
     let wall_s: f64 = times.iter().sum();
     let [products, attention, elementwise] = {

@@ -1,23 +1,19 @@
-//! A prepared folder: samples by index, straight from memory-mapped shards.
+//! Reads a prepared dataset: samples by index, straight from memory-mapped shards.
 
-use std::{
-    fmt,
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-};
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    folder::{has_shards, names, read_manifest, strays},
-    manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name},
-    shard::{decode_tokens, sample_hash},
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::folder::{has_shards, names, read_manifest, strays};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError, Split, shard_name};
+use crate::shard::{decode_tokens, sample_hash};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
-/// A prepared folder, open for reading from any number of threads.
+/// A prepared dataset, open for reading from any number of threads.
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
@@ -47,18 +43,18 @@ pub enum OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    #[error("sample {index} of the {split} split does not exist, there are {samples}; check the assignment's range")]
+    #[error("sample {index} of the {split} split does not exist, only {samples} do; check the assignment's range")]
     OutOfRange { split: Split, index: u64, samples: u64 },
     #[error(
-        "sample {index} of the {split} split holds token {token}, the vocabulary has {vocab_size}; the shard is \
-         damaged, run `templar data verify`"
+        "sample {index} of the {split} split holds token {token}, but the vocabulary has only {vocab_size}; the shard \
+         is damaged: run `templar data verify`"
     )]
     Token { split: Split, index: u64, token: u32, vocab_size: u32 },
 }
 
 impl Dataset {
-    /// Reads the manifest and maps the shards. The shards' sizes are checked, their hashes are not:
-    /// [`Dataset::verify`] does that, and whoever knows which dataset it wants compares [`Manifest::hash`].
+    /// Reads the manifest and maps the shards. It checks the shards' sizes but not their hashes, which
+    /// [`Dataset::verify`] checks. A caller that wants one particular dataset compares [`Manifest::hash`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(MANIFEST_FILE);
         let manifest = read_manifest(dir).map_err(|source| OpenError::Io { path: path.clone(), source })?;
@@ -78,7 +74,7 @@ impl Dataset {
         &self.dir
     }
 
-    /// The tokenizer that made the tokens; its hash is checked.
+    /// The tokenizer that produced the tokens; its hash is checked.
     pub fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
         Tokenizer::open_for(&self.dir, &self.manifest)
     }
@@ -106,13 +102,14 @@ impl Dataset {
         Ok(sample_hash(&self.sample(split, index)?))
     }
 
-    /// Names of what lies in the folder and is not the dataset's, sorted: also shards that its manifest does not name.
+    /// Names of the entries in the folder that do not belong to the dataset, sorted. They include shards that its
+    /// manifest does not name.
     pub fn strays(&self) -> io::Result<Vec<String>> {
         strays(&self.dir, &self.manifest)
     }
 
-    /// Makes the dataset appear in the folder `dir` too, the manifest last: by links where the file system has them,
-    /// else by copies. `dir` is made if need be.
+    /// Links the dataset's files into the folder `dir`, the manifest last, or copies them where the file system has no
+    /// links. `dir` is created if needed.
     pub fn link_to(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)?;
         let mut names: Vec<_> = names(&self.manifest).into_iter().collect();
@@ -165,10 +162,10 @@ pub(crate) fn decode_sample(
     }
 }
 
-/// The manifest of the dataset that was prepared in `dir`, or none if that is a folder of text or a file.
+/// Returns the manifest of the dataset in `dir`, or `None` if `dir` is a file or a folder of text.
 ///
-/// Somebody's text may lie beside a file that happens to be called `manifest`; beside shards, it is taken for a damaged
-/// manifest, and that is an error.
+/// A folder of text may hold a file that happens to be called `manifest`. Beside shards, a `manifest` that cannot be
+/// decoded counts as damaged, which is an error.
 pub fn prepared_dataset(dir: &Path) -> Result<Option<Manifest>, OpenError> {
     let path = dir.join(MANIFEST_FILE);
     let io = |source| OpenError::Io { path: path.clone(), source };
@@ -197,9 +194,9 @@ fn map_split(dir: &Path, manifest: &Manifest, split: Split) -> Result<Vec<Mapped
 
 fn map_file(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
-    // SAFETY: a map is sound while nobody changes or shortens the file below it. This crate gives a shard its name only
-    // when it is complete and never opens one for writing; a rename or removal leaves the mapped file as it is. Another
-    // program that truncates a shard in place can end this process with SIGBUS, as with any mapped file.
+    // SAFETY: a map is sound while nobody changes or shortens the file beneath it. This crate gives a shard its name
+    // only when it is complete and never opens one for writing; a rename or removal leaves the mapped file as it is.
+    // Another program that truncates a shard in place can end this process with SIGBUS, as with any mapped file.
     #[expect(unsafe_code, reason = "mapping a file has no safe form; samples are read at random from terabytes")]
     unsafe {
         Mmap::map(&file)

@@ -1,35 +1,31 @@
-//! A dataset's folder: which of its files are the dataset's, and which are strays.
+//! A dataset's folder: which of its files belong to the dataset, and which are strays.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::{self, Read},
-    path::Path,
-};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestError, TokenizerId, shard_files},
-    object::file_has_hash,
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, ManifestError, TokenizerId, shard_files};
+use crate::object::file_has_hash;
+use crate::tokenizer::TOKENIZER_FILE;
 
-/// A node notes here which manifest's files it has checked: the hash, in hexadecimal.
+/// Where a node records the hash, in hexadecimal, of the manifest whose files it has checked.
 pub const VERIFIED_FILE: &str = "verified";
-/// The folder in which a preparation works before its files take their places.
+/// The folder in which a preparation builds its files before it moves them into place.
 pub(crate) const STAGING_FOLDER: &str = ".templar-prepare";
 
-/// The entries of a folder, by whose they are; sorted.
+/// The entries of a folder by owner, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     /// Names of files that preparations and nodes write.
     pub(crate) own: Vec<String>,
-    /// Names of everything else; what is not UTF-8 in them is replaced.
+    /// Names of everything else, with invalid UTF-8 replaced.
     pub(crate) strays: Vec<String>,
 }
 
-/// Sorts a folder's entries. `manifests` are those whose files may lie here. The staging folder is left out.
+/// Sorts a folder's entries by owner. `manifests` are those whose files may be here. The staging folder is left out.
 pub(crate) fn contents(dir: &Path, manifests: &[Manifest]) -> io::Result<Contents> {
     let mut contents = Contents::default();
     let (mut plain, mut has_shards) = (Vec::new(), false);
@@ -51,7 +47,7 @@ pub(crate) fn contents(dir: &Path, manifests: &[Manifest]) -> io::Result<Content
     }
     for name in plain {
         let is_own = match name.as_str() {
-            // A damaged or later manifest can be told from somebody else's file by the shards beside it.
+            // The shards beside it distinguish a damaged or later manifest from an unrelated file.
             MANIFEST_FILE => has_shards || read_manifest(dir)?.is_some_and(|manifest| manifest.is_ok()),
             TOKENIZER_FILE => is_tokenizer_of(&dir.join(&name), manifests)?,
             VERIFIED_FILE => has_shards || is_marker(&dir.join(&name))?,
@@ -64,8 +60,8 @@ pub(crate) fn contents(dir: &Path, manifests: &[Manifest]) -> io::Result<Content
     Ok(contents)
 }
 
-/// Names of what lies in a dataset's folder and is not the dataset's, sorted: also shards that its manifest does not
-/// name, and what an interrupted preparation left.
+/// Names of the entries in a dataset's folder that do not belong to it, sorted. They include shards that its manifest
+/// does not name, and what an interrupted preparation left.
 pub(crate) fn strays(dir: &Path, manifest: &Manifest) -> io::Result<Vec<String>> {
     let named = names(manifest);
     let mut strays = Vec::new();
@@ -89,7 +85,7 @@ pub(crate) fn names(manifest: &Manifest) -> HashSet<String> {
     shards.chain(tokenizer).chain([MANIFEST_FILE.to_owned()]).collect()
 }
 
-/// The manifest that lies in a folder, if a file of that name does.
+/// Reads the manifest in a folder, if there is a file of that name.
 pub(crate) fn read_manifest(dir: &Path) -> io::Result<Option<Result<Manifest, ManifestError>>> {
     let file = match File::open(dir.join(MANIFEST_FILE)) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -101,7 +97,7 @@ pub(crate) fn read_manifest(dir: &Path) -> io::Result<Option<Result<Manifest, Ma
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed is enough to be refused.
+    // One byte over the limit is enough for a refusal.
     file.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(Some(Manifest::from_bytes(&bytes)))
 }
@@ -133,7 +129,7 @@ fn is_tokenizer_of(path: &Path, manifests: &[Manifest]) -> io::Result<bool> {
 
 fn is_marker(path: &Path) -> io::Result<bool> {
     let mut text = String::new();
-    // A hash and a line end; whatever is not text is not one.
+    // A marker is a hash and a line end; a file that is not text is not a marker.
     match File::open(path)?.take(66).read_to_string(&mut text) {
         Ok(_) => Ok(text.trim_end().parse::<Hash32>().is_ok()),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),

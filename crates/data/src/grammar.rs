@@ -1,46 +1,50 @@
-//! The built-in corpus: English-like text whose entropy is known exactly, so that a loss can be shown against its floor.
+//! The built-in corpus: English-like text whose entropy is known exactly, so that a loss can be compared with its
+//! floor.
 //!
-//! Sentences are independent and identically distributed; each stands on a line of its own. A seed decides how often
-//! each of some 330 words is drawn and after which others. Number agrees, also across a relative clause, and the noun
-//! of a sentence's beginning returns at its end: a model learns letters, then words, then neighbours, then these.
+//! Sentences are independent and identically distributed, one per line. A seed decides how often each of some 330 words
+//! is drawn, and which words tend to follow which. Number agrees, even across a relative clause, and the noun at the
+//! beginning of a sentence returns at its end: a model learns letters, then words, then neighbours, then these.
 //!
 //! # Unambiguous
-//! A sentence is a sequence of choices from menus. Within a menu all words differ (checked when it is made), a word has
-//! only letters or only digits, words are divided by single spaces, and the line end comes after the choice to stop and nowhere else.
-//! So a reader who knows the menu knows the choice, with it the next menu, and by induction the whole derivation: each
-//! text has one, and the probability of a text is the product of its choices' probabilities.
+//! A sentence is a sequence of choices from menus. All words within a menu differ (this is checked when the menu is
+//! built), a word has only letters or only digits, single spaces separate words, and a line end comes after the choice
+//! to stop and nowhere else. A reader who knows the menu therefore knows the choice, hence the next menu and, by
+//! induction, the whole derivation. Each text has exactly one, and the probability of a text is the product of its
+//! choices' probabilities.
 //!
 //! # The floor
 //! Hence bits per sentence = Σ over reachable states of P(state) · H(menu), and
-//! [`entropy_bits_per_byte`](Grammar::entropy_bits_per_byte) = E\[bits of a sentence\] ÷ E\[bytes of a sentence, spaces,
-//! full stop and line end included\]. Both expectations come from the rules, without sampling. Since sentences are
-//! independent, that is the entropy rate of the text, whatever the length of documents: a document ends before
-//! a sentence, never within one, by a rule that looks at past sentences alone (Wald's identity keeps the ratio).
+//! [`entropy_bits_per_byte`](Grammar::entropy_bits_per_byte) = E\[bits of a sentence\] ÷ E\[bytes of a sentence,
+//! including spaces, full stop and line end\]. Both expectations come from the rules, without sampling. Since sentences
+//! are independent, this is the entropy rate of the text, however long its documents are: a document ends before a
+//! sentence, never within one, by a rule that looks only at past sentences (Wald's identity preserves the ratio).
 //!
-//! It stays a lower bound, on average over texts, for what a model can reach on a prepared dataset, if bits per byte =
+//! On a prepared dataset it remains a lower bound, on average over texts, on what a model can reach, if bits per byte =
 //! (mean bits per predicted token) ÷ [`bytes_per_token`](crate::Manifest::bytes_per_token):
-//! - *Cutting into samples.* A window starts in mid-sentence and the model does not see what was before. Less
-//!   context never lowers an expected loss; of a window of `seq_len` byte tokens the mean excess is about the loss of
-//!   one broken sentence, so it falls as 1 ÷ `seq_len`. Where a trainer does not predict the first token of a window,
-//!   that leaves out tokens by their place, not by their content, and what is left has the same rate.
-//! - *End of text.* It is one more token to predict, and it has no bytes of text: its loss, 0 at best, is added and its
-//!   bytes are not. A document's length follows from its beginning, so the source itself gives it no entropy, but
-//!   a model that cannot count sentences pays for it: 1 in 3000 tokens is one, somewhat more in small datasets, whose
-//!   documents are cut. Its loss has to be counted: where a document was cut says a little about the text around.
+//! - *Cutting into samples.* A window starts in mid-sentence, and the model does not see what came before. Less context
+//!   never lowers an expected loss. In a window of `seq_len` byte tokens the mean excess is about the loss of one
+//!   broken sentence, so it falls as 1 ÷ `seq_len`. A trainer that does not predict the first token of a window leaves
+//!   out tokens by position, not by content, and the others have the same rate.
+//! - *End of text.* This is one more token to predict, without bytes of text: its loss, 0 at best, is added, and no
+//!   bytes are. A document's length follows from its beginning, so the source itself gives the token no entropy, but a
+//!   model that cannot count sentences pays for it. About 1 token in 3000 is one, somewhat more in small datasets,
+//!   whose documents are cut. Its loss must be counted, because the place of a cut says a little about the text around
+//!   it.
 //! - *Held-out text* is finite: its own −log₂ P per byte ([`Grammar::bits`]) differs from the rate by chance, with a
-//!   standard deviation of 0.6 % for 50 kB. A loss below the floor by several times that means the data leaked.
+//!   standard deviation of 0.6 % for 50 kB. A loss below the floor by several times that means that data leaked.
 
 mod lexicon;
 mod menu;
 mod rules;
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
+use std::fmt;
 
 use templar_protocol::hash::{Hasher, Stream};
 
-use self::rules::{Rules, State};
+use crate::grammar::rules::{Rules, State};
 
-/// Sentences in a document, but for the last.
+/// Sentences per document, except for the last document.
 pub const DOCUMENT_SENTENCES: usize = 64;
 
 /// A seeded probabilistic grammar.
@@ -50,25 +54,25 @@ pub struct Grammar {
     sentence: Expectation,
 }
 
-/// Of what is left of a sentence from some state on.
+/// Expectations over the rest of a sentence, from some state on.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Expectation {
     bits: f64,
     bytes: f64,
 }
 
-/// Why a text is not one of the grammar's.
+/// Why the grammar cannot have produced a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseError {
-    #[error("line {line} cannot have {word:?} in that place; was it made with another seed?")]
+    #[error("line {line} has {word:?} where no rule allows it; was the text made with another seed?")]
     Word { line: usize, word: String },
     #[error("line {line} does not end with a full stop after a whole sentence; give whole lines")]
     Unfinished { line: usize },
 }
 
 impl Grammar {
-    /// The seed decides the probabilities, thus the floor too; the rules are always the same.
+    /// The seed decides the probabilities and thus the floor; the rules are always the same.
     pub fn new(seed: u64) -> Self {
         let mut hasher = Hasher::new("templar v1 grammar rules");
         hasher.update(&seed.to_le_bytes());
@@ -87,15 +91,16 @@ impl Grammar {
         self.sentence.bytes
     }
 
-    /// Documents of [`DOCUMENT_SENTENCES`] sentences until there are `target_bytes` bytes: the document that reaches
-    /// them ends with that sentence. The same on every platform: integers alone decide.
+    /// Yields documents of [`DOCUMENT_SENTENCES`] sentences until they hold `target_bytes` bytes; the last document
+    /// ends with the sentence that reaches this size. The text is the same on every platform, because only integers
+    /// decide.
     pub fn documents(&self, seed: u64, target_bytes: u64) -> impl Iterator<Item = String> + use<> {
         let mut hasher = Hasher::new("templar v1 grammar text");
         hasher.update(&seed.to_le_bytes());
         Documents { rules: self.rules.clone(), stream: hasher.into_stream(), left_bytes: target_bytes }
     }
 
-    /// −log₂ of a text's probability, given its number of sentences; the text is whole lines.
+    /// −log₂ of a text's probability, given its number of sentences; the text must consist of whole lines.
     pub fn bits(&self, text: &str) -> Result<f64, ParseError> {
         let lines = text.split_inclusive('\n').enumerate();
         lines.map(|(at, line)| self.sentence_bits(line).map_err(|error| error.at(at + 1))).sum()
@@ -194,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_formula_is_what_texts_converge_to() {
+    fn texts_converge_to_the_formula() {
         for seed in [0, 1, 7] {
             let grammar = Grammar::new(seed);
             let documents: Vec<String> = grammar.documents(seed + 100, 2_000_000).collect();
@@ -206,7 +211,7 @@ mod tests {
             // Both are means over some 40 000 sentences.
             assert!((found / floor - 1.0).abs() < 0.002, "{found} {floor}");
             assert!((text.len() as f64 / sentences / grammar.sentence_bytes() - 1.0).abs() < 0.01);
-            // What the module says of a held-out split of 50 kB.
+            // What the module's documentation says about a held-out split of 50 kB.
             let parts = documents.chunks_exact(16).map(<[String]>::concat);
             let squares = parts.map(|part| (grammar.bits(&part).unwrap() / part.len() as f64 / floor - 1.0).powi(2));
             let deviation = (squares.sum::<f64>() / (documents.len() / 16) as f64).sqrt();
@@ -228,7 +233,7 @@ mod tests {
         assert!(matches!(grammar.bits(&wrong), Err(ParseError::Word { line: 2, .. })));
     }
 
-    /// All ways to read `rest`, by prefix matching alone, that is without relying on spaces to find words.
+    /// Counts the ways to read `rest` by prefix matching alone, without relying on spaces to find words.
     fn derivations(rules: &Rules, state: State, rest: &str) -> usize {
         let choices = rules.menu(state).probabilities();
         choices

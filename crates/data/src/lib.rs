@@ -1,9 +1,10 @@
-//! Text in, content-addressed token shards out: the data that a run's assignments point into.
+//! Turns text into content-addressed token shards, from which a run assigns samples to miners.
 //!
 //! A *sample* is `seq_len` consecutive tokens of one split. A split is the concatenation of its documents, each
-//! followed by the end-of-text token, cut into windows that do not overlap; what does not fill the last window is left
-//! out. Samples lie in shard files whose names are their own BLAKE3, and the [`Manifest`] lists those files; its hash
-//! stands in `run.toml`, so that all nodes of a run read the same tokens or notice that they do not.
+//! followed by the end-of-text token, cut into windows that do not overlap; tokens that do not fill the last window are
+//! left out. Samples are stored in shard files named by their BLAKE3, and the [`Manifest`] lists these files. The
+//! manifest's own hash stands in `run.toml`, so that all nodes of a run read the same tokens or notice that they do
+//! not.
 //!
 //! | step | module |
 //! |---|---|
@@ -11,13 +12,13 @@
 //! | documents → segments, each trained on or held out | [`segment`] |
 //! | segments → tokens | [`tokenizer`] |
 //! | tokens → samples → shard files | [`shard`] |
-//! | all of that, in bounded memory | [`mod@prepare`] |
+//! | all of these steps, in bounded memory | [`mod@prepare`] |
 //! | what a dataset consists of | [`manifest`] |
 //! | samples by index, memory-mapped | [`dataset`] |
 //! | every hash of a dataset, checked in little memory | [`verify`] |
-//! | which files of a folder are a dataset's | [`folder`] |
+//! | which files of a folder belong to a dataset | [`folder`] |
 //! | fetching a dataset by hash | [`object`] |
-//! | text without any file, with a known entropy | [`grammar`] |
+//! | generated text with a known entropy | [`grammar`] |
 //!
 //! ```
 //! use templar_data::{Dataset, Grammar, PrepareOptions, Split, Tokenizer, prepare_text};

@@ -1,6 +1,7 @@
 //! The manifest: what a dataset consists of, in one canonical encoding whose BLAKE3 names the dataset.
 
-use std::{collections::HashSet, fmt};
+use std::collections::HashSet;
+use std::fmt;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
@@ -8,22 +9,22 @@ use templar_protocol::hash::Hash32;
 
 /// Name of the manifest's file in a data folder and in a bucket.
 pub const MANIFEST_FILE: &str = "manifest";
-/// The only encoding so far.
+/// The only version so far.
 pub const MANIFEST_VERSION: u16 = 1;
 /// Longest accepted encoding, in bytes: 200 000 shards, or 200 TB at one GiB each.
 pub const MANIFEST_BYTES_MAX: usize = 16 << 20;
-/// Largest accepted vocabulary, in tokens. Reading one sample allocates nothing that depends on it, but models do.
+/// Largest accepted vocabulary, in tokens. Reading a sample allocates nothing that depends on it, but models do.
 pub const VOCAB_MAX: u32 = 1 << 22;
 /// Longest accepted sample, in tokens.
 pub const SEQ_LEN_MAX: u32 = 1 << 20;
 /// Largest accepted shard file, in bytes: a shard is fetched in one piece.
 pub const SHARD_BYTES_MAX: u64 = 1 << 30;
 
-/// Which part of a dataset.
+/// A part of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
-    /// Miners are assigned samples of it.
+    /// Miners are assigned its samples.
     Train,
     /// Nobody trains on it; the validation loss comes from it.
     HeldOut,
@@ -42,7 +43,7 @@ impl fmt::Display for Split {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TokenizerId {
-    /// One token a byte, and 256 for end of text.
+    /// One token per byte, and 256 for the end of text.
     Bytes,
     /// A Hugging Face `tokenizer.json` with this BLAKE3.
     Json { hash: Hash32 },
@@ -56,7 +57,7 @@ pub struct ShardEntry {
     pub hash: Hash32,
     /// Samples in the file.
     pub samples: u64,
-    /// `derive("templar v1 shard samples", concatenated sample hashes)`: holds in any storage format of the tokens.
+    /// `derive("templar v1 shard samples", concatenated sample hashes)`: does not depend on how tokens are stored.
     pub root: Hash32,
 }
 
@@ -67,24 +68,24 @@ pub struct SplitManifest {
     pub shards: Vec<ShardEntry>,
     /// Sum over the shards.
     pub samples: u64,
-    /// UTF-8 bytes of all text in the split, also of the end that fills no sample.
+    /// UTF-8 bytes of all text in the split, including the end that does not fill a sample.
     pub text_bytes: u64,
-    /// Tokens of the same text, one end-of-text token a document included.
+    /// Tokens of the same text, including one end-of-text token per document.
     pub tokens: u64,
 }
 
-/// What a dataset consists of. Values built by hand are checked by [`Manifest::validate`], decoded ones always are.
+/// What a dataset consists of. Decoding validates a manifest; call [`Manifest::validate`] on one built by hand.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`MANIFEST_VERSION`].
     pub version: u16,
     pub tokenizer: TokenizerId,
-    /// Every token is below it.
+    /// Every token is below this.
     pub vocab_size: u32,
-    /// Tokens in a sample.
+    /// Tokens per sample.
     pub seq_len: u32,
-    /// Bytes of a stored token, little-endian: 2 for vocabularies up to 65 536, else 4.
+    /// Bytes per stored token, little-endian: 2 for vocabularies up to 65 536, else 4.
     pub token_bytes: u8,
     /// The token that follows each document.
     pub end_of_text: u32,
@@ -101,7 +102,8 @@ pub enum ManifestError {
     #[error("the manifest does not decode ({reason}); fetch it again or run `templar data prepare`")]
     Malformed { reason: String },
     #[error(
-        "manifest version {found} is not {MANIFEST_VERSION}, which this release reads; use the release that wrote it"
+        "the manifest has version {found}, but this release reads version {MANIFEST_VERSION}; use the release that \
+         wrote it"
     )]
     Version { found: u16 },
     #[error("the manifest is inconsistent: {what}; fetch it again or run `templar data prepare`")]
@@ -119,12 +121,12 @@ impl Manifest {
         borsh::to_vec(self).expect("writing to memory cannot fail")
     }
 
-    /// Total: any bytes give a consistent manifest or an error, in memory proportional to their number.
+    /// Decodes any bytes to a consistent manifest or an error, in memory proportional to their length.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLong { found: bytes.len() });
         }
-        // The version comes first, so that a later format is told apart from damage.
+        // The version is checked first, so that a later format is not mistaken for damage.
         if let Some(&version) = bytes.first_chunk::<2>() {
             let found = u16::from_le_bytes(version);
             if found != MANIFEST_VERSION {
@@ -149,14 +151,14 @@ impl Manifest {
             format!("seq_len {} is not in 2..={SEQ_LEN_MAX}", self.seq_len)
         })?;
         check(self.token_bytes == token_bytes(self.vocab_size), || {
-            format!("{} bytes a token do not fit a vocabulary of {}", self.token_bytes, self.vocab_size)
+            format!("{} bytes per token do not fit a vocabulary of {}", self.token_bytes, self.vocab_size)
         })?;
         check(self.end_of_text < self.vocab_size, || {
             format!("end_of_text {} is not below vocab_size {}", self.end_of_text, self.vocab_size)
         })?;
         let is_bytes = (self.vocab_size, self.end_of_text) == (257, 256);
         check(self.tokenizer != TokenizerId::Bytes || is_bytes, || {
-            "byte tokens have a vocabulary of 257 and end of text 256".to_owned()
+            "byte tokens need vocab_size 257 and end_of_text 256".to_owned()
         })?;
         self.validate_split("train", &self.train)?;
         self.validate_split("held_out", &self.held_out)?;
@@ -177,7 +179,7 @@ impl Manifest {
             samples += shard.samples;
         }
         check(samples == split.samples && samples > 0, || {
-            format!("{name} shards hold {samples} samples, the split claims {}", split.samples)
+            format!("{name} shards hold {samples} samples, but the split claims {}", split.samples)
         })?;
         let used = samples * u64::from(self.seq_len);
         check((used..used + u64::from(self.seq_len)).contains(&split.tokens), || {
@@ -264,13 +266,13 @@ mod tests {
     }
 
     #[test]
-    fn every_inconsistency_has_its_own_words() {
+    fn every_inconsistency_has_its_own_message() {
         type Damage = fn(&mut Manifest);
         assert_eq!(manifest().validate(), Ok(()));
         let cases: [(&str, Damage); 9] = [
             ("vocab_size", |m| m.vocab_size = u32::MAX),
             ("seq_len", |m| m.seq_len = 0),
-            ("bytes a token", |m| m.token_bytes = 2),
+            ("bytes per token", |m| m.token_bytes = 2),
             ("end_of_text", |m| m.end_of_text = 70_000),
             ("byte tokens", |m| m.tokenizer = TokenizerId::Bytes),
             ("train shard 2", |m| m.train.shards[2].samples = u64::MAX),
@@ -299,7 +301,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever decodes is the canonical encoding of what was decoded; nothing panics.
+        /// Bytes that decode are the canonical encoding of the result; nothing panics.
         #[test]
         fn decoding_is_total_and_canonical(at in 0usize..400, value: u8, cut in 0usize..400) {
             let mut bytes = manifest().to_bytes();

@@ -1,20 +1,16 @@
-//! Files of a dataset that come from elsewhere: checked by hash before they are stored, never half-written.
+//! Stores a dataset's files that come from elsewhere: each is checked by hash first and never half-written.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    manifest::{MANIFEST_FILE, Manifest, ManifestError, shard_name},
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError, shard_name};
+use crate::tokenizer::TOKENIZER_FILE;
 
-/// Why an object is not stored.
+/// Why a file was not stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -29,13 +25,13 @@ pub enum StoreError {
 }
 
 /// Stores a fetched file of a dataset in `dir`, if `bytes` have the hash `expected` and `name` is `manifest`,
-/// `tokenizer.json` or the name of the shard with that hash. The folder is made if need be; an old file of that name is
-/// replaced at once.
+/// `tokenizer.json` or the name of the shard with that hash. The folder is created if needed; an existing file of that
+/// name is replaced atomically.
 ///
 /// Fetch the `manifest` (its hash is in `run.toml`), then what [`shard_files`](crate::shard_files) lists, and
 /// `tokenizer.json` if the manifest names one.
 pub fn store_object(dir: &Path, expected: &Hash32, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-    // The name may come from a stranger's listing: nothing but these three can leave this function as a path.
+    // The name may come from a stranger's listing: only these three can become a path.
     if name != MANIFEST_FILE && name != TOKENIZER_FILE && name != shard_name(expected) {
         return Err(StoreError::Name { name: name.chars().take(80).collect(), expected: *expected });
     }
@@ -50,14 +46,14 @@ pub fn store_object(dir: &Path, expected: &Hash32, name: &str, bytes: &[u8]) -> 
     stored.map_err(|source| StoreError::Io { path: dir.join(name), source })
 }
 
-/// Whether the file at `path` has this BLAKE3, read piece by piece.
+/// Whether the file at `path` has this BLAKE3. It is read piece by piece.
 pub fn file_has_hash(path: &Path, expected: &Hash32) -> io::Result<bool> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(hasher.finalize().as_bytes() == expected.as_bytes())
 }
 
-/// Writes a file so that it is there with all its bytes or not at all.
+/// Writes a file with all its bytes or not at all.
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary(dir)?;
     file.write_all(bytes)?;
@@ -66,7 +62,7 @@ pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()
     Ok(())
 }
 
-/// A file that vanishes unless it gets its name, with the rights of any other new file.
+/// A temporary file that is deleted unless it gets its name. It has the permissions of any other new file.
 pub(crate) fn temporary(dir: &Path) -> io::Result<NamedTempFile<File>> {
     tempfile::Builder::new().prefix(".").suffix(".tmp").make_in(dir, |path| File::create_new(path))
 }

@@ -1,37 +1,33 @@
-//! Text to a dataset: documents → segments → tokens → samples → shards, in one pass and bounded memory.
+//! Turns text into a dataset: documents → segments → tokens → samples → shards, in one pass and bounded memory.
 //!
-//! The same text, options and tokenizer give the same bytes on every platform, however many threads encode them. Every
-//! file gets its name when it is complete, the manifest last: a folder with a manifest is a whole dataset. What fails
-//! leaves no file behind, and leaves the dataset that it was to replace as it was.
+//! The same text, options and tokenizer give the same bytes on every platform, however many threads encode them. A file
+//! gets its name only when it is complete, and the manifest comes last, so a folder with a manifest is a whole dataset.
+//! A preparation that fails leaves no file behind and does not touch the dataset that it was to replace.
 
 mod error;
 mod options;
 mod splits;
 mod staging;
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-pub use self::{
-    error::{Holds, PrepareError},
-    options::{Existing, PrepareOptions, Progress},
+use crate::manifest::{
+    MANIFEST_FILE, MANIFEST_VERSION, Manifest, SEQ_LEN_MAX, SHARD_BYTES_MAX, Split, SplitManifest, shard_files,
+    token_bytes,
 };
-use self::{splits::Splits, staging::Staging};
-use crate::{
-    manifest::{
-        MANIFEST_FILE, MANIFEST_VERSION, Manifest, SEQ_LEN_MAX, SHARD_BYTES_MAX, Split, SplitManifest, shard_files,
-        token_bytes,
-    },
-    object::write_whole,
-    segment::Lottery,
-    shard::{ShardShape, SplitWriter},
-    source::{self, Piece, SourceError},
-    tokenizer::{EndOfText, TOKENIZER_FILE, Tokenizer, read_bounded},
-};
+use crate::object::write_whole;
+use crate::prepare::splits::Splits;
+use crate::prepare::staging::Staging;
+use crate::segment::Lottery;
+use crate::shard::{ShardShape, SplitWriter};
+use crate::source::{self, Piece, SourceError};
+use crate::tokenizer::{EndOfText, TOKENIZER_FILE, Tokenizer, read_bounded};
 
-/// Makes a dataset in the folder `out` from files and folders; [`source`] says which files count and
+pub use crate::prepare::error::{Holds, PrepareError};
+pub use crate::prepare::options::{Existing, PrepareOptions, Progress};
+
+/// Creates a dataset in the folder `out` from files and folders. [`source`] says which files count, and
 /// [`segment`](crate::segment) what is held out. `progress` is called after each segment, on the caller's thread.
 pub fn prepare(
     sources: &[PathBuf],
@@ -45,7 +41,7 @@ pub fn prepare(
     prepare_pieces(pieces, Some(source_bytes), out, options, progress)
 }
 
-/// Makes a dataset in the folder `out` from documents in memory.
+/// Creates a dataset in the folder `out` from documents in memory.
 pub fn prepare_text(
     documents: impl Iterator<Item = String>,
     out: &Path,
@@ -105,11 +101,12 @@ fn tokenizer(json: Option<&[u8]>, end_of_text: Option<&str>) -> Result<Tokenizer
     }
 }
 
-/// Makes the shards durable and writes what is not a shard, the manifest last.
+/// Syncs the shards to disk and writes the other files, the manifest last.
 fn write_rest(dir: &Path, manifest: &Manifest, tokenizer: Option<&[u8]>) -> Result<(), PrepareError> {
     let bytes = manifest.to_bytes();
     Manifest::from_bytes(&bytes)?;
-    // All of them here rather than each when it is complete: the system has written most of them by now.
+    // All shards are synced here rather than each when it is complete, because the system has written most of them by
+    // now.
     for (name, ..) in shard_files(manifest) {
         let path = dir.join(name);
         File::open(&path).and_then(|file| file.sync_all()).map_err(PrepareError::write(&path))?;
@@ -120,7 +117,7 @@ fn write_rest(dir: &Path, manifest: &Manifest, tokenizer: Option<&[u8]>) -> Resu
     Ok(())
 }
 
-/// Millionths to hold out.
+/// Checks the options; returns the fraction to hold out, in millionths.
 fn check(options: &PrepareOptions) -> Result<u32, PrepareError> {
     within("seq_len", u64::from(options.seq_len), 2, u64::from(SEQ_LEN_MAX))?;
     if !(0.001..=0.5).contains(&options.held_out_fraction) {

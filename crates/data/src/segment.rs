@@ -1,13 +1,13 @@
-//! Documents to segments, and the lot that holds some of them out.
+//! Cuts documents into segments and draws the ones that are held out.
 //!
 //! The unit of the held-out split is the *segment*: a document of up to 16 KiB, or a piece of a longer one, cut after
-//! the last line end within 16 KiB (after the last whole character, where there is no line end). Less than 1 MiB of
-//! text in all is cut into about 64 segments instead, so that a small text has both splits too. Neighbouring segments
-//! of a document may fall on different sides: held-out text was never trained on, but its neighbour may have been.
-//! Equal texts in different places are not noticed: remove duplicates before.
+//! the last line end within 16 KiB (after the last whole character, where there is no line end). If there is less than
+//! 1 MiB of text in all, it is cut into about 64 segments instead, so that a small text has both splits too.
+//! Neighbouring segments of a document may fall into different splits: held-out text is never trained on, but its
+//! neighbour may be. Duplicate texts are not detected, so remove them first.
 //!
 //! One segment is drawn from each stratum of 1 ÷ fraction segments, keyed by (seed, number of the stratum): the split
-//! has the fraction that was asked for, in small texts too, and no period that a text could share.
+//! has the requested fraction, even in small texts, and no period that a text could share.
 
 use templar_protocol::hash::Hash32;
 
@@ -25,7 +25,7 @@ pub(crate) fn segment_bytes(text_bytes: usize) -> usize {
     (text_bytes / SEGMENTS).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
 }
 
-/// Cuts documents into segments; holds one segment and one piece of text.
+/// Cuts documents into segments. It holds one segment and one piece of text in memory.
 #[derive(Debug)]
 pub(crate) struct Segmenter {
     segment_bytes: usize,
@@ -37,11 +37,11 @@ impl Segmenter {
         Self { segment_bytes, pending: String::new() }
     }
 
-    /// More text of the document. The cuts do not depend on how a document is divided into pieces.
+    /// Takes more text of the document. The cuts do not depend on how a document is divided into pieces.
     pub(crate) fn push<E>(&mut self, text: &str, mut sink: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
         self.pending.push_str(text);
         let mut rest = self.pending.as_str();
-        // A segment is complete when more follows: the end of a document is never a segment of nothing.
+        // A segment is complete only when more text follows, so a document never ends with an empty segment.
         while rest.len() > self.segment_bytes {
             let (segment, after) = rest.split_at(cut(rest, self.segment_bytes));
             sink(segment)?;
@@ -64,7 +64,7 @@ fn cut(text: &str, limit: usize) -> usize {
     text[..limit].rfind('\n').map_or(limit, |line_end| line_end + 1)
 }
 
-/// Draws the split of one segment after the other.
+/// Draws the split of each segment in turn.
 #[derive(Debug)]
 pub(crate) struct Lottery {
     seed: u64,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_after_lines() {
+    fn documents_are_cut_after_lines() {
         assert_eq!(segments(&["one\ntwo\nthree"], 9), ["one\ntwo\n", "three"]);
         assert_eq!(segments(&["日本日本"], 4), ["日", "本", "日", "本"]);
         assert_eq!(segments(&["12345678"], 4), ["1234", "5678"]);

@@ -1,19 +1,15 @@
-//! Tokens to samples to shard files.
+//! Turns tokens into samples and writes them to shard files.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use tempfile::NamedTempFile;
 use templar_protocol::hash::{Hash32, Hasher};
 
-use crate::{
-    manifest::{ShardEntry, SplitManifest, shard_name},
-    object::temporary,
-};
+use crate::manifest::{ShardEntry, SplitManifest, shard_name};
+use crate::object::temporary;
 
 /// Context of a sample's hash.
 const SAMPLE_CONTEXT: &str = "templar v1 sample";
@@ -51,7 +47,7 @@ pub(crate) fn decode_tokens(bytes: &[u8], token_bytes: u8) -> Vec<u32> {
     }
 }
 
-/// Form of the shards of a split.
+/// Format of a split's shards.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShardShape {
     pub(crate) seq_len: usize,
@@ -59,7 +55,7 @@ pub(crate) struct ShardShape {
     pub(crate) shard_samples: u64,
 }
 
-/// Writes the shards of one split; holds one sample.
+/// Writes the shards of one split. It holds one sample and the unwritten end of a shard in memory.
 #[derive(Debug)]
 pub(crate) struct SplitWriter {
     dir: PathBuf,
@@ -139,7 +135,7 @@ impl SplitWriter {
         Ok(())
     }
 
-    /// Gives a complete shard its name; whoever writes the manifest makes it durable before.
+    /// Gives a complete shard its name. The caller syncs it to disk before it writes the manifest.
     fn close(&mut self, mut shard: OpenShard) -> io::Result<()> {
         shard.write()?;
         let hash = Hash32(*shard.content.finalize().as_bytes());
@@ -149,7 +145,7 @@ impl SplitWriter {
         Ok(())
     }
 
-    /// The split as written; tokens that fill no sample stay counted and are not stored.
+    /// Returns the split as written. Tokens that do not fill a sample are counted but not stored.
     pub(crate) fn finish(mut self) -> io::Result<SplitManifest> {
         if let Some(shard) = self.open.take() {
             self.close(shard)?;

@@ -1,14 +1,13 @@
-//! Files and folders to documents: UTF-8 text (a file is a document) and JSON Lines (a line is one, field `text`).
+//! Reads documents from files and folders: UTF-8 text (one document per file) and JSON Lines (one per line, in the
+//! field `text`).
 //!
-//! A file given by name is JSON Lines if it ends in `.jsonl`, else text. In a folder only `.txt` and `.jsonl` count,
-//! in the order of their names byte by byte, folders in their place among them: the same on every platform.
+//! A file given by name is JSON Lines if its name ends in `.jsonl`, else text. In a folder only `.txt` and `.jsonl`
+//! files count. Files and subfolders are visited in byte order of their names, which is the same on every platform.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -18,7 +17,7 @@ pub const LINE_BYTES_MAX: u64 = 64 << 20;
 pub const DEPTH_MAX: usize = 64;
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Why sources are not text.
+/// Why sources cannot be read as text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
@@ -27,8 +26,8 @@ pub enum SourceError {
     #[error("{path} is neither a file nor a folder; copy its text into a file", path = path.display())]
     NotAFile { path: PathBuf },
     #[error(
-        "{path} is reached twice, by two arguments or a symbolic link (maybe a loop); its text would be trained on \
-         and held out, so remove one way to it", path = path.display()
+        "{path} is reached twice, by two arguments or a symbolic link (maybe a loop); its text could be both trained \
+         on and held out, so remove one of the paths to it", path = path.display()
     )]
     Twice { path: PathBuf },
     #[error("{path} is nested deeper than {DEPTH_MAX} folders; give an inner folder instead", path = path.display())]
@@ -38,7 +37,7 @@ pub enum SourceError {
     #[error("{path} is empty; remove it from the sources", path = path.display())]
     EmptyFile { path: PathBuf },
     #[error(
-        "no .txt or .jsonl file in {}; give files of UTF-8 text by name, or other folders",
+        "found no .txt or .jsonl file in {}; give files of UTF-8 text by name, or other folders",
         sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     NoFiles { sources: Vec<PathBuf> },
@@ -50,7 +49,7 @@ pub enum SourceError {
     LineTooLong { path: PathBuf, line: u64 },
 }
 
-/// Some text of a document; all its pieces follow each other.
+/// Some text of a document. The pieces of a document follow each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) text: String,
@@ -86,7 +85,7 @@ pub(crate) fn list(sources: &[PathBuf]) -> Result<Vec<SourceFile>, SourceError> 
 }
 
 struct Walk {
-    /// Real paths: one set finds loops, links and arguments that overlap.
+    /// Canonical paths: one set detects loops, links and overlapping arguments.
     seen: HashSet<PathBuf>,
     files: Vec<SourceFile>,
 }
@@ -136,7 +135,7 @@ impl Walk {
 }
 
 impl SourceFile {
-    /// The file's text, piece by piece: at most 64 KiB or one line of JSON Lines in memory.
+    /// The file's text, piece by piece. At most 64 KiB or one JSON line is in memory.
     pub(crate) fn pieces(self) -> Box<dyn Iterator<Item = Result<Piece, SourceError>>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
@@ -154,7 +153,7 @@ impl SourceFile {
 struct TextPieces {
     file: File,
     path: PathBuf,
-    /// A character that the last chunk cut: at most three bytes.
+    /// Start of a character that the last chunk cut: at most three bytes.
     carry: Vec<u8>,
     /// Bytes of all pieces so far.
     offset: u64,
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_survive_chunk_borders() {
+    fn characters_survive_chunk_boundaries() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("book");
         let text = "x".to_owned() + &"日本".repeat(40_000);
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_text_is_located() {
+    fn errors_locate_bad_text() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bad.txt");
         let mut bytes = vec![b'x'; CHUNK_BYTES];

@@ -1,10 +1,8 @@
-//! Text to tokens and back: bytes by default, any Hugging Face `tokenizer.json` by option.
+//! Converts text to tokens and back: bytes by default, or any Hugging Face `tokenizer.json`.
 
-use std::{
-    fs,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use templar_protocol::hash::Hash32;
 use tokenizers::models::ModelWrapper;
@@ -15,17 +13,18 @@ use crate::manifest::{Manifest, TokenizerId, VOCAB_MAX};
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Longest accepted `tokenizer.json`, in bytes.
 pub const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
-/// Names under which published tokenizers carry their end-of-text token; the first that a tokenizer knows is taken.
+/// Names of the end-of-text token in published tokenizers; the first one that a tokenizer knows is used.
 pub const END_OF_TEXT_NAMES: [&str; 6] =
     ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<|im_end|>"];
 
-/// Text to tokens and back.
+/// Converts text to tokens and back.
 #[derive(Debug, Clone)]
 pub enum Tokenizer {
-    /// One token a byte, and 256 for end of text. Fits every text, and its loss needs no conversion to bits per byte.
+    /// One token per byte, and 256 for the end of text. It encodes every text, and its loss needs no conversion to bits
+    /// per byte.
     Bytes,
-    /// A Hugging Face tokenizer. One that drops or replaces what it does not know makes the bits per byte too low; all
-    /// byte-level ones (GPT-2, Llama 3, Gemma with byte fallback, …) know everything.
+    /// A Hugging Face tokenizer. One that drops or replaces unknown text makes the bits per byte too low; all
+    /// byte-level ones (GPT-2, Llama 3, Gemma with byte fallback, …) encode any text.
     Json(Box<JsonTokenizer>),
 }
 
@@ -43,13 +42,13 @@ pub struct JsonTokenizer {
 pub enum EndOfText<'a> {
     /// The first of [`END_OF_TEXT_NAMES`] that the tokenizer knows.
     Known,
-    /// The one with this text, which ordinary text cannot spell.
+    /// The token with this text, which ordinary text must not encode to.
     Named(&'a str),
-    /// The one that made a dataset or a model.
+    /// The token that a dataset or a model was made with.
     Id(u32),
 }
 
-/// Why a tokenizer cannot be used, or a text not encoded with it.
+/// Why a tokenizer cannot be used or cannot encode a text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -57,13 +56,13 @@ pub enum TokenizerError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the tokenizer has more than {TOKENIZER_BYTES_MAX} bytes; it is not a usable tokenizer.json")]
     TooLong,
-    #[error("the tokenizer's BLAKE3 is {found}, the manifest says {expected}; fetch tokenizer.json again")]
+    #[error("the tokenizer's BLAKE3 is {found}, but the manifest names {expected}; fetch tokenizer.json again")]
     WrongHash { expected: Hash32, found: Hash32 },
     #[error("the tokenizer is not a Hugging Face tokenizer.json: {reason}")]
     Malformed { reason: String },
-    #[error("the tokenizer has dropout, so that one text gives different tokens; set model.dropout to null")]
+    #[error("the tokenizer has dropout, so the same text gives different tokens; set model.dropout to null")]
     Dropout,
-    #[error("the tokenizer has the token id {id}, above the {VOCAB_MAX} allowed; use one with dense ids")]
+    #[error("the tokenizer has the token id {id}, but ids must be below {VOCAB_MAX}; use one with dense ids")]
     Vocabulary { id: u32 },
     #[error(
         "the tokenizer has none of the usual end-of-text tokens ({}); name its own with --end-of-text TOKEN",
@@ -76,17 +75,18 @@ pub enum TokenizerError {
     )]
     UnknownEndOfText { name: String },
     #[error(
-        "the token {name:?} also stands for ordinary text, which would then end documents; name a special token of \
+        "the token {name:?} also encodes ordinary text, which would then end documents; name a special token of \
          the tokenizer's added_tokens with --end-of-text TOKEN"
     )]
     EndOfTextInText { name: String },
     #[error(
-        "the manifest says that token {token} ends a text, the tokenizer has {vocab_size}; fetch tokenizer.json again"
+        "the manifest says that token {token} ends a text, but the tokenizer has only {vocab_size}; fetch \
+         tokenizer.json again"
     )]
     EndOfTextId { token: u32, vocab_size: u32 },
     #[error("the tokenizer cannot encode a text ({reason}); use one that covers all of Unicode, or byte tokens")]
     Encode { reason: String },
-    #[error("the tokenizer produced token {token}, its vocabulary has {vocab_size}; use another tokenizer.json")]
+    #[error("the tokenizer produced token {token}, but its vocabulary has {vocab_size}; use another tokenizer.json")]
     Token { token: u32, vocab_size: u32 },
 }
 
@@ -96,7 +96,8 @@ impl Tokenizer {
         Self::from_json(&read_bounded(path)?, end_of_text)
     }
 
-    /// The tokenizer that made a manifest; `dir` is the data folder, whose `tokenizer.json` must have the right hash.
+    /// Opens the tokenizer that a manifest names; `dir` is the data folder, whose `tokenizer.json` must have the right
+    /// hash.
     pub fn open_for(dir: &Path, manifest: &Manifest) -> Result<Self, TokenizerError> {
         match &manifest.tokenizer {
             TokenizerId::Bytes => Ok(Self::Bytes),
@@ -121,11 +122,11 @@ impl Tokenizer {
         if matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|rate| rate > 0.0)) {
             return Err(TokenizerError::Dropout);
         }
-        // A dataset is all of its text, unpadded; and text that spells a special token is still text.
+        // A dataset holds all of its text, without padding, and text that spells a special token is still text.
         inner.with_truncation(None).map_err(|error| malformed(&error))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
-        // Not the count of entries: ids may have gaps.
+        // The largest id counts, not the number of entries: ids may have gaps.
         let last = inner.get_vocab(true).into_values().max().ok_or_else(|| malformed(&"empty vocabulary"))?;
         if last >= VOCAB_MAX {
             return Err(TokenizerError::Vocabulary { id: last });
@@ -152,7 +153,7 @@ impl Tokenizer {
         }
     }
 
-    /// Text of tokens, for people: end of text is left out, and what is no UTF-8 or no token becomes U+FFFD.
+    /// Decodes tokens for display: end of text is left out, and invalid UTF-8 or unknown tokens become U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> String {
         match self {
             Self::Bytes => {
@@ -169,7 +170,7 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens there are; every token is below it.
+    /// Size of the vocabulary; every token is below it.
     pub fn vocab_size(&self) -> u32 {
         match self {
             Self::Bytes => 257,
@@ -185,7 +186,7 @@ impl Tokenizer {
         }
     }
 
-    /// What a manifest says about it.
+    /// How a manifest identifies this tokenizer.
     pub fn id(&self) -> TokenizerId {
         match self {
             Self::Bytes => TokenizerId::Bytes,
@@ -217,7 +218,7 @@ impl EndOfText<'_> {
     }
 }
 
-/// The file, unless it is longer than any tokenizer.
+/// Reads the file, unless it is longer than any tokenizer.
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     let io = |source| TokenizerError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -275,7 +276,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_end_of_text_of_another_name_is_named_by_hand() {
+    fn an_unusual_end_of_text_is_named_by_hand() {
         let json = TINY.replace("<|endoftext|>", "<|stop|>");
         let open = |end_of_text| Tokenizer::from_json(json.as_bytes(), end_of_text);
         let refused = open(EndOfText::Known).unwrap_err();

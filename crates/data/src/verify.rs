@@ -1,22 +1,18 @@
-//! Every hash of a dataset, checked by reading its files from their beginnings, a little at a time: whatever the size of
-//! the dataset, the check takes a few megabytes of memory.
+//! Checks every hash of a dataset by reading its files from their beginnings, a little at a time, so that the check
+//! takes a few megabytes of memory whatever the size of the dataset.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::PathBuf,
-};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
 
 use templar_protocol::hash::Hash32;
 
-use crate::{
-    dataset::{Dataset, ReadError, decode_sample},
-    manifest::{ShardEntry, Split, shard_name},
-    shard::{root_hasher, sample_hash},
-    tokenizer::TokenizerError,
-};
+use crate::dataset::{Dataset, ReadError, decode_sample};
+use crate::manifest::{ShardEntry, Split, shard_name};
+use crate::shard::{root_hasher, sample_hash};
+use crate::tokenizer::TokenizerError;
 
-/// Bytes read at once, but at least a sample.
+/// Bytes read at once; at least one sample is read.
 const STEP_BYTES: usize = 1 << 20;
 
 /// What is wrong with the content of a folder.
@@ -25,9 +21,9 @@ const STEP_BYTES: usize = 1 << 20;
 pub enum VerifyError {
     #[error("cannot read {path}: {source}; fetch the file again", path = path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} has the BLAKE3 {found}, unlike its name; fetch it again", path = path.display())]
+    #[error("{path} has the BLAKE3 {found}, which is not its name; fetch it again", path = path.display())]
     Shard { path: PathBuf, found: Hash32 },
-    #[error("the samples of {path} have the root {found}, the manifest says {expected}; the manifest is wrong", path = path.display())]
+    #[error("the samples of {path} have the root {found}, but the manifest names {expected}; prepare the dataset again", path = path.display())]
     Root { path: PathBuf, expected: Hash32, found: Hash32 },
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -37,7 +33,7 @@ pub enum VerifyError {
 
 impl Dataset {
     /// Checks everything below the manifest: the tokenizer's hash, each shard's hash, each token, each root of samples.
-    /// `progress` gets the bytes checked since it was last called; their sum is [`Dataset::shard_bytes`].
+    /// `progress` gets the bytes checked since its last call; their sum is [`Dataset::shard_bytes`].
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<(), VerifyError> {
         self.tokenizer()?;
         let mut buffer = vec![0; STEP_BYTES.next_multiple_of(self.manifest().sample_bytes() as usize)];
@@ -66,7 +62,7 @@ impl Dataset {
         let mut file = File::open(&path).map_err(io)?;
         let (mut content, mut root) = (blake3::Hasher::new(), root_hasher());
         let mut index = first;
-        // A wrong hash of the file says more than a wrong token in it, and is known at the end only.
+        // A wrong hash of the file explains more than a wrong token in it, but is known only at the end.
         let mut bad_token = None;
         loop {
             let read = read_full(&mut file, buffer).map_err(io)?;
@@ -79,7 +75,7 @@ impl Dataset {
                 index += 1;
             }
             progress(read as u64);
-            // A file that grows meanwhile is read as far as it should go, and one step more.
+            // A file that grows meanwhile is read up to its expected end and one step beyond.
             if read < buffer.len() || index > first + entry.samples {
                 break;
             }

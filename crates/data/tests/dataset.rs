@@ -1,12 +1,10 @@
-//! A text becomes a folder, the folder is read back, and whatever is damaged is named.
+//! Text is prepared into a folder and read back, and errors name what is damaged.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use templar_data::{
     Dataset, Existing, Grammar, Holds, Manifest, OpenError, PrepareError, PrepareOptions, ReadError, SourceError,
@@ -40,7 +38,7 @@ fn tokens(dataset: &Dataset, split: Split) -> Vec<u32> {
 }
 
 #[test]
-fn text_comes_back_and_no_line_is_on_both_sides() {
+fn text_comes_back_and_no_line_is_in_both_splits() {
     let folder = tempfile::tempdir().unwrap();
     let manifest = prepared(folder.path());
     let dataset = Dataset::open(folder.path()).unwrap();
@@ -77,7 +75,7 @@ fn the_same_text_gives_the_same_bytes_however_it_arrives() {
     assert_eq!(first.hash().to_string(), "193b90dce7c8dfae17ab19377228ec6302f00b1d4f4a2f74b0d27f1d6e03bc79");
     assert_eq!(Manifest::from_bytes(&first.to_bytes()).unwrap(), first);
 
-    // One JSON line a document, in two files and a folder.
+    // One JSON line per document, in two files of a folder.
     let lines: Vec<_> = corpus().map(|text| format!("{{\"id\": 1, \"text\": {text:?}}}\n")).collect();
     let sources = folder.path().join("sources");
     fs::create_dir(&sources).unwrap();
@@ -110,14 +108,14 @@ fn long_files_are_streamed_and_cut_at_lines() {
     let dataset = Dataset::open(&out).unwrap();
     let held_out = dataset.tokenizer().unwrap().decode(&tokens(&dataset, Split::HeldOut));
     let ends = tokens(&dataset, Split::HeldOut).iter().filter(|&&token| token == 256).count();
-    // 16 KiB segments: 5 % of 3 MB are nine or ten of them, nearly all with an end of their own.
+    // 16 KiB segments: 5 % of 3 MB are nine or ten of them, nearly all followed by an end of text.
     assert!((7..=10).contains(&ends), "{ends}");
     let whole = &held_out[..=held_out.rfind('\n').unwrap()];
     Grammar::new(1).bits(whole).expect("every cut is between sentences");
 }
 
 #[test]
-fn damage_is_named() {
+fn errors_name_what_is_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let manifest = prepared(dir);
@@ -129,7 +127,7 @@ fn damage_is_named() {
     fs::write(&shard, &damaged).unwrap();
     let dataset = Dataset::open(dir).unwrap();
     assert!(matches!(dataset.verify(&mut |_| ()), Err(VerifyError::Shard { path, .. }) if path == shard));
-    // A high byte makes the token larger than the vocabulary: found by reading alone.
+    // A high byte makes the token larger than the vocabulary, which reading alone detects.
     let error = ReadError::Token { split: Split::Train, index: 0, token: 256 + u32::from(good[6]), vocab_size: 257 };
     assert_eq!(dataset.sample(Split::Train, 0).unwrap_err(), error);
     let samples = dataset.samples(Split::Train);
@@ -194,7 +192,7 @@ fn a_hugging_face_tokenizer_travels_with_the_data() {
 }
 
 #[test]
-fn what_cannot_be_prepared_is_refused_and_leaves_nothing() {
+fn a_failed_preparation_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let refuse = |documents: Vec<&str>, options: &PrepareOptions| {
@@ -217,14 +215,14 @@ fn what_cannot_be_prepared_is_refused_and_leaves_nothing() {
     let missing = PrepareOptions { tokenizer: Some(PathBuf::from("/nonexistent.json")), ..small() };
     assert!(matches!(refuse(vec!["text"], &missing), PrepareError::Tokenizer(TokenizerError::Io { .. })));
 
-    // The first bad line ends it.
+    // The first bad line ends the preparation.
     let path = folder.path().join("bad.jsonl");
     fs::write(&path, "{\"text\": \"good\"}\n{\"text\": }\n").unwrap();
     let error = prepare(&[path], &out, &small(), &mut |_| ()).unwrap_err();
     assert!(matches!(error, PrepareError::Source(SourceError::JsonLine { line: 2, .. })), "{error}");
     assert!(!out.exists());
 
-    // Shards of the one split are whole when the other turns out too short.
+    // Shards of one split are complete when the other turns out too short.
     let text = "the quick brown fox jumps over the lazy dog\n".repeat(700);
     let options = PrepareOptions { seq_len: 4000, shard_samples: 1, ..small() };
     assert!(matches!(refuse(vec![&text], &options), PrepareError::TooShort { tokens: 1.., .. }));
@@ -248,7 +246,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Every file of a folder and of those in it, with its bytes.
+/// Every file of a folder and its subfolders, with its bytes.
 fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -289,7 +287,7 @@ fn a_folder_that_is_not_empty_is_refused_and_left_alone() {
     let error = try_prepare(dir, &other()).unwrap_err();
     assert!(matches!(error, PrepareError::NotEmpty { holds: Holds::Leftovers, .. }), "{error}");
 
-    // Nobody's dataset: there is nothing to replace, and the files are somebody's.
+    // This is not a dataset: there is nothing to replace, and the files belong to the user.
     let home = tempfile::tempdir().unwrap();
     for name in ["manifest", "verified", "tokenizer.json", "note.tokens"] {
         fs::write(home.path().join(name), "mine").unwrap();
@@ -303,7 +301,7 @@ fn a_folder_that_is_not_empty_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_dataset_is_replaced_without_its_neighbours() {
+fn replacing_a_dataset_leaves_other_files_alone() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let old = prepared(dir);
@@ -319,7 +317,7 @@ fn a_dataset_is_replaced_without_its_neighbours() {
     assert!(matches!(error, PrepareError::InTheWay { ref path } if path.ends_with("tokenizer.json")), "{error}");
     assert_eq!(Dataset::open(dir).unwrap().manifest(), &old);
 
-    // What fails while it works leaves the old dataset as it was.
+    // A preparation that fails midway leaves the old dataset as it was.
     let before = snapshot(dir);
     let error = prepare_text(["short".to_owned()].into_iter(), dir, &replacing(), &mut |_| ()).unwrap_err();
     assert!(matches!(error, PrepareError::TooShort { .. }), "{error}");
@@ -332,12 +330,12 @@ fn a_dataset_is_replaced_without_its_neighbours() {
     dataset.verify(&mut |_| ()).unwrap();
     assert_eq!(dataset.strays().unwrap(), ["notes", "tokenizer.json"]);
     assert_eq!(fs::read_to_string(dir.join("notes/a.txt")).unwrap(), "mine");
-    // The same again: its files are its own.
+    // A dataset can replace itself, because the files belong to it.
     assert_eq!(try_prepare(dir, &replacing()).unwrap(), new);
     Dataset::open(dir).unwrap().verify(&mut |_| ()).unwrap();
 }
 
-/// Whatever a kill left, the folder opens as one dataset or not at all, and can be replaced.
+/// After a kill the folder opens as one dataset or not at all, and can be replaced.
 #[test]
 fn an_interrupted_replacement_never_opens_as_a_mix() {
     let folder = tempfile::tempdir().unwrap();
@@ -473,7 +471,7 @@ fn a_prepared_folder_is_told_from_a_folder_of_text() {
     assert!(matches!(prepared_dataset(&data), Err(OpenError::Manifest { .. })));
 }
 
-/// Batches of segments are encoded on all threads: their number and the batches' borders must not show.
+/// Batches of segments are encoded on all threads. Neither their number nor the batch boundaries may change the result.
 #[test]
 fn tokens_do_not_depend_on_threads() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A node's way into its network: what `templar miner` and `templar validator` take, and what a demo gives its nodes.
+//! Connects a node to its network: what `templar miner` and `templar validator` take, and what a demo gives its nodes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use crate::engine::Engine;
 use crate::home::{Home, replace_secret};
 
-/// Everything that a node is told. All else it gets from the chain and the buckets.
+/// Everything that a node is configured with. It gets the rest from the chain and the buckets.
 #[derive(Clone, Debug)]
 pub struct Connection {
     pub name: String,
@@ -39,7 +39,7 @@ pub struct Connection {
     pub options: ValidatorOptions,
 }
 
-/// Why a node did not get into its network.
+/// Why a node could not join its network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -75,12 +75,12 @@ impl Connection {
         Ok(arguments)
     }
 
-    /// Connects, and fetches the dataset if the folder lacks it. A chain that is down is waited for; whoever does not
-    /// want to wait any longer drops the future.
+    /// Connects, and fetches the dataset if the folder lacks it. It waits for a chain that is down; drop the future to
+    /// stop waiting.
     pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
         let chain = RpcChain::wait_for(&self.chain, |absent| tracing::warn!("{absent}")).await;
         let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;
-        // Only in a local network are the others' buckets on loopback, too.
+        // Other nodes' buckets are on loopback only in a local network.
         let allow_http_loopback = is_loopback(&self.bucket.locator.endpoint);
         let options = S3Options { allow_http_loopback, ..S3Options::default() };
         let store: Arc<dyn Store> = Arc::new(S3Store::new(self.bucket, options)?);
@@ -107,7 +107,7 @@ impl Connection {
     }
 }
 
-/// The engine, ready to work: whatever is wrong with it is found here and not in the first window.
+/// The engine, ready to work. A fault in it shows here, not in the first window.
 async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, TrainError> {
     let Engine::Torch(options) = engine else {
         return Ok(Box::new(CpuTrainer::new(&spec.model, &spec.inner)));

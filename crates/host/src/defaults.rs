@@ -7,7 +7,7 @@ use templar_protocol::run::{
     Theta0Spec, WindowSpec,
 };
 
-/// Stake of each validator of a local network. A neuron needs half of it to be a validator.
+/// Stake of each validator in a local network. A neuron needs half of it to be a validator.
 pub const VALIDATOR_STAKE_RAO: u64 = 1_000_000_000_000;
 
 /// The windows of Covenant-72B: 115 blocks of 12 s, of which some 70 s for puts; the next window trains meanwhile.
@@ -22,7 +22,7 @@ pub fn mainnet_windows() -> WindowSpec {
     }
 }
 
-/// A run with the defaults of this project, whole with the root of its θ₀.
+/// A run with this project's defaults, including the root of its θ₀.
 pub fn run_spec(
     name: &str,
     preset: &Preset,
@@ -36,7 +36,7 @@ pub fn run_spec(
     spec
 }
 
-/// [`run_spec`] with zeros for the root of θ₀, which takes minutes for large models.
+/// [`run_spec`] with zeros for the root of θ₀, whose computation takes minutes for large models.
 pub fn run_defaults(
     name: &str,
     preset: &Preset,

@@ -37,7 +37,7 @@ impl FromStr for EngineName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let known = [Self::BuiltIn, Self::Torch].into_iter().find(|name| name.to_string() == text);
-        known.ok_or_else(|| format!("no engine {text:?}: there are builtin and torch"))
+        known.ok_or_else(|| format!("engine {text:?} does not exist; use builtin or torch"))
     }
 }
 
@@ -47,7 +47,7 @@ impl Engine {
         engines.get(nth).or(engines.last()).cloned().unwrap_or_default()
     }
 
-    /// The options that make a node's verb use this engine.
+    /// The options with which a node's verb uses this engine.
     pub fn arguments(&self) -> Vec<String> {
         let Self::Torch(torch) = self else {
             return vec!["--engine".to_owned(), EngineName::BuiltIn.to_string()];
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_engine_is_for_all_further_nodes() {
+    fn all_further_nodes_get_the_last_engine() {
         let torch = Engine::Torch(TorchOptions::default());
         let engines = [Engine::BuiltIn, torch.clone()];
         let chosen: Vec<Engine> = (0..4).map(|nth| Engine::of_node(&engines, nth)).collect();

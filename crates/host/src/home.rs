@@ -69,7 +69,7 @@ impl From<BucketFile> for OwnBucket {
     }
 }
 
-/// What a node finds in its home folder, but for its key.
+/// The contents of a node's home folder, except for its key.
 #[expect(missing_debug_implementations, reason = "it holds a secret")]
 pub struct Home<'a> {
     pub name: &'a str,
@@ -81,7 +81,8 @@ pub struct Home<'a> {
 }
 
 impl Home<'_> {
-    /// Writes the run and the credentials, for the owner's eyes only. Whatever an earlier start wrote there is replaced.
+    /// Writes the run and the credentials, and replaces those of an earlier start. Only the owner may read the
+    /// credentials.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join("run.toml"), self.run.to_toml())?;
@@ -115,7 +116,7 @@ fn to_toml<T: Serialize>(value: &T) -> String {
     toml::to_string(value).expect("strings only")
 }
 
-/// A file that only its owner may read, new or in the place of an older one.
+/// Creates a file that only its owner may read, or replaces an older one.
 pub(crate) fn replace_secret(path: &Path, text: &str) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
@@ -123,7 +124,7 @@ pub(crate) fn replace_secret(path: &Path, text: &str) -> std::io::Result<()> {
     }
 }
 
-/// A new file that only its owner may read.
+/// Creates a file that only its owner may read.
 pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

@@ -1,16 +1,16 @@
-//! From configuration to a running node of real parts.
+//! Turns configuration into a running node of real parts.
 //!
-//! [`connection::Connection`] holds all that a node is told; its `open` connects to the chain and the bucket, fetches the
-//! dataset, starts the engine, and hands back a [`templar_node::pretrain::setup::Setup`] that is ready to run. Rehearsals
-//! build their nodes with this crate too; it knows nothing of them.
+//! [`connection::Connection`] holds a node's whole configuration; its `open` connects to the chain and the bucket,
+//! fetches the dataset, starts the engine, and hands back a [`templar_node::pretrain::setup::Setup`] that is ready to
+//! run. Rehearsals build their nodes with this crate too; it knows nothing of them.
 //!
 //! | what | module |
 //! |---|---|
-//! | a node's way into its network | [`connection`] |
+//! | connects a node to its network | [`connection`] |
 //! | its home folder: run, credentials, command line | [`home`] |
 //! | what it trains and evaluates with | [`engine`] |
 //! | the defaults of a run | [`defaults`] |
-//! | what a node has come to on a development chain | [`standing`] |
+//! | how a node is doing on a development chain | [`standing`] |
 //!
 //! ```
 //! use templar_host::engine::{Engine, EngineName};

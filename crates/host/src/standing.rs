@@ -1,4 +1,4 @@
-//! What a node has come to, as the development chain sees it: for its owner to look at.
+//! How a node is doing, as the development chain sees it, for its owner's information.
 
 use templar_chain::{ChainError, NeuronInfo, RpcChain};
 use templar_protocol::keys::Hotkey;
@@ -9,7 +9,7 @@ use templar_record::event::Role;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     pub uid: Uid,
-    /// A miner's mean of the validators' weights, 1 being a validator's best.
+    /// The mean of the validators' weights for a miner, where 1 is a validator's best.
     pub score: f64,
     /// A miner's share of the chain's incentive, a validator's of its dividends; 0 to 1.
     pub weight: f64,
@@ -18,7 +18,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// The standing of `hotkey` among all neurons; none if it is not registered.
+    /// The standing of `hotkey` among all neurons; `None` if it is not registered.
     pub fn among(neurons: &[NeuronInfo], hotkey: &Hotkey, role: Role) -> Option<Self> {
         let share_of = |neuron: &NeuronInfo| match role {
             Role::Miner => f64::from(neuron.incentive),
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_of_the_neurons_with_the_same_role() {
+    fn shares_are_among_the_neurons_of_one_role() {
         let hotkey = |name: &str| Keypair::insecure_dev(1, name).hotkey();
         let neuron = |uid, name, incentive, dividends| NeuronInfo {
             uid: Uid(uid),

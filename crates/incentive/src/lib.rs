@@ -1,7 +1,7 @@
-//! What a miner's contributions were worth to the model, and the weights that a validator sets for them.
+//! Computes what a miner's contributions were worth to the model, and the weights that a validator sets for them.
 //!
-//! Pure: observations in, weights out. There is no I/O, no clock and no device here, so anybody who has a validator's
-//! record can compute its weights again.
+//! The crate is pure: observations in, weights out. It has no I/O, clock or device, so anybody with a validator's
+//! record can recompute its weights.
 //!
 //! | what | module |
 //! |---|---|

@@ -1,30 +1,32 @@
-//! First scoring: what each miner's contributions did to the loss, smoothed, and turned into weights.
+//! Scoring: what each miner's contributions did to the loss, smoothed and turned into weights.
 //!
 //! A validator measures the loss before and after a drawn miner's contribution, on samples that the miner was assigned
-//! and on training samples that nobody was assigned. The relative improvement on the unseen ones says what it is worth
-//! to the model; whether its own improved more says that it trained on what it was given (Gauntlet, arXiv 2505.21684).
+//! and on training samples that nobody was assigned. The relative improvement on the unseen samples says what the
+//! contribution is worth to the model; if the miner's own samples improved more, it trained on what it was given
+//! (Gauntlet, arXiv 2505.21684).
 //!
-//! Scores are one validator's opinion; the chain's stake-weighted median makes pay of several opinions. So floats and
-//! moving averages are in order here: nothing in this module enters the certified state.
+//! A score is one validator's opinion; the chain's stake-weighted median turns several opinions into pay. Floats and
+//! moving averages are therefore fine here: nothing in this module enters the certified state.
 
 use std::collections::BTreeMap;
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
-
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::roster::{EntryId, Roster, Uid};
 use templar_protocol::run::ScoringSpec;
 use templar_record::observation::{Evaluation, Observation};
 
-/// Relative improvements are cut off here: no single contribution makes or breaks a miner.
+/// Relative improvements are clamped to ± this, so that no single contribution makes or breaks a miner.
 const IMPROVEMENT_MAX: f64 = 0.2;
-/// What a fault of the miner counts as: the worst contribution.
+/// Value of a fault of the miner: that of the worst contribution.
 const FAULT_VALUE: f64 = -IMPROVEMENT_MAX;
-/// What cannot be fetched may be the provider's fault, but hiding must not be free: half of a fault, and no exclusion.
+/// A payload that cannot be fetched may be the provider's fault, but hiding must not be free: this costs half a fault,
+/// without exclusion.
 const STORAGE_VALUE: f64 = FAULT_VALUE / 2.0;
-/// Committed and not opened ranks below a bad contribution: the miner chose, after seeing others commit, to hide it.
+/// A contribution that was committed but not opened ranks below a bad one: the miner chose to hide it after it saw
+/// others commit.
 const NOT_OPENED_VALUE: f64 = 2.0 * FAULT_VALUE;
 
 /// Relative improvement on unseen samples.
@@ -69,7 +71,7 @@ impl Rating {
         self.observations += 1;
     }
 
-    /// The improvement, halved for a miner whose own samples show no advantage, and nothing for one that hurts.
+    /// The improvement, halved for a miner whose own samples show no advantage, and 0 for one that hurts.
     pub fn score(&self) -> f64 {
         self.improvement.max(0.0) * (1.0 + self.own_advantage) / 2.0
     }
@@ -82,7 +84,7 @@ pub struct ScoreBook {
 }
 
 impl ScoreBook {
-    /// Takes an observation into the average of `entry`, unless it says something of this validator only.
+    /// Adds an observation to the average of `entry`, unless the fault is this validator's or the chain's.
     pub fn observe(&mut self, entry: EntryId, observation: &Observation, spec: &ScoringSpec) {
         if let Observation::Faulted(fault) = observation
             && matches!(fault.attributed_to(), Party::Validator | Party::Chain)
@@ -112,7 +114,8 @@ impl ScoreBook {
     }
 }
 
-/// Whom and on what a validator evaluates in a window. Known to nobody before the block at the put deadline.
+/// Decides which miners a validator evaluates in a window, and on which samples. Nobody knows it before the block at
+/// the put deadline.
 pub fn draws(put_hash: &Hash32, validator: &EntryId) -> Stream {
     let mut hasher = Hasher::new("templar v1 evaluation draws");
     hasher.update(put_hash.as_bytes()).update_value(validator);
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_validator_could_not_judge_changes_no_rating() {
+    fn an_observation_that_was_not_judged_leaves_ratings_alone() {
         let mut book = ScoreBook::default();
         book.observe(entry(0), &evaluation(0.2, 0.1), &spec().scoring);
         let before = book.clone();

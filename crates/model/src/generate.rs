@@ -1,10 +1,10 @@
-//! Sampling of tokens, for people who want to see what a model has learned.
+//! Samples tokens, for people who want to see what a model has learned.
 
 use templar_cpu::Engine;
 use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 
-/// Most tokens that one call makes: without a cache of keys the work grows with their square.
+/// Most tokens that one call generates. Without a cache of keys, the work grows with their square.
 pub const NEW_TOKENS_MAX: usize = 4096;
 
 /// How the next token is chosen.
@@ -23,17 +23,19 @@ pub enum GenerateError {
     EmptyPrompt,
     #[error("token {token} of the prompt is outside the model's vocabulary of {vocabulary}; use the run's tokenizer")]
     OutsideVocabulary { token: u32, vocabulary: u32 },
-    #[error("{requested} new tokens were asked for; at most {NEW_TOKENS_MAX} are made in one call")]
+    #[error("{requested} new tokens were requested; ask for at most {NEW_TOKENS_MAX} per call")]
     TooMany { requested: usize },
     #[error("the temperature is {found}; it must be 0 (greedy) or a positive number up to 100")]
     Temperature { found: f64 },
-    #[error("the model's logits are not finite after {made} tokens: its parameters are damaged or diverged")]
+    #[error(
+        "the model's logits are not finite after {made} tokens; its parameters are damaged or diverged, use another model"
+    )]
     NotFinite { made: usize },
 }
 
 /// Continues `prompt` by up to `new_tokens` tokens, which are returned without the prompt; stops before `end_of_text`.
 ///
-/// As [`Generator`], all at once.
+/// This is [`Generator`], run to its end.
 ///
 /// # Panics
 /// If `theta` does not have as many elements as the model has parameters.
@@ -48,17 +50,17 @@ pub fn generate(
     Generator::new(model, theta, prompt, new_tokens, end_of_text, sampling)?.collect()
 }
 
-/// Makes one token after the other, which it iterates over; ends before `end_of_text`, and after an error.
+/// Iterates over the tokens as it generates them. It ends before `end_of_text`, and after an error.
 ///
 /// The model sees the last `seq_len` tokens. The same model, prompt and sampling give the same tokens on one machine.
 #[derive(Debug)]
 pub struct Generator<'a> {
     engine: Engine,
     theta: &'a [f32],
-    /// The prompt, and what was made.
+    /// The prompt and the generated tokens.
     text: Vec<u32>,
     prompt_tokens: usize,
-    /// How many are still to be made.
+    /// How many tokens are still to be generated.
     left: usize,
     end_of_text: Option<u32>,
     temperature: f64,
@@ -100,7 +102,7 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Tokens at the beginning of the prompt that the model never sees, because its context is shorter than the prompt.
+    /// Tokens at the beginning of the prompt that the model never sees, because the prompt is longer than its context.
     pub fn cut_tokens(&self) -> usize {
         self.prompt_tokens.saturating_sub(self.context())
     }
@@ -114,7 +116,7 @@ impl Iterator for Generator<'_> {
     type Item = Result<u32, GenerateError>;
 
     /// # Panics
-    /// If the parameters are not as many as the model has.
+    /// If `theta` does not have as many elements as the model has parameters.
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
         let seen = self.text.len().saturating_sub(self.context());
@@ -132,7 +134,7 @@ impl Iterator for Generator<'_> {
     }
 }
 
-/// The next token, or nothing where a logit is not finite.
+/// The next token, or `None` if a logit is not finite.
 fn choose(logits: &[f32], temperature: f64, stream: &mut Stream) -> Option<u32> {
     if !logits.iter().all(|logit| logit.is_finite()) {
         return None;
@@ -167,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_come_one_at_a_time_and_the_models_context_is_the_end_of_the_prompt() {
+    fn tokens_come_one_at_a_time_and_the_model_sees_the_end_of_the_prompt() {
         let model = ModelSpec { seq_len: 8, ..crate::presets::preset("nano").unwrap().model };
         let theta = Layout::llama(&model).theta0(&model, 7);
         let sampling = Sampling { temperature: 1.0, seed: 3 };
@@ -180,10 +182,10 @@ mod tests {
         assert_eq!(
             generate(&model, &theta, &prompt[4..], 6, None, sampling).unwrap(),
             made,
-            "the first four are not seen"
+            "the model does not see the first four"
         );
         assert_eq!(Generator::new(&model, &theta, &prompt[4..], 6, None, sampling).unwrap().cut_tokens(), 0);
-        // The end of the text ends it, and is not among what was made.
+        // The end of text ends generation and is not returned.
         let end = made.iter().position(|token| *token == made[2]).unwrap();
         assert_eq!(generate(&model, &theta, &prompt, 6, Some(made[2]), sampling).unwrap(), made[..end]);
         let damaged = vec![f32::NAN; theta.len()];

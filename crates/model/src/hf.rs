@@ -1,8 +1,9 @@
-//! Models in Hugging Face's folder layout: `config.json`, `generation_config.json`, `model.safetensors`, and the tokenizer's
-//! `tokenizer.json` with `tokenizer_config.json`.
+//! Models in Hugging Face's folder layout: `config.json`, `generation_config.json`, `model.safetensors`, and the
+//! tokenizer's `tokenizer.json` with `tokenizer_config.json`.
 //!
-//! [`export()`] writes what `transformers` loads as `LlamaForCausalLM`, [`export_tokenizer`] what it loads as a tokenizer; [`import()`] reads such a folder, whoever wrote it, and
-//! checks everything before it allocates: a downloaded folder is as hostile as any other stranger's bytes.
+//! [`export()`] writes what `transformers` loads as `LlamaForCausalLM`, and [`export_tokenizer`] what it loads as a
+//! tokenizer. [`import()`] reads such a folder from any source and checks everything before it allocates: a downloaded
+//! folder is as hostile as any other stranger's bytes.
 
 mod config;
 mod export;

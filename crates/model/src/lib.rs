@@ -1,15 +1,15 @@
-//! The models that runs train: named shapes, the files that others read, and text from them.
+//! The models that runs train: named shapes, files that other software reads, and generated text.
 //!
 //! | what | module |
 //! |---|---|
 //! | named shapes with inner settings, from a laptop to 72 B | [`presets`] |
 //! | the Hugging Face folder layout, out and in | [`hf`] |
 //! | sampling tokens from a model | [`generate`](mod@generate) |
-//! | their text, as they come | [`TextStream`] |
+//! | the text of tokens as they arrive | [`TextStream`] |
 //!
 //! Parameters cross every boundary as one flat slice of f32 in the order of
-//! [`Layout::llama`](templar_protocol::layout::Layout::llama): Hugging Face's names and `[out, in]` shapes. What the decoder
-//! computes is the business of [`templar_cpu`].
+//! [`Layout::llama`](templar_protocol::layout::Layout::llama): Hugging Face's names and `[out, in]` shapes.
+//! [`templar_cpu`] defines what the decoder computes.
 //!
 //! ```
 //! use templar_model::{Sampling, generate, presets};

@@ -2,7 +2,8 @@
 //!
 //! A preset is only a starting point of a `run.toml`; nothing refers to it by name once the run exists.
 
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 
 /// A shape and the inner optimiser's settings for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,8 +14,8 @@ pub struct Preset {
 }
 
 impl Preset {
-    /// Fits the model to a dataset: sequences as long as its samples, and a vocabulary that holds its tokens, in a
-    /// multiple of 16, on which matrix products are fastest. The vocabulary never shrinks.
+    /// Fits the model to a dataset: sequences become as long as its samples, and the vocabulary grows to hold its
+    /// tokens, rounded up to a multiple of 16, on which matrix products are fastest. The vocabulary never shrinks.
     pub fn fit(&mut self, seq_len: u32, vocab_size: u32) {
         self.model.seq_len = seq_len;
         self.model.vocab_size = self.model.vocab_size.max(vocab_size.next_multiple_of(16));
@@ -164,7 +165,7 @@ fn of_72_billion() -> Preset {
     Preset { name: "72b", model, inner: inner() }
 }
 
-/// Covenant-72B's inner settings, which the larger presets share but for the learning rate and batch.
+/// Covenant-72B's inner settings, which the larger presets share, except for learning rate and batch size.
 fn inner() -> InnerSpec {
     InnerSpec {
         steps: 30,
@@ -189,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn presets_have_the_size_that_their_names_say() {
+    fn presets_have_the_sizes_in_their_names() {
         let parameters = |name| Layout::llama(&preset(name).unwrap().model).len();
         assert_eq!(parameters("72b"), 72_747_327_488);
         assert_eq!(parameters("8b"), 8_030_261_248, "Llama 3 8B");
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_presets_agree_and_fit_together() {
+    fn names_and_presets_agree_and_shapes_are_valid() {
         for &name in names() {
             let Preset { name: own, model, inner } = preset(name).unwrap();
             assert_eq!(own, name);

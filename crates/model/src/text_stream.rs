@@ -1,9 +1,9 @@
-//! Text of tokens that come one at a time.
+//! Decodes tokens that arrive one at a time.
 
-/// Gives out the text of tokens as soon as it is certain: a character whose bytes are spread over several tokens is held back
-/// until it is whole.
+/// Returns the text of tokens as soon as it is certain. A character whose bytes are spread over several tokens is held
+/// back until it is complete.
 ///
-/// `decode` turns tokens into text, U+FFFD for what is not UTF-8, and gives a longer text for more tokens.
+/// `decode` turns tokens into text, with U+FFFD for invalid UTF-8; more tokens must give a longer text.
 ///
 /// ```
 /// use templar_model::TextStream;
@@ -18,26 +18,27 @@
 #[derive(Debug)]
 pub struct TextStream<D> {
     decode: D,
-    /// The tokens of the last piece that was given out, since decoders look at what is before a token, and those after it.
+    /// The tokens of the last piece that was returned, because decoders look at what precedes a token, and those after
+    /// it.
     tokens: Vec<u32>,
-    /// How many of `tokens` were given out.
+    /// How many of `tokens` were returned.
     given: usize,
-    /// The text of those.
+    /// The text of the returned tokens.
     given_text: String,
 }
 
 impl<D: Fn(&[u32]) -> String> TextStream<D> {
-    /// The text that follows `prompt`, which itself is not given out.
+    /// Streams the text that follows `prompt`, which itself is not returned.
     pub fn new(decode: D, prompt: &[u32]) -> Self {
         let given_text = decode(prompt);
         Self { decode, tokens: prompt.to_vec(), given: prompt.len(), given_text }
     }
 
-    /// What is certain now and was not before; may be empty.
+    /// The text that has become certain with this token; may be empty.
     pub fn push(&mut self, token: u32) -> String {
         self.tokens.push(token);
         let text = (self.decode)(&self.tokens);
-        // The replacement character may be the beginning of another one.
+        // The replacement character may stand for the beginning of another character.
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return String::new();
         }
@@ -49,7 +50,7 @@ impl<D: Fn(&[u32]) -> String> TextStream<D> {
         new
     }
 
-    /// What was held back, at the end.
+    /// The text that was held back, at the end.
     pub fn finish(self) -> String {
         let text = (self.decode)(&self.tokens);
         let same = text.chars().zip(self.given_text.chars()).take_while(|(new, given)| new == given).count();
@@ -66,7 +67,7 @@ mod tests {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whatever the bytes, the pieces are the whole text, and no piece but the last ends within a character.
+    /// For any bytes, the pieces are the whole text, and only the last may end within a character.
     #[test]
     fn pieces_are_the_text() {
         let texts: [&[u8]; 5] =
@@ -83,9 +84,9 @@ mod tests {
         assert_eq!(pieces, ["n", "", "é", "", "", "", "🦀"]);
     }
 
-    /// A decoder that drops the space before the first word, as those of SentencePiece do: words stay apart.
+    /// Words stay separate with a decoder that drops the space before the first word, as SentencePiece's do.
     #[test]
-    fn what_a_decoder_does_at_the_beginning_it_does_once() {
+    fn a_leading_space_is_dropped_only_once() {
         let words = |tokens: &[u32]| tokens.iter().map(|token| format!("w{token}")).collect::<Vec<_>>().join(" ");
         let mut stream = TextStream::new(words, &[1]);
         assert_eq!([2, 3].map(|token| stream.push(token)), [" w2", " w3"]);

@@ -1,4 +1,4 @@
-//! The tokenizer in a byte model's folder, read by the `tokenizers` crate: one token a byte, whatever the text.
+//! The tokenizer in a byte model's folder, read by the `tokenizers` crate: one token per byte, for any text.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
@@ -7,10 +7,8 @@ use std::fs;
 use proptest::prelude::*;
 use serde_json::Value;
 use templar_data::{EndOfText, Tokenizer};
-use templar_model::{
-    hf::{ExportError, TokenizerFile, export_tokenizer},
-    presets,
-};
+use templar_model::hf::{ExportError, TokenizerFile, export_tokenizer};
+use templar_model::presets;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// Text of `tokenizer.json` and of `tokenizer_config.json`.
@@ -33,7 +31,7 @@ fn every_byte_is_a_token_with_its_own_number() {
     let mut seen: Vec<u32> = letters.iter().map(|letter| tokenizer.token_to_id(&letter.to_string()).unwrap()).collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..256).collect::<Vec<_>>());
-    // Also those bytes that no UTF-8 has: a decoder takes each for what it is.
+    // This includes bytes that never occur in UTF-8: the decoder takes each as it is.
     for first in 0..=255u8 {
         for second in [b'a', 0x80, 0xbf, first] {
             let tokens = [u32::from(first), u32::from(second)];
@@ -57,7 +55,7 @@ proptest! {
     }
 }
 
-/// Our own reader takes it for what it is, and text that spells the end of text stays text.
+/// Our own reader reads it as byte tokens, and text that spells the end of text stays text.
 #[test]
 fn our_own_reader_encodes_as_bytes_do() {
     let tokenizer = Tokenizer::from_json(&exported(TokenizerFile::Bytes).0, EndOfText::Known).unwrap();

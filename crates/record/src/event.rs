@@ -1,4 +1,4 @@
-//! What a node tells the world about itself: one stream of typed events for progress, reports, logs and simulations.
+//! What a node reports about itself: one stream of typed events for progress, reports, logs and simulations.
 
 use serde::{Deserialize, Serialize};
 use templar_protocol::certificate::NullReason;
@@ -22,7 +22,7 @@ pub enum Event {
         settled: u64,
         state_root: Hash32,
     },
-    /// The hotkey was registered again, as another entry: the node goes on as that.
+    /// The hotkey was registered again, as another entry, and the node goes on as that entry.
     Registered {
         uid: Uid,
     },
@@ -33,7 +33,7 @@ pub enum Event {
         tokens: u64,
         train_loss: f64,
         compute_s: f64,
-        /// How much of its device the engine used, if it says so.
+        /// How much of its device the engine used, if it reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         engine: Option<EngineStats>,
     },
@@ -54,7 +54,7 @@ pub enum Event {
         faults: Vec<Fault>,
         comm_s: f64,
     },
-    /// A validator's vote on a window does not count: it is malformed, or speaks of another window.
+    /// A validator's vote on a window does not count: it is malformed, or names another window.
     Misvoted {
         window: u64,
         uid: Uid,
@@ -62,30 +62,30 @@ pub enum Event {
         /// The fault in words, with its figures.
         cause: String,
     },
-    /// A validator's bucket has something under the name of a certified checkpoint that is not that checkpoint.
+    /// A validator's bucket holds something else under the name of a certified checkpoint.
     CheckpointRefused {
         uid: Uid,
         digest: Hash32,
         fault: CheckpointFault,
     },
-    /// A neuron takes no part in a window: what stands as its bucket on the chain is none.
+    /// A neuron takes no part in a window, because its bucket location on chain is not valid.
     Unlisted {
         window: u64,
         uid: Uid,
         fault: BucketFault,
         cause: String,
     },
-    /// The bucket of `uid` serves something else than the certified contribution that it should.
+    /// The bucket of `uid` does not serve the certified contribution that it should.
     Misserved {
         window: u64,
         uid: Uid,
         fault: FaultKind,
     },
-    /// How often this process has met each fault of others since it started; follows every event that names one.
+    /// How often this process has met each fault of others since it started. It follows every event that names one.
     Faults {
         totals: Vec<FaultCount>,
     },
-    /// A window is decided and in this node's state.
+    /// A window is decided, and this node's state includes it.
     Settled {
         window: u64,
         verdict: Verdict,
@@ -94,7 +94,7 @@ pub enum Event {
         values: u64,
         tokens: u64,
     },
-    /// How a window ended for this node: exactly one of these for each window that it goes through.
+    /// How a window ended for this node. There is exactly one for each window that it goes through.
     Ended {
         window: u64,
         outcome: Outcome,
@@ -117,7 +117,7 @@ pub enum Event {
         window: u64,
         weights: Vec<(Uid, u16)>,
     },
-    /// The network certified another state than this node's: it goes back to one that the network shares.
+    /// The network certified a different state from this node's, which goes back to one that the network shares.
     Diverged {
         window: u64,
         own: Hash32,
@@ -133,7 +133,7 @@ pub enum Event {
     StorageBack {
         after_s: f64,
     },
-    /// Something did not work; the node goes on.
+    /// Something failed, and the node goes on.
     Trouble {
         trouble: Trouble,
     },
@@ -181,11 +181,11 @@ pub enum Cause {
     Vote(VoteFault),
     Checkpoint(CheckpointFault),
     Bucket(BucketFault),
-    /// A certified contribution, from whoever should serve it.
+    /// A certified contribution, as served by a node that should have it.
     Served(FaultKind),
 }
 
-/// How often one cause was met.
+/// How often one cause occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultCount {
     #[serde(flatten)]
@@ -194,7 +194,7 @@ pub struct FaultCount {
 }
 
 impl Event {
-    /// The faults of others that it tells of, one by one.
+    /// The faults of others that this event reports, one by one.
     pub fn causes(&self) -> Vec<Cause> {
         match self {
             Self::Voted { faults, .. } => faults.iter().map(|fault| Cause::Contribution(fault.kind)).collect(),
@@ -206,7 +206,7 @@ impl Event {
         }
     }
 
-    /// Adds its faults to `totals`, which are in the order in which they were first met.
+    /// Adds this event's faults to `totals`, which are in the order of their first occurrence.
     pub fn count_faults(&self, totals: &mut Vec<FaultCount>) {
         for cause in self.causes() {
             match totals.iter_mut().find(|total| total.cause == cause) {
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_counted_by_cause_and_come_through_json() {
+    fn faults_are_counted_by_cause_and_survive_json() {
         let misvoted = |fault| Event::Misvoted { window: 0, uid: Uid(1), fault, cause: String::new() };
         let mut totals = Vec::new();
         for fault in [VoteFault::Length, VoteFault::Padding, VoteFault::Length] {

@@ -1,15 +1,15 @@
-//! What nodes tell of themselves, and what it adds up to.
+//! What nodes report about themselves, and the run report that it adds up to.
 //!
-//! Every node emits one stream of typed [`event::Event`]s. Whoever reads it, on the spot or from a log of JSON lines, folds
-//! it with [`recorder::Recorder`] into the [`report::Report`] of a run. Nothing here opens a file or knows a device.
+//! Every node emits one stream of typed [`event::Event`]s. A reader, live or from a log of JSON lines, folds it with
+//! [`recorder::Recorder`] into the [`report::Report`] of a run. Nothing here opens a file or depends on a device.
 //!
 //! | what | module |
 //! |---|---|
 //! | what happened | [`event`] |
 //! | how a window ended for a node | [`outcome`] |
-//! | what did not work, and what it means | [`trouble`] |
-//! | what a validator measured of a miner | [`observation`] |
-//! | what an engine says of its training | [`engine`] |
+//! | what failed, and what that means | [`trouble`] |
+//! | what a validator measured about a miner | [`observation`] |
+//! | what an engine reports about its training | [`engine`] |
 //! | events as lines of a file | [`log`] |
 //! | the fold | [`recorder`] |
 //! | the document of a run | [`report`] |

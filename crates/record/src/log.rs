@@ -1,7 +1,7 @@
-//! The event log: one event a line, as JSON, in the order in which they were heard.
+//! The event log: one event per line, as JSON, in the order in which the events were received.
 //!
-//! A log that was cut off in the middle of a line, as by a kill, is whole up to that line. Lines that are not events are
-//! passed over, so that a node's own log, which has other lines between them, can be read too.
+//! A log that was cut off in the middle of a line, for example by a kill, is valid up to that line. Reading skips lines
+//! that are not events, so that it can also read a node's own log, which has other lines between events.
 //!
 //! ```
 //! use templar_record::event::{Event, NodeEvent};
@@ -18,9 +18,9 @@ use std::io::{self, BufRead, Read, Write};
 
 use crate::event::NodeEvent;
 
-/// Most that a log takes: more than a hundred thousand windows of a small network need.
+/// Largest log: more than a hundred thousand windows of a small network need.
 pub const LOG_BYTES_MAX: u64 = 4 << 30;
-/// Longest line that is read: an event names 256 miners at most, with some hundred bytes each.
+/// Longest line that is read: an event names at most 256 miners, with some hundred bytes each.
 pub const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Why a log cannot be written or read.
@@ -29,11 +29,11 @@ pub const LINE_BYTES_MAX: u64 = 1 << 20;
 pub enum LogError {
     #[error("the event log cannot be written: {0}; check free space and permissions")]
     Write(io::Error),
-    #[error("the event log has {LOG_BYTES_MAX} bytes, and takes no more: what comes now will be missing in an export")]
+    #[error("the event log has reached {LOG_BYTES_MAX} bytes and is full: later events will be missing from an export")]
     Full,
-    #[error("the event log cannot be read: {0}")]
+    #[error("the event log cannot be read: {0}; check the path and its permissions")]
     Read(io::Error),
-    #[error("line {line} of the event log is longer than {LINE_BYTES_MAX} bytes: is this an event log?")]
+    #[error("line {line} of the event log is longer than {LINE_BYTES_MAX} bytes; is this an event log?")]
     LongLine { line: u64 },
 }
 
@@ -45,12 +45,12 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Appends to `out`, which holds `bytes` already.
+    /// Appends to `out`, which already holds `bytes` bytes.
     pub fn new(out: W, bytes: u64) -> Self {
         Self { out, bytes }
     }
 
-    /// Writes one event, whole or not at all in the eyes of [`read`].
+    /// Writes one event. [`read`] sees it whole or not at all.
     pub fn write(&mut self, event: &NodeEvent) -> Result<(), LogError> {
         let mut line = serde_json::to_vec(event).map_err(|error| LogError::Write(error.into()))?;
         line.push(b'\n');
@@ -66,7 +66,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// The events of a log, in their order.
+/// Reads the events of a log, in order.
 pub fn read(log: impl BufRead) -> impl Iterator<Item = Result<NodeEvent, LogError>> {
     Lines { log, line: 0, is_over: false }
 }
@@ -78,7 +78,7 @@ struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// The next line with its end; none at the end of the log.
+    /// The next line with its line end; `None` at the end of the log.
     fn line(&mut self) -> Result<Option<Vec<u8>>, LogError> {
         let mut line = Vec::new();
         self.line += 1;
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_cut_off_is_whole_up_to_there() {
+    fn a_log_that_was_cut_off_is_valid_up_to_there() {
         let mut writer = Writer::new(Vec::new(), 0);
         (0..3).for_each(|window| writer.write(&event(window)).unwrap());
         let text = writer.into_inner();
@@ -131,7 +131,7 @@ mod tests {
         let read = |bytes: &[u8]| read(bytes).map(Result::unwrap).collect::<Vec<_>>();
         assert_eq!(read(&text[..whole]), [event(0), event(1), event(2)]);
         assert_eq!(read(&text[..cut]), [event(0), event(1)]);
-        // Whoever goes on with a log that was cut off ends the line first.
+        // A writer that continues a log that was cut off must end the line first.
         let mut writer = Writer::new([&text[..cut], b"\n"].concat(), 0);
         writer.write(&event(9)).unwrap();
         assert_eq!(read(&writer.into_inner()), [event(0), event(1), event(9)]);

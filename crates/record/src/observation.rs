@@ -1,4 +1,4 @@
-//! What a validator measured of one miner.
+//! What a validator measured about one miner.
 
 use serde::{Deserialize, Serialize};
 use templar_protocol::fault::FaultKind;
@@ -12,7 +12,7 @@ pub struct Evaluation {
     pub unseen_after: f64,
 }
 
-/// What a validator saw of a drawn miner in a window.
+/// What a validator observed about a drawn miner in a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Observation {

@@ -3,8 +3,8 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
-/// How a window ended for one node. Every window that a running node goes through ends in exactly one of these, when it
-/// is settled, or when a certified state from elsewhere jumps over it.
+/// How a window ended for one node. Every window that a running node goes through ends in exactly one of these: when it
+/// is settled, or when the node takes over a later certified state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -12,11 +12,11 @@ pub enum Outcome {
     /// A miner's contribution is in the certificate.
     #[error("counted")]
     Counted,
-    /// A candidate's contribution was opened, and the certificate leaves it out: validators found a fault in it, or could
-    /// not fetch it in time.
+    /// A candidate's contribution was opened, but the certificate leaves it out: validators found a fault in it or
+    /// could not fetch it in time.
     #[error("not accepted, though it had a seat: look at this miner's faults in a validator's report")]
     NotAccepted,
-    /// The contribution was opened, and every seat went to other candidates. What it holds stays in the error feedback.
+    /// The contribution was opened, but every seat went to other candidates. Its content stays in the error feedback.
     #[error("no seat: all {seats} seats went to other miners")]
     NoSeat { seats: u64 },
     /// The window is null: nobody's contribution counts.
@@ -26,28 +26,28 @@ pub enum Outcome {
     /// is a validator without stake or permit.
     #[error("not in the roster: the chain had no bucket of this node at the window's snapshot")]
     NotListed,
-    /// The miner handed in nothing that could count.
+    /// The miner submitted nothing that could count.
     #[error("missed: {why}")]
     Missed { why: Miss },
-    /// The validator's vote was for the certified root, or the window was null and the vote valid.
+    /// The validator voted for the certified root, or the window was null and the vote valid.
     #[error("voted")]
     Voted,
-    /// The validator's vote was for another root than the certified one.
-    #[error("outvoted: its vote was for another state than the certified one")]
+    /// The validator voted for a different root from the certified one.
+    #[error("outvoted: it voted for a different state from the certified one")]
     Outvoted,
-    /// The vote was not on the chain by the vote deadline, or not as it was cast, so it does not count.
+    /// The vote was not on the chain by the vote deadline, or not as cast, so it does not count.
     #[error("its vote came too late to count")]
     VoteLate,
     /// The validator did not vote.
     #[error("abstained: {why}")]
     Abstained { why: Abstention },
-    /// The node took over a certified state from behind this window, and knows nothing of its own part in it.
-    #[error("skipped: a certified state was taken over from after it")]
+    /// The node took over a certified state from after this window, so it does not know its own part in it.
+    #[error("skipped: the node took over a certified state from after it")]
     Skipped,
 }
 
 impl Outcome {
-    /// Its name in reports and metrics: the `kind` of its JSON.
+    /// Name of the outcome in reports and metrics: the `kind` of its JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Counted => "counted",
@@ -65,7 +65,7 @@ impl Outcome {
     }
 }
 
-/// Why a miner handed in nothing that could count. Its disk keeps these by number: new ones go to the end.
+/// Why a miner submitted nothing that could count. Its disk stores these by number, so new ones go to the end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, BorshSerialize, BorshDeserialize)]
 #[serde(tag = "miss", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -82,7 +82,7 @@ pub enum Miss {
     TrainingFailed { cause: String },
     #[error("the state that it trained from was replaced")]
     BaseReplaced,
-    /// Nothing is lost: it stays in the error feedback, and the next payload carries it.
+    /// Nothing is lost: the update stays in the error feedback, and the next payload carries it.
     #[error("trained past the put deadline; the next contribution carries what was learned")]
     TrainedTooLate,
     #[error("the error feedback starts afresh: {cause}")]
@@ -92,10 +92,10 @@ pub enum Miss {
     /// The upload, or the chain, took too long.
     #[error("the chain did not include its header by the put deadline")]
     CommittedTooLate,
-    /// The own bucket did not take the contribution in time.
+    /// The miner's own bucket did not take the contribution in time.
     #[error("its bucket did not take the contribution by the put deadline")]
     UploadTooLate,
-    /// It was committed and nobody could open it, which ranks below a bad contribution.
+    /// The contribution was committed but nobody could open it, which ranks below a bad contribution.
     #[error("its key was not in its bucket by the vote deadline")]
     KeyTooLate,
 }
@@ -114,7 +114,7 @@ pub enum Abstention {
     /// The window was seen too late, for example after a restart.
     #[error("too little of the window was left to judge it")]
     NoTimeLeft,
-    /// What it voted for could not be put into its own bucket.
+    /// The validator could not put what it voted for into its own bucket.
     #[error("its own bucket did not take what it would have voted for: {cause}")]
     CannotServe { cause: String },
 }

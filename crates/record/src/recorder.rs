@@ -1,4 +1,4 @@
-//! The fold from events to the document of a run.
+//! Folds events into the report of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,15 +23,15 @@ pub struct Participant {
     pub hotkey: Hotkey,
 }
 
-/// What the chain says of a neuron in the end.
+/// What the chain says about a neuron at the end.
 #[derive(Clone, Copy, Debug)]
 pub struct Neuron {
     pub uid: Uid,
     pub hotkey: Hotkey,
-    /// Shares of the subnet's miners and validators, of 65535 together.
+    /// Shares among the subnet's miners and among its validators, which add up to 65535.
     pub incentive: u16,
     pub dividends: u16,
-    /// All that it was paid so far, in rao.
+    /// Total paid to it so far, in rao.
     pub emission_rao: u64,
 }
 
@@ -45,7 +45,7 @@ pub struct Recorder {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    /// By node: what the window came to in its eyes.
+    /// By node: the result of the window as that node saw it.
     settled: BTreeMap<String, Settled>,
     faults: Vec<FaultReport>,
     misvotes: Vec<Misvote>,
@@ -122,7 +122,7 @@ impl Recorder {
             Event::Misvoted { window, uid, cause, .. } => {
                 let misvotes = &mut self.windows.entry(*window).or_default().misvotes;
                 let misvote = Misvote { uid: *uid, cause: cause.clone() };
-                // Every node says so.
+                // Every node reports it.
                 if !misvotes.contains(&misvote) {
                     misvotes.push(misvote);
                 }
@@ -151,7 +151,7 @@ impl Recorder {
         self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
     }
 
-    /// How a window ended for a node, if it has said so.
+    /// How a window ended for a node, if it has reported that.
     pub fn outcome(&self, window: u64, node: &str) -> Option<&Outcome> {
         self.windows.get(&window)?.outcomes.get(node)
     }
@@ -161,12 +161,12 @@ impl Recorder {
         self.nodes.get(node)?.uid
     }
 
-    /// What is known of a window so far.
+    /// What is known about a window so far.
     pub fn window(&self, window: u64) -> WindowReport {
         self.windows.get(&window).unwrap_or(&Gathered::default()).report(window)
     }
 
-    /// The whole document, with what the chain says of the nodes.
+    /// The whole report, with what the chain says about the nodes.
     pub fn finish(
         &self,
         spec: &RunSpec,
@@ -207,7 +207,7 @@ impl Recorder {
             if total > 0.0 { f64::from(of(neuron)) / total } else { 0.0 }
         };
         let state = self.nodes.get(&participant.name);
-        // A network on a clock goes on while its slowest node ends the last window.
+        // With a fixed block time, the network goes on while its slowest node finishes the last window.
         let last_root = self.windows.get(&last_window).and_then(|window| window.settled.get(&participant.name));
         let last_root = last_root.map(|settled| settled.state_root);
         Some(NodeReport {
@@ -255,7 +255,7 @@ impl Gathered {
         let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
         self.settled.values().for_each(|settled| *counts.entry(settled.state_root).or_default() += 1);
         let state_root = counts.iter().max_by_key(|(_, count)| **count).map_or_else(Hash32::default, |(root, _)| *root);
-        // In the eyes of those that have this root: another node's verdict belongs to another history.
+        // As seen by the nodes with this root: another node's verdict belongs to another history.
         let agrees = |node: &str| self.settled.get(node).is_some_and(|settled| settled.state_root == state_root);
         let settled = self.settled.values().find(|settled| settled.state_root == state_root);
         let validated = self.validated.iter().find(|(node, _)| agrees(node.as_str())).map(|(_, validated)| *validated);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_diverged_node_that_comes_last_does_not_write_history() {
+    fn a_diverged_node_that_reports_last_does_not_change_the_report() {
         let settled = |root: &[u8], accepted: Vec<Uid>, tokens| Event::Settled {
             window: 0,
             verdict: Verdict::Certified { accepted, excluded: vec![] },
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_nobody_has_seen_is_no_other_window() {
+    fn a_window_without_events_does_not_shift_the_others() {
         let mut recorder = Recorder::new(Vec::new());
         recorder.record(&told("a", Event::Opened { window: 0 }));
         recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
@@ -376,7 +376,7 @@ mod tests {
             recorder.record(&event);
         }
         let window = recorder.window(0);
-        // Uid 9 is somebody of whom nothing else is heard.
+        // Nothing else is heard from uid 9.
         assert_eq!((window.opened, window.no_seat), (vec![Uid(0), Uid(1), Uid(9)], 1));
         assert_eq!((recorder.uid("b"), recorder.uid("v")), (Some(Uid(1)), None));
         assert_eq!(recorder.outcome(0, "b"), Some(&Outcome::NoSeat { seats: 2 }));

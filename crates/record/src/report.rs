@@ -1,4 +1,4 @@
-//! The document of a run: what every window and every node came to. Its schema stands in `docs/report.md`.
+//! The report of a run: the results of every window and every node. `docs/report.md` documents its schema.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ pub struct Report {
     pub run_id: RunId,
     pub seed: u64,
     pub config: RunSpec,
-    /// How many windows were to be trained. One that was stopped has reached fewer.
+    /// How many windows were planned. A run that was stopped has reached fewer.
     pub windows_planned: u64,
-    /// Those that some node has reached, in their order.
+    /// The windows that some node has reached, in order.
     pub windows: Vec<WindowReport>,
     pub nodes: Vec<NodeReport>,
-    /// Nodes for which a paced block did not wait any longer: the newest 1024.
+    /// Nodes for which a paced block stopped waiting: the newest 1024.
     pub late: Vec<Late>,
-    /// How often that was in all.
+    /// How often that happened in all.
     pub late_total: u64,
     #[serde(rename = "final")]
     pub last: Final,
@@ -37,7 +37,7 @@ pub struct Report {
 pub struct WindowReport {
     pub window: u64,
     pub certified: bool,
-    /// Root of θ after the window, by most nodes.
+    /// Root of θ after the window, as most nodes have it.
     pub state_root: Hash32,
     /// Whether all nodes that settled the window have that root.
     pub one_root: bool,
@@ -46,10 +46,10 @@ pub struct WindowReport {
     /// How many of them have that root.
     pub agreed_by: u64,
     pub accepted: Vec<Uid>,
-    /// Miners whose contribution was opened, as far as they or the certificate say so.
+    /// Miners whose contribution was opened, according to them or the certificate.
     #[serde(default)]
     pub opened: Vec<Uid>,
-    /// How many of them say that all seats went to others.
+    /// How many of them report that all seats went to others.
     #[serde(default)]
     pub no_seat: u64,
     pub faults: Vec<FaultReport>,
@@ -70,7 +70,7 @@ pub struct WindowReport {
     /// Model FLOPs utilisation, the mean over the miners whose device has a data sheet.
     #[serde(default)]
     pub mfu: Option<f64>,
-    /// By node: what its engine says of its training. Empty for engines that do not.
+    /// By node: what its engine reports about its training. Engines without a report are left out.
     #[serde(default)]
     pub engines: BTreeMap<String, EngineStats>,
 }
@@ -103,7 +103,7 @@ pub struct NodeReport {
     pub weight: f64,
     pub emission: f64,
     pub restarts: u32,
-    /// Things that did not work and were tried again.
+    /// Failures after which the node tried again.
     pub troubles: u64,
     /// How often this node met each fault of others.
     #[serde(default)]

@@ -1,66 +1,67 @@
-//! What did not work at a node, and what it means. The node goes on; whatever can be tried again is tried again.
+//! What failed at a node, and what that means. The node goes on and retries what can be retried.
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that did not work.
+/// One failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Trouble {
-    /// A step of the node failed. It is tried again at the next block.
+    /// A step of the node failed. The node retries it at the next block.
     #[error("{cause}")]
     Step { part: Part, cause: String },
-    /// The network's state cannot be reached from this node's: it takes over a certified one.
+    /// The network's state cannot be reached from this node's, so it takes over a certified one.
     #[error("{cause}; taking over a certified state")]
     Resynchronising { cause: String },
-    /// A validator cannot say what a miner's header must contain, because its own copy of the samples is damaged.
+    /// A validator cannot compute what a miner's header must contain, because its own copy of the samples is damaged.
     #[error("uid {uid} cannot be judged: {cause}; run `templar data verify`")]
     DataDamaged { uid: u16, cause: String },
-    /// The words of the windows do not fit what the chain takes.
+    /// The on-chain records of the windows do not fit the chain's quota.
     #[error(
-        "the chain takes {quota_bytes} bytes of commitments in {tempo_blocks} blocks, and the {windows} windows that end in \
-         them need {needed_bytes}: some will miss this node's word; a run on this subnet needs longer windows"
+        "the chain takes {quota_bytes} bytes of commitments per {tempo_blocks} blocks, but the {windows} windows that end \
+         in them need {needed_bytes}: some will lack this node's record; a run on this subnet needs longer windows"
     )]
     QuotaTooSmall { quota_bytes: u64, tempo_blocks: u64, windows: u64, needed_bytes: u64 },
-    /// No bucket answers this node: it is to blame, and nobody else. [`Event::StorageBack`](crate::event::Event::StorageBack)
-    /// gives the all-clear.
+    /// No bucket answers this node, so the fault is its own. [`Event::StorageBack`](crate::event::Event::StorageBack)
+    /// reports the end of it.
     #[error(
-        "this node's own access to storage fails: {cause}; it blames nobody, votes on nothing and waits: check its line, \
-         its clock and its credentials"
+        "this node's own access to storage fails: {cause}; until it works the node reports no faults and does not vote: \
+         check its connection, its clock and its credentials"
     )]
     OwnStorage { cause: String },
     /// A validator's own bucket did not take what it would have voted for, so it does not vote on the window.
     #[error(
-        "the own bucket does not take the contributions to window {window}: {cause}; there is no vote without them"
+        "this node's own bucket does not take the contributions to window {window}: {cause}; without them the node does \
+         not vote: check the bucket"
     )]
     CannotServe { window: u64, cause: String },
-    /// Something on this node's own disk is gone or changed. The node goes on without it.
+    /// Something on this node's own disk is missing or changed. The node goes on without it.
     #[error("local state is damaged: {what}: {cause}; {}", what.cost())]
     LocalDamage { what: LocalPart, cause: String },
-    /// The own bucket did not take something while it was of use.
+    /// The node's own bucket did not take something in time.
     #[error(
-        "window {window}: the own bucket did not take {put} by block {deadline_block}, and it is given up: check the bucket \
-         and the way to it"
+        "window {window}: this node's own bucket did not take {put} by block {deadline_block}, so the node gave up the \
+         upload: check the bucket and the connection to it"
     )]
     UploadGivenUp { window: u64, put: Put, deadline_block: u64 },
-    /// Old objects stay in the own bucket for now. They cost storage, nothing else.
-    #[error("sweeping the own bucket: {cause}")]
+    /// Old objects stay in the node's own bucket for now. They cost storage and nothing else.
+    #[error("cannot sweep this node's own bucket: {cause}")]
     Sweep { cause: String },
-    #[error("evaluation of window {window}: {cause}")]
+    #[error("cannot evaluate window {window}: {cause}")]
     Evaluation { window: u64, cause: String },
-    #[error("weights after window {window}: {cause}")]
+    #[error("cannot set weights after window {window}: {cause}")]
     Weights { window: u64, cause: String },
-    /// A checkpoint is left out, because the upload of the one before it still goes on.
-    #[error("no checkpoint after {settled} windows: the one before it is still being uploaded")]
+    /// A checkpoint is skipped, because the previous one is still being uploaded.
+    #[error("no checkpoint after {settled} windows: the previous one is still being uploaded")]
     CheckpointLeftOut { settled: u64 },
-    /// A checkpoint is not complete. The next one is as good.
-    #[error("checkpoint after {settled} windows: {cause}")]
+    /// A checkpoint is incomplete. The next one replaces it.
+    #[error("cannot publish the checkpoint after {settled} windows: {cause}")]
     CheckpointFailed { settled: u64, cause: String },
-    /// The chain's heads cannot be followed at the moment.
-    #[error("no heads from the chain: {cause}")]
+    /// The node cannot follow the chain's heads at the moment.
+    #[error("cannot follow the chain's heads: {cause}")]
     NoHeads { cause: String },
-    /// A node's process ended, and its parent starts it again.
-    #[error("{cause}; it is started again, see {log}")]
+    /// A node's process ended, and its parent restarts it.
+    #[error("{cause}; it is restarted, see {log}")]
     ProcessEnded { cause: String, log: String },
 }
 
@@ -80,13 +81,13 @@ pub enum LocalPart {
 }
 
 impl LocalPart {
-    /// What its loss costs.
+    /// What its loss costs the node.
     pub fn cost(self) -> &'static str {
         match self {
-            Self::ErrorFeedback => "what was learned and not sent is lost",
+            Self::ErrorFeedback => "what was learned but not sent is lost",
             Self::Optimiser => "its moments start afresh",
-            Self::Pending { .. } => "if it does not count, what it held is lost",
-            Self::Theta { .. } => "the state before it is taken, or a certified checkpoint",
+            Self::Pending { .. } => "if it does not count, its content is lost",
+            Self::Theta { .. } => "the node takes the state before it, or a certified checkpoint",
         }
     }
 }
@@ -101,7 +102,7 @@ pub enum Put {
     Key,
 }
 
-/// The part of the world, or of the node, where a step failed.
+/// The part of the node or of its surroundings where a step failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -111,7 +112,7 @@ pub enum Part {
     Training,
     Data,
     LocalDisk,
-    /// The replicated state: what is certified cannot be had, or is another than this node's.
+    /// The replicated state: the certified one cannot be obtained, or differs from this node's.
     Replica,
     Node,
 }

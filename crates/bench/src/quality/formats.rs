@@ -1,34 +1,37 @@
-//! The formats that are compared: ours through the real codec, the others as plainly as they can be said.
+//! The formats that are compared: ours through the real codec, the others as simply as possible.
 
-use std::{f64::consts::PI, fmt, sync::Arc};
+use std::f64::consts::PI;
+use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use templar_codec::{Codec, EncodeError};
-use templar_protocol::{layout::Layout, run::CodecKind};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::CodecKind;
 
 use crate::codec;
 
-/// How much a value that is sent with 12 bits of position and 32 of value takes.
+/// Bits per value sent with 12 bits of position and 32 of value.
 const PLAIN_BITS: f64 = 44.0;
 /// As the reference system stores it: 12 bits of position and a byte of code.
 const REFERENCE_BITS: f64 = 20.0;
-/// Side of the square that a chunk is for the cosine transform.
+/// Side of the square into which the cosine transform arranges a chunk.
 const SIDE: usize = 64;
 
 /// How Δ becomes what is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// The k largest of each chunk as they are.
+    /// The k largest values of each chunk, unchanged.
     Unquantised,
     /// topk-sign.
     OneBit,
     /// topk-2bit.
     TwoBit,
-    /// The reference system's quantiser, from its description: see [`reference`].
+    /// The reference system's quantiser, from its description; see [`reference`].
     #[serde(rename = "reference-2bit")]
     Reference,
-    /// topk-sign of the cosine transform (DCT-II) of full chunks, as DeMo has it.
+    /// topk-sign of the cosine transform (DCT-II) of full chunks, as in DeMo.
     OneBitDct,
     /// DiLoCo: every value as f32, no error feedback.
     Dense,
@@ -47,7 +50,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// What a peer sends in one window, in the coordinates in which it is sent; 0 is not sent.
+/// What a peer sends in one window, in the format's coordinates; 0 means not sent.
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) values: Vec<f32>,
@@ -90,7 +93,7 @@ impl Format {
 }
 
 impl Compressor {
-    /// e ← β·e + Δ; what is sent of it leaves it.
+    /// e ← β·e + Δ; what is sent is subtracted from e.
     pub(super) fn send(&mut self, delta: &[f32]) -> Result<Sent, EncodeError> {
         let mut delta = delta.to_vec();
         if self.format == Format::OneBitDct {
@@ -105,7 +108,8 @@ impl Compressor {
         let mut values = vec![0.0; delta.len()];
         contribution.add_scaled(&mut values, 1.0);
         let mut bits_per_value = bits / contribution.values_sent().max(1) as f64;
-        // The choice is the codec's in all formats; only the values differ. It has taken its own out already.
+        // All formats use the codec's choice of positions; only the values differ. The codec has already subtracted its
+        // own values, so they are added back.
         contribution.add_scaled(&mut self.error, 1.0);
         let kept: Vec<f32> =
             values.iter().zip(&self.error).map(|(&sent, &e)| if sent == 0.0 { 0.0 } else { e }).collect();
@@ -129,7 +133,7 @@ impl Compressor {
         Ok(Sent { values, relative_error: if all == 0.0 { 0.0 } else { lost / all }, bits_per_value })
     }
 
-    /// From the coordinates in which things are sent to parameters.
+    /// Converts from the format's coordinates to parameters.
     pub(super) fn to_parameters(&self, mut values: Vec<f32>) -> Vec<f32> {
         if self.format == Format::OneBitDct {
             self.transform(&mut values, false);

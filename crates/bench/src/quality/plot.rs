@@ -1,14 +1,14 @@
-//! Loss over the outer rate, one line a rule; and the formats' curves.
+//! Plots loss over the outer rate, one line per rule, and the formats' curves.
 
 use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::row::{Figures, Row};
+use crate::quality::row::{Figures, Row};
 
 /// Why no plot was drawn.
 #[derive(Debug, thiserror::Error)]
-#[error("the plot {path} cannot be drawn: {why}")]
+#[error("cannot draw the plot {path}: {why}")]
 pub struct PlotError {
     path: String,
     why: String,
@@ -26,7 +26,7 @@ fn draw(
     lines: &[(String, Vec<(f64, f64)>)],
 ) -> Result<(), Box<dyn std::error::Error>> {
     if lines.is_empty() {
-        return Err("every run of it diverged".into());
+        return Err("every run diverged".into());
     }
     let points = || lines.iter().flat_map(|(_, points)| points);
     let range = |get: fn(&(f64, f64)) -> f64| {
@@ -54,7 +54,7 @@ fn draw(
     Ok(())
 }
 
-/// The lines of the rules' plot: one for each format and rule.
+/// The lines of the rules' plot: one per format and rule.
 pub fn by_rate(rows: &[Row]) -> Vec<(String, Vec<(f64, f64)>)> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for row in rows {

@@ -1,17 +1,17 @@
-//! How the peers' values become one step.
+//! How the peers' values become one outer step.
 
 use std::fmt;
 
 use serde::Serialize;
 use templar_protocol::layout::Layout;
 
-/// By how many the sum of what was sent is divided, coordinate by coordinate.
+/// The divisor of the sum of the sent values, per coordinate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// All peers.
     Peers,
-    /// Those that sent it, but so many at least.
+    /// The peers that sent the coordinate, but at least this many.
     Senders { at_least: usize },
 }
 
@@ -27,7 +27,7 @@ impl fmt::Display for Rule {
 
 impl Rule {
     /// The outer step without the sign: the protocol's rule in f64, clipping to the lower median norm of each tensor
-    /// included. (The protocol itself adds integers; here formats take part that it does not have.)
+    /// included. (The protocol itself adds integers; the formats compared here include ones that it does not have.)
     pub(super) fn aggregate(self, layout: &Layout, peers: &[&[f32]], rate: f64) -> Vec<f32> {
         let mut step = vec![0.0; layout.len()];
         for tensor in layout.tensors() {

@@ -1,25 +1,25 @@
 //! The words of the built-in corpus, and how often each is drawn where.
 //!
-//! Words are short, so that a byte carries enough information, and inflect by "s" alone, so that forms stay apart.
+//! Words are short, so that a byte carries enough information, and inflect by "s" alone, so that all forms differ.
 
 use templar_protocol::hash::Stream;
 
-/// Who acts.
+/// Nouns that act.
 pub(super) const ACTORS: &str = "cat dog cow hen pig bat rat owl ant bee imp king cook boy girl aunt son nun monk duke \
     lord maid bard crow duck swan goat lamb mole toad frog newt hare bear lion seal crab slug worm moth hawk dove lark \
     wren gull mule colt foal pup cub kid nurse clerk smith baker pilot poet scout tailor twin chef guest judge queen";
 
-/// What is acted upon.
+/// Nouns that are acted upon.
 pub(super) const THINGS: &str = "cup pan pot map pen bag hat cap coat boot sock drum bell flag rope nail axe hook net \
     oar sail lamp bowl fork spoon plate jug jar tin can lid book card coin ring pearl gem stone brick log seed nut plum \
     pear fig egg bun pie cake ham bean rose vase clock key lock chain wheel cart sled raft tent quilt harp";
 
-/// What is done to things.
+/// Verbs that take an object.
 pub(super) const DEEDS: &str = "see find want need like love hate hold take keep hide lose sell buy lend bring pull \
     lift drop kick bend paint draw clean fill steal burn move roll spin turn shake trade break mend test count weigh \
     cover open use spot share throw grab own trust praise";
 
-/// What is done alone.
+/// Verbs that take no object.
 pub(super) const STATES: &str = "sleep run sing hop swim wait nap smile laugh rest sit walk jump snore yawn wave nod \
     bow kneel dream dance work hum frown blink leave win sneeze";
 
@@ -31,15 +31,15 @@ pub(super) const QUALITIES: &str = "red big old new hot cold wet dry sad shy odd
 pub(super) const OPENERS: &str = "now today soon then once often later here there again";
 pub(super) const ONE: &str = "one this each my our her his your that the";
 pub(super) const MANY: &str = "two some many these few all those both";
-/// Numbers are written in digits: cheap to learn, and they carry more information a byte than any word.
+/// Numbers are written in digits, which are cheap to learn and carry more information per byte than any word.
 pub(super) const NUMBERS: std::ops::RangeInclusive<u32> = 3..=99;
 pub(super) const RELATIONS: &str = "near by at past in on under over";
 pub(super) const PLACES: &str = "barn hut cave wood lake pond hill farm mill yard shed park camp dock fort inn shop hall \
     tower bridge road field river garden";
 
-/// Words fall into this many kinds; a word prefers words of its own kind to follow it.
+/// The number of kinds of words. A word is more likely to be followed by words of its own kind.
 pub(super) const KINDS: usize = 4;
-/// How much more often.
+/// How many times more likely.
 const PREFERENCE: u32 = 5;
 
 /// Words of one part of speech with the weights that the seed gave them.
@@ -49,7 +49,7 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Weights fall about as 1 ÷ (rank + `shift`); the seed decides who has which rank.
+    /// Weights fall about as 1 ÷ (rank + `shift`); the seed decides which word has which rank.
     pub(super) fn new(words: &'static str, shift: u32, seed: &mut Stream) -> Self {
         let words: Vec<_> = words.split_ascii_whitespace().collect();
         let mut ranks: Vec<u32> = (0..words.len() as u32).collect();

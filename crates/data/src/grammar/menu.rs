@@ -22,13 +22,13 @@ pub(super) enum Pick {
     Relation,
     ActorAgain,
     ThingAgain,
-    /// The only word there is, or one on which nothing depends.
+    /// A word without alternatives, or one on which nothing depends.
     Plain,
     /// The end of the sentence.
     Stop,
 }
 
-/// The choices in one state. Their words differ from each other: the word says which choice it was.
+/// The choices in one state. Their words all differ, so a word identifies its choice.
 #[derive(Debug, Clone)]
 pub(super) struct Menu {
     entries: Vec<Entry>,
@@ -47,7 +47,7 @@ impl Menu {
         let entries: Vec<_> = entries.into_iter().map(|(word, weight, pick)| Entry { word, pick, weight }).collect();
         let total = entries.iter().map(|entry| u64::from(entry.weight)).sum();
         let distinct: std::collections::HashSet<_> = entries.iter().map(|entry| &entry.word).collect();
-        assert!(distinct.len() == entries.len() && total > 0, "choices must be told apart by their words");
+        assert!(distinct.len() == entries.len() && total > 0, "the choices of a menu must have different words");
         Self { entries, total }
     }
 
@@ -55,7 +55,7 @@ impl Menu {
         Self::new([(word.into(), 1, pick)])
     }
 
-    /// Both menus' choices, with `others` drawn in `percent` of 100 cases, up to the rounding of weights.
+    /// The choices of both menus, where `others` are drawn in `percent` of 100 cases, up to the rounding of weights.
     pub(super) fn or(self, percent: u32, others: Self) -> Self {
         let scale = |menu: Self, percent: u32| {
             menu.entries.into_iter().map(move |entry| {

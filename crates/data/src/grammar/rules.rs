@@ -10,13 +10,12 @@
 //! ```
 //!
 //! Verbs agree with their actor in number, across the relative clause too, and prefer its kind; things prefer the kind
-//! of their verb. So there is something to learn from letters, from words, from neighbours and from far back.
+//! of their verb. So there is something to learn from letters, words, neighbouring words and distant words.
 
-use super::{
-    lexicon::{self, KINDS, Words},
-    menu::{Menu, Pick},
-};
 use templar_protocol::hash::Stream;
+
+use crate::grammar::lexicon::{self, KINDS, Words};
+use crate::grammar::menu::{Menu, Pick};
 
 /// A noun that may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,7 +24,7 @@ pub(super) struct Noun {
     plural: bool,
 }
 
-/// Where a sentence is: which menu is open, and what of the past still matters.
+/// The position within a sentence: which menu is open, and which past choices still matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum State {
     Start,
@@ -54,7 +53,7 @@ pub(super) enum State {
     End,
 }
 
-/// Two menus: for one and for many.
+/// Two menus: singular and plural.
 type ByNumber = [Menu; 2];
 
 /// All menus of one seed.
@@ -123,7 +122,7 @@ impl Rules {
         }
     }
 
-    /// What may come next; `None` after the end.
+    /// The menu of a state: what may come next.
     pub(super) fn menu(&self, state: State) -> &Menu {
         let number = usize::from;
         match state {
@@ -197,7 +196,7 @@ impl State {
             (Self::ThingAgain { thing }, _) => Self::ThingIs { plural: thing.plural },
             (Self::ThingIs { .. }, _) => Self::ThingQuality,
             (Self::Place | Self::ActorAlone { .. } | Self::ThingQuality, _) => Self::End,
-            (state, pick) => unreachable!("the menu of {state:?} offers no {pick:?}"),
+            (state, pick) => unreachable!("the menu of {state:?} does not offer {pick:?}"),
         })
     }
 }
@@ -210,7 +209,7 @@ fn by_kind(menu: impl Fn(usize, bool) -> Menu) -> [ByNumber; KINDS] {
     std::array::from_fn(|kind| by_number(|plural| menu(kind, plural)))
 }
 
-/// One menu a noun, with that noun alone: it returns as it was.
+/// One menu per noun, with that noun alone, because it returns unchanged.
 fn again(words: &Words) -> Vec<ByNumber> {
     let menu = |word: &str, plural| Menu::one(noun_form(word, plural), Pick::Plain);
     words.list.iter().map(|(word, _)| by_number(|plural| menu(word, plural))).collect()
@@ -233,7 +232,7 @@ fn nouns(words: &Words, kind: Option<usize>, plural: bool) -> Menu {
 
 fn verbs(words: &Words, kind: usize, plural: bool) -> Menu {
     let entry = |(index, word, weight): (usize, &str, u32)| {
-        // A verb's "s" is where a noun has none.
+        // A verb has its "s" where a noun has none.
         (noun_form(word, !plural), weight, Pick::Verb { kind: Words::kind(index) })
     };
     Menu::new(words.after(Some(kind)).map(entry))

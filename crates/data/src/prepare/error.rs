@@ -1,25 +1,20 @@
 //! Why a preparation fails.
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::{
-    manifest::{ManifestError, Split},
-    source::SourceError,
-    tokenizer::TokenizerError,
-};
+use crate::manifest::{ManifestError, Split};
+use crate::source::SourceError;
+use crate::tokenizer::TokenizerError;
 
-/// Why no dataset was made.
+/// Why no dataset was created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrepareError {
     #[error("{option} is {found}; it must be {allowed}")]
     Option { option: &'static str, found: String, allowed: String },
-    #[error(
-        "an end-of-text token was named without a tokenizer (--end-of-text needs --tokenizer); byte tokens have 256"
-    )]
+    #[error("--end-of-text needs --tokenizer; without one, tokens are bytes and 256 ends a text")]
     EndOfTextOfBytes,
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -42,8 +37,8 @@ pub enum PrepareError {
     )]
     Busy { path: PathBuf },
     #[error(
-        "the text is too short: its {split} split has {tokens} tokens, a sample takes {seq_len}; give more text, make \
-         samples shorter, or hold out a part nearer to 0.5"
+        "the text is too short: its {split} split has {tokens} tokens, but a sample takes {seq_len}; give more text, \
+         make samples shorter, or hold out a fraction nearer to 0.5"
     )]
     TooShort { split: Split, tokens: u64, seq_len: u32 },
     #[error("the result is not a valid dataset: {0}")]
@@ -63,7 +58,7 @@ pub enum Holds {
     Dataset,
     /// Shards without a manifest: a preparation was interrupted while it put them there.
     Leftovers,
-    /// Nothing that a preparation writes, but for example a file of this name.
+    /// Files that no preparation writes, for example one of this name.
     Others { example: String },
 }
 
@@ -72,9 +67,11 @@ impl fmt::Display for Holds {
         match self {
             Self::Dataset => f.write_str("a dataset; replace it with --replace, or name another folder"),
             Self::Leftovers => {
-                f.write_str("what an interrupted preparation left; replace that with --replace, or name another folder")
+                f.write_str("files of an interrupted preparation; replace them with --replace, or name another folder")
             }
-            Self::Others { example } => write!(f, "{example:?}, which is not a dataset's; name another folder"),
+            Self::Others { example } => {
+                write!(f, "{example:?}, which does not belong to a dataset; name another folder")
+            }
         }
     }
 }

@@ -1,24 +1,24 @@
-//! What a preparation is told, and what it tells while it works.
+//! Options of a preparation, and the progress that it reports.
 
 use std::path::PathBuf;
 
 /// How to prepare a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrepareOptions {
-    /// Tokens in a sample.
+    /// Tokens per sample.
     pub seq_len: u32,
     /// A Hugging Face `tokenizer.json`; without one, tokens are bytes.
     pub tokenizer: Option<PathBuf>,
     /// The tokenizer's end-of-text token by name; without it, the first of
     /// [`END_OF_TEXT_NAMES`](crate::tokenizer::END_OF_TEXT_NAMES) that the tokenizer knows.
     pub end_of_text: Option<String>,
-    /// Part of the segments to hold out, 0.001 to 0.5; rounded to millionths.
+    /// Fraction of the segments to hold out, 0.001 to 0.5; rounded to millionths.
     pub held_out_fraction: f64,
-    /// Most samples in a shard.
+    /// Samples per shard at most.
     pub shard_samples: u64,
-    /// Which segments are held out.
+    /// Decides which segments are held out.
     pub seed: u64,
-    /// What to do where the folder holds something already.
+    /// What to do if the folder is not empty.
     pub existing: Existing,
 }
 
@@ -39,15 +39,15 @@ impl Default for PrepareOptions {
 /// What to do with a folder that is not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Nothing: the preparation fails before it reads any text.
+    /// The preparation fails before it reads any text.
     #[default]
     Refuse,
-    /// The files of an earlier preparation give way when the new dataset is complete. Until then they stay as they are,
-    /// so the disk needs room for both. Files that are not a dataset's stay.
+    /// The new dataset replaces the files of an earlier preparation once it is complete. Until then they stay as they
+    /// are, so the disk needs room for both. Files that do not belong to a dataset stay.
     Replace,
 }
 
-/// How far a preparation is.
+/// How far a preparation has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of text in segments so far.

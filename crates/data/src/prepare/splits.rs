@@ -1,25 +1,24 @@
-//! Segments to the two splits: each is drawn into one of them, encoded, and appended to it.
+//! Distributes segments to the two splits: each is drawn into one of them, encoded, and appended to it.
 //!
-//! Segments are encoded on all cores, a batch at a time, and appended in their order: the result does not depend on how
-//! many threads there are.
+//! Segments are encoded on all cores, one batch at a time, and appended in order, so the result does not depend on the
+//! number of threads.
 
 use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::{
-    manifest::Split,
-    prepare::{error::PrepareError, options::Progress},
-    segment::{Lottery, SEGMENT_BYTES_MAX, SEGMENTS, Segmenter, segment_bytes},
-    shard::SplitWriter,
-    source::{Piece, SourceError},
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::manifest::Split;
+use crate::prepare::error::PrepareError;
+use crate::prepare::options::Progress;
+use crate::segment::{Lottery, SEGMENT_BYTES_MAX, SEGMENTS, Segmenter, segment_bytes};
+use crate::shard::SplitWriter;
+use crate::source::{Piece, SourceError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
-/// Segments of the longest kind in a batch, for each thread: enough that the threads finish at about the same time.
+/// Segments of maximum length per thread in a batch: enough for the threads to finish at about the same time.
 const BATCH_SEGMENTS: usize = 16;
 
-/// The way of a text into the splits.
+/// Writes a text into the splits.
 pub(crate) struct Splits<'a> {
     dir: &'a Path,
     tokenizer: &'a Tokenizer,
@@ -66,12 +65,12 @@ impl<'a> Splits<'a> {
         pieces: impl Iterator<Item = Result<Piece, SourceError>>,
     ) -> Result<(), PrepareError> {
         let mut pieces = pieces.fuse();
-        // How to cut depends on how much text there is, if that is little.
+        // The cuts in a small text depend on its length.
         let mut ahead = Vec::new();
         let mut ahead_bytes = 0;
         while ahead_bytes < SEGMENTS * SEGMENT_BYTES_MAX {
             let Some(piece) = pieces.next().transpose()? else { break };
-            // A piece counts as a byte at least, so that empty documents cannot fill the memory.
+            // A piece counts as at least one byte, so that empty documents cannot fill the memory.
             ahead_bytes += piece.text.len().max(1);
             ahead.push(piece);
         }
@@ -114,7 +113,7 @@ impl<'a> Splits<'a> {
     }
 
     fn step(&mut self, step: Step, text_bytes: usize) -> Result<(), PrepareError> {
-        // Whatever a step costs beside its text counts too: there may be many short ones.
+        // The step itself counts as well as its text, because there may be many short ones.
         self.batch.bytes += text_bytes + size_of::<Step>();
         self.batch.steps.push(step);
         if self.batch.bytes < self.batch.bytes_max { Ok(()) } else { self.flush() }
@@ -124,7 +123,7 @@ impl<'a> Splits<'a> {
         self.batch.bytes = 0;
         let steps = std::mem::take(&mut self.batch.steps);
         if matches!(self.tokenizer, Tokenizer::Bytes) {
-            // Cheaper than handing them to threads and back, and one buffer does for all.
+            // This is cheaper than handing segments to threads and back, and one buffer serves them all.
             let mut tokens = Vec::new();
             for step in &steps {
                 if let Step::Segment { text, .. } = step {

@@ -1,65 +1,60 @@
-//! The folder in which a dataset is made, and the moment at which it takes the place of an earlier one.
+//! The folder in which a dataset is built, and the moment at which it replaces an earlier one.
 //!
-//! All files are made in a folder within the target, where renaming them is enough to put them into their places. The
-//! earlier dataset stays whole until then. Its manifest leaves before anything else changes and the new one comes last,
-//! so whatever interrupts this leaves the old dataset, the new one, or a folder without a manifest, which does not
-//! open. What was left then is recognised by the manifests that still lie in the staging folder.
+//! All files are built in a folder within the target, so that a rename puts each into place. The earlier dataset stays
+//! whole until then. Its manifest moves out before anything else changes, and the new manifest comes last. An
+//! interruption therefore leaves the old dataset, the new one, or a folder without a manifest, which does not open. In
+//! the last case the manifests that are still in the staging folder identify the files that were left.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File, TryLockError},
-    io,
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::{
-    folder::{Contents, STAGING_FOLDER, contents, names, read_manifest},
-    manifest::{MANIFEST_FILE, Manifest, shard_files},
-    prepare::{
-        error::{Holds, PrepareError},
-        options::Existing,
-    },
-    tokenizer::TOKENIZER_FILE,
-};
+use crate::folder::{Contents, STAGING_FOLDER, contents, names, read_manifest};
+use crate::manifest::{MANIFEST_FILE, Manifest, shard_files};
+use crate::prepare::error::{Holds, PrepareError};
+use crate::prepare::options::Existing;
+use crate::tokenizer::TOKENIZER_FILE;
 
 const LOCK_FILE: &str = "lock";
-/// Within the staging folder: the manifest and the tokenizer of the dataset that gives way.
+/// Within the staging folder: the manifest and the tokenizer of the dataset that is replaced.
 const OLD_FOLDER: &str = "old";
 
-/// A place for a dataset in the making; what is in it vanishes unless it is put into its place.
+/// A place for a dataset that is being built; its content is deleted unless it is committed.
 #[derive(Debug)]
 pub(crate) struct Staging {
     out: PathBuf,
     dir: PathBuf,
     /// Files of an earlier dataset in the target, by name.
     old: Vec<String>,
-    /// Whether the target was not there before.
+    /// Whether the target did not exist before.
     is_new: bool,
     /// Held as long as this preparation works.
     _lock: File,
 }
 
 impl Staging {
-    /// Prepares a place in the folder `out`, which is made if need be. `has_tokenizer`: the new dataset has a file of it.
+    /// Prepares a place in the folder `out`, which is created if needed. `has_tokenizer`: the new dataset has a
+    /// tokenizer file.
     pub(crate) fn open(out: &Path, existing: Existing, has_tokenizer: bool) -> Result<Self, PrepareError> {
         if out.is_file() {
             return Err(PrepareError::OutIsFile { path: out.to_owned() });
         }
         let dir = out.join(STAGING_FOLDER);
         let is_new = !out.exists();
-        // Looked at before anything is written: a refusal changes nothing.
+        // This is checked before anything is written, so that a refusal changes nothing.
         if !is_new {
             replaceable(out, &dir, existing, has_tokenizer)?;
         }
         fs::create_dir_all(&dir).map_err(PrepareError::write(&dir))?;
         let lock = lock(&dir, out)?;
-        // Again, now that nobody else writes here.
+        // It is checked again, now that nobody else writes here.
         let old = replaceable(out, &dir, existing, has_tokenizer)?;
         clear(&dir).map_err(PrepareError::write(&dir))?;
         Ok(Self { out: out.to_owned(), dir, old, is_new, _lock: lock })
     }
 
-    /// Where the new dataset's files are made.
+    /// Where the new dataset's files are built.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -80,7 +75,7 @@ impl Staging {
         Ok(())
     }
 
-    /// A shard's name is its content, so these disturb no dataset that has them too.
+    /// A shard is named by its content, so these moves do not disturb a dataset that shares some of them.
     fn move_shards<'a>(&self, names: impl Iterator<Item = &'a String>) -> io::Result<()> {
         for name in names {
             fs::rename(self.dir.join(name), self.out.join(name))?;
@@ -88,7 +83,7 @@ impl Staging {
         sync(&self.out)
     }
 
-    /// The old manifest and tokenizer out, the new ones in. If that fails, the old ones are put back.
+    /// Moves the old manifest and tokenizer out and the new ones in. If that fails, the old ones are put back.
     fn swap(&self) -> io::Result<()> {
         let old = self.dir.join(OLD_FOLDER);
         fs::create_dir(&old)?;
@@ -123,7 +118,7 @@ impl Drop for Staging {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
         if self.is_new {
-            // It stays if anything has been put into it.
+            // The folder stays if it is not empty.
             let _ = fs::remove_dir(&self.out);
         }
     }

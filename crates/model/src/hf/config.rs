@@ -1,4 +1,4 @@
-//! `config.json` of a Llama: what we write, and which of what others write we can run.
+//! `config.json` of a Llama model: what we write, and which foreign configurations we can run.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -84,7 +84,7 @@ fn silu() -> String {
     "silu".to_owned()
 }
 
-/// Parses a foreign `config.json`; an error says which key we cannot run and why.
+/// Parses a foreign `config.json`. An error says which key we cannot run and why.
 pub(super) fn read(text: &[u8]) -> Result<ModelSpec, String> {
     let config: LlamaConfig = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     unsupported(&config)?;

@@ -1,40 +1,36 @@
-//! Writing a folder that `transformers` loads.
+//! Writes a folder that `transformers` loads.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-    io::Write,
-    path::Path,
-};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 use templar_cpu::Engine;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{
-    config,
-    files::{CONFIG, ExportError, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, remove, write_json, write_whole},
+use crate::hf::config;
+use crate::hf::files::{
+    CONFIG, ExportError, GENERATION_CONFIG, INDEX, LOGITS, WEIGHTS, remove, write_json, write_whole,
 };
 
-/// Files above this size are split, as `transformers` does.
+/// Weights above this size are split, as `transformers` does.
 const SHARD_BYTES_MAX: u64 = 4 << 30;
-/// Parameters that become bytes at a time.
+/// Parameters converted to bytes at a time.
 const BLOCK_VALUES: usize = 1 << 18;
 
-/// Writes the model into `dir`, which is created where it is missing; earlier files of these names are replaced.
+/// Writes the model into `dir`, which is created if needed; earlier files of these names are replaced.
 ///
-/// Parameters are written as f32, one tensor at a time, so no second copy of them all exists; above 4 GiB they go into
-/// several files with an index. `end_of_text` is the token that ends generation.
+/// Parameters are written as f32, one tensor at a time, so memory never holds a second copy of them all. Above 4 GiB
+/// they go into several files with an index. `end_of_text` is the token that ends generation.
 pub fn export(dir: &Path, spec: &ModelSpec, theta: &[f32], end_of_text: Option<u32>) -> Result<(), ExportError> {
     export_in_shards(dir, spec, theta, end_of_text, SHARD_BYTES_MAX)
 }
 
-/// Writes `logits.json` beside an exported model: our logits for some sequences, so that another implementation can
-/// be compared with ours (`tools/check_hf.py`).
+/// Writes `logits.json` beside an exported model: our logits for some sequences, against which another implementation
+/// can be compared (`tools/check_hf.py`).
 ///
 /// # Panics
 /// If `theta` does not fit the model, or `tokens` is not `sequences` rows of equal, non-zero length.
@@ -78,7 +74,7 @@ pub(super) fn export_in_shards(
         write_shard(&dir.join(&name), tensors, theta)?;
         places.extend(tensors.iter().map(|tensor| (&tensor.name, name.clone())));
     }
-    // The other form of an earlier export would be loaded instead of, or beside, this one.
+    // The other form, left by an earlier export, would be loaded instead of this one or beside it.
     if shards.len() == 1 {
         remove(&dir.join(INDEX))?;
     } else {
@@ -121,7 +117,7 @@ fn write_shard(path: &Path, tensors: &[TensorSpec], theta: &[f32]) -> Result<(),
     })
 }
 
-/// The safetensors header of tensors that lie one after the other, as long as a multiple of 8 bytes.
+/// The safetensors header of consecutive tensors, padded to a multiple of 8 bytes.
 fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     let mut end = 0;
     let infos = tensors.iter().map(|tensor| {
@@ -131,7 +127,7 @@ fn header(tensors: &[TensorSpec]) -> Vec<u8> {
         (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
     });
     let texts = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(texts), infos.collect()).expect("tensors lie one after the other");
+    let metadata = Metadata::new(Some(texts), infos.collect()).expect("tensors are consecutive");
     let mut header = serde_json::to_vec(&metadata).expect("names and numbers only");
     header.resize(header.len().next_multiple_of(8), b' ');
     header

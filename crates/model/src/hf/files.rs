@@ -1,10 +1,8 @@
-//! Names of the files in a folder, and how they are written: all with the mode that the user's files have.
+//! Names of the files in a folder, and how they are written: all with the mode of the user's other files.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -23,9 +21,9 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    #[error("the model has {expected} parameters, but {found} were given; are they of this run?")]
+    #[error("the model has {expected} parameters, but {found} were given; give those of this run")]
     WrongLength { expected: usize, found: usize },
-    #[error("cannot write {}: {source}; check the folder's rights and free space", path.display())]
+    #[error("cannot write {}: {source}; check the folder's permissions and free space", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("the tokenizer cannot be copied into the model's folder: {why}; use a Hugging Face tokenizer.json")]
     Tokenizer { why: String },
@@ -37,13 +35,13 @@ impl ExportError {
     }
 }
 
-/// Writes a JSON document for people too: indented, with a newline at its end.
+/// Writes a JSON document that people can read: indented, with a newline at its end.
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), ExportError> {
     fs::write(path, format!("{value:#}\n")).map_err(ExportError::io(path))
 }
 
-/// Writes a large file beside its place and puts it there when it is whole: an earlier file of that name, which somebody may
-/// have mapped, is replaced and never cut short.
+/// Writes a large file under a temporary name and renames it when it is complete. An earlier file of that name, which
+/// another process may have mapped, is replaced and never truncated.
 pub(super) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,

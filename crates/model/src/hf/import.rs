@@ -1,52 +1,46 @@
-//! Reading a folder that somebody else may have written.
+//! Reads a folder that somebody else may have written.
 //!
-//! Order matters: configuration, then the headers of all weight files, and only when every tensor is known to be there in
-//! its right shape are parameters allocated, at most twice the bytes that the files really have.
+//! Order matters: first the configuration, then the headers of all weight files. Parameters are allocated only once
+//! every tensor is known to be there in its right shape, and take at most twice the bytes that the files really have.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
-use super::{
-    config,
-    files::{CONFIG, INDEX, WEIGHTS},
-};
+use crate::hf::config;
+use crate::hf::files::{CONFIG, INDEX, WEIGHTS};
 
 /// Largest `config.json` and index that are read.
 const JSON_BYTES_MAX: u64 = 16 << 20;
-/// Largest header of a weight file; that of Covenant-72B takes 0.1 MB.
+/// Largest header of a weight file; Covenant-72B's takes 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Most files that an index may name.
 const SHARDS_MAX: usize = 4096;
 /// Bytes that are read and converted at a time; a multiple of every element's size.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Why a folder is no model that we can run.
+/// Why a folder does not hold a model that we can run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImportError {
     #[error("cannot read {}: {source}; a model folder has config.json and model.safetensors", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} has {found} bytes; {} at most are read", path.display(), JSON_BYTES_MAX)]
+    #[error("{} has {found} bytes; at most {} are read", path.display(), JSON_BYTES_MAX)]
     TooLong { path: PathBuf, found: u64 },
-    #[error("{} is no configuration of a Llama that can be read: {why}", path.display())]
+    #[error("{} does not describe a Llama model that can be run: {why}", path.display())]
     Config { path: PathBuf, why: String },
-    #[error("{} is no index of weight files: {why}", path.display())]
+    #[error("{} is not an index of weight files: {why}", path.display())]
     Index { path: PathBuf, why: String },
-    #[error("{} is no safetensors file: {why}; download it again", path.display())]
+    #[error("{} is not a valid safetensors file: {why}; download it again", path.display())]
     Header { path: PathBuf, why: String },
-    #[error("tensor {name} is missing; the folder is incomplete or of another model")]
+    #[error("tensor {name} is missing; the folder is incomplete or holds another model")]
     Missing { name: String },
     #[error("tensor {name} is in the weights, but not in the model that config.json describes")]
     Unexpected { name: String },
@@ -88,7 +82,7 @@ fn read_json(path: &Path) -> Result<Vec<u8>, ImportError> {
     }
 }
 
-/// Names of the weight files: the single one, or those of the index.
+/// Names of the weight files: the single one, or those that the index lists.
 fn weight_files(dir: &Path) -> Result<Vec<String>, ImportError> {
     #[derive(Deserialize)]
     struct Index {
@@ -105,16 +99,16 @@ fn weight_files(dir: &Path) -> Result<Vec<String>, ImportError> {
     names.sort_unstable();
     names.dedup();
     if names.is_empty() || names.len() > SHARDS_MAX {
-        return Err(index_error(format!("it names {} files; 1 to {SHARDS_MAX} are possible", names.len())));
+        return Err(index_error(format!("it names {} files; 1 to {SHARDS_MAX} are allowed", names.len())));
     }
-    // A name with a separator could reach out of the folder.
+    // A name with a separator could lead out of the folder.
     let plain = |name: &String| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         name.len() <= 200 && name.bytes().all(allowed) && name.ends_with(".safetensors") && !name.starts_with('.')
     };
     match names.iter().find(|name| !plain(name)) {
         Some(name) => {
-            Err(index_error(format!("{:?} is no plain name of a .safetensors file", name.get(..80).unwrap_or(name))))
+            Err(index_error(format!("{:?} is not a plain name of a .safetensors file", name.get(..80).unwrap_or(name))))
         }
         None => Ok(names),
     }
@@ -180,7 +174,10 @@ impl WeightFile {
         let data_start = length + 8;
         if file_bytes - data_start != header.data_len() as u64 {
             let tensors = header.data_len();
-            return Err(header_error(format!("its tensors take {tensors} bytes, it has {}", file_bytes - data_start)));
+            return Err(header_error(format!(
+                "its tensors take {tensors} bytes, but it has {}",
+                file_bytes - data_start
+            )));
         }
         Ok(Self { path, file, header, data_start })
     }

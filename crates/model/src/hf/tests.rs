@@ -1,13 +1,12 @@
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use templar_protocol::layout::{Layout, ModelSpec};
 
-use super::{
-    export::export_in_shards,
-    files::{CONFIG, INDEX, WEIGHTS},
-    *,
-};
+use super::export::export_in_shards;
+use super::files::{CONFIG, INDEX, WEIGHTS};
+use super::*;
 
 fn tiny(tied_embeddings: bool) -> ModelSpec {
     ModelSpec {
@@ -36,7 +35,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn what_is_exported_is_imported_bit_by_bit() {
+fn export_and_import_keep_every_bit() {
     for tied in [false, true] {
         let (spec, dir) = (tiny(tied), tempfile::tempdir().unwrap());
         let theta = theta(&spec);
@@ -98,8 +97,8 @@ fn hostile_weights_are_errors() {
         (|_, data| data.truncate(100), "its tensors take"),
         (|header, _| header[NORM]["shape"] = json!([4, 4]), "has shape [4, 4], but config.json asks for [16]"),
         (|header, _| header[NORM]["dtype"] = json!("I32"), "has elements of type I32"),
-        (|header, _| header[NORM]["shape"] = json!([usize::MAX, 16]), "no safetensors file"),
-        (|header, _| header[NORM]["data_offsets"] = json!([0, 64]), "no safetensors file"),
+        (|header, _| header[NORM]["shape"] = json!([usize::MAX, 16]), "not a valid safetensors file"),
+        (|header, _| header[NORM]["data_offsets"] = json!([0, 64]), "not a valid safetensors file"),
         (
             |header, data| {
                 header["extra"] = json!({ "dtype": "F32", "shape": [1], "data_offsets": [data.len(), data.len() + 4] });
@@ -150,7 +149,7 @@ fn hostile_configurations_are_errors() {
         config[key] = value;
         fs::write(&path, config.to_string()).unwrap();
         match import(dir.path()) {
-            // A tied model may carry a copy of its embedding as output projection.
+            // A tied model may hold a copy of its embedding as output projection.
             Ok((spec, _)) => assert!(spec.tied_embeddings && expected.is_empty()),
             Err(error) => assert!(error.to_string().contains(expected) && !expected.is_empty(), "{key}: {error}"),
         }
@@ -158,7 +157,7 @@ fn hostile_configurations_are_errors() {
 }
 
 #[test]
-fn index_cannot_reach_out_of_the_folder() {
+fn an_index_cannot_lead_out_of_the_folder() {
     for name in ["../model.safetensors", "/etc/x.safetensors", "..", "a\\b.safetensors", ""] {
         let dir = exported();
         fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
@@ -167,7 +166,7 @@ fn index_cannot_reach_out_of_the_folder() {
     }
 }
 
-/// What a fresh file has, whoever writes it: the weights too, which are written beside their place first.
+/// Every file has the mode of an ordinary new file, including the weights, which are written under another name first.
 #[test]
 #[cfg(unix)]
 fn all_files_of_a_folder_have_the_mode_of_ordinary_files() {

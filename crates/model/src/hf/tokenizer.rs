@@ -1,18 +1,19 @@
 //! The tokenizer in a model's folder, for tools that read `tokenizer.json`.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use templar_protocol::layout::ModelSpec;
 
-use super::files::{ExportError, TOKENIZER, TOKENIZER_CONFIG, write_json};
+use crate::hf::files::{ExportError, TOKENIZER, TOKENIZER_CONFIG, write_json};
 
 /// The token after each document where tokens are bytes.
 const BYTES_END_OF_TEXT: u32 = 256;
-/// Its name, the one under which most byte-level tokenizers have it.
+/// Its name, as in most byte-level tokenizers.
 const END_OF_TEXT_NAME: &str = "<|endoftext|>";
 
-/// How a model's text became tokens.
+/// What turned a model's text into tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenizerFile<'a> {
     /// Tokens 0 to 255 are bytes, 256 is the end of text.
@@ -54,7 +55,7 @@ fn config(spec: &ModelSpec, end_of_text: Option<&str>) -> Value {
     config
 }
 
-/// What a `tokenizer.json` calls a token.
+/// The name of a token in a `tokenizer.json`.
 fn name(tokenizer: &Value, id: u32) -> Option<String> {
     let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
     let mut added = added.filter(|token| token["id"].as_u64() == Some(u64::from(id)));
@@ -65,7 +66,7 @@ fn name(tokenizer: &Value, id: u32) -> Option<String> {
     vocabulary.iter().find(|(_, token)| token.as_u64() == Some(u64::from(id))).map(|(name, _)| name.clone())
 }
 
-/// Byte-pair encoding without a pair to merge: each byte of a text's UTF-8 stays a token of its own.
+/// Byte-pair encoding without merges: each byte of a text's UTF-8 stays a token of its own.
 fn byte_tokenizer() -> Value {
     let mut vocabulary = Map::new();
     for (byte, letter) in (0..=u8::MAX).zip(letters()) {
@@ -106,8 +107,8 @@ fn byte_tokenizer() -> Value {
     })
 }
 
-/// The letter that byte-level tokenizers write for each byte, as GPT-2's does: the byte's own Latin-1 character if that can be
-/// seen, and the characters from U+0100 on, one after the other, for all others.
+/// The letter that byte-level tokenizers write for each byte, as GPT-2's does: the byte's own Latin-1 character if it
+/// is visible, and for all others the characters from U+0100 on, one after the other.
 fn letters() -> impl Iterator<Item = char> {
     let mut unseen = 0x100u32;
     (0..=u8::MAX).map(move |byte| {
