@@ -10,10 +10,10 @@ use templar_host::connection::ConnectError;
 use templar_node::frame::dataset::DatasetError;
 use templar_node::frame::error::NodeError;
 use templar_protocol::run::RunSpecError;
+use templar_sim::local::error::NetworkError;
 use templar_sim::local::export::ExportError;
 use templar_sim::local::kept::KeptError;
 use templar_sim::local::needs::NeedsError;
-use templar_sim::local::network::NetworkError;
 use templar_store::StoreError;
 use templar_train::TrainError;
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use templar_node::frame::error::NodeError;
-use templar_node::frame::local::{Disk, Local};
+use templar_node::frame::files::Disk;
+use templar_node::frame::local::Local;
 use templar_node::frame::records::{
     CheckpointsRecord, ErrorFeedbackRecord, FloatFormat, HeldRecord, OptimiserRecord, OutcomesRecord, ScoresRecord,
     VoteRecord,

@@ -7,6 +7,7 @@
 
 pub mod crew;
 pub mod demo;
+pub mod error;
 pub mod export;
 pub mod guest;
 pub mod kept;

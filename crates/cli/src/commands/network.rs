@@ -11,9 +11,10 @@ use templar_model::presets::{self, Preset};
 use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
 use templar_record::report::Report;
+use templar_sim::local::error::NetworkError;
 use templar_sim::local::kept::{Definition, Ring};
 use templar_sim::local::needs::{self, Machine};
-use templar_sim::local::network::{Network, NetworkError, Outcome, Text};
+use templar_sim::local::network::{Network, Outcome, Text};
 use templar_sim::plan::{Behaviour, Plan};
 
 use crate::commands::corpus::CorpusArgs;

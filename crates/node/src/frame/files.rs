@@ -7,11 +7,20 @@ use std::path::{Path, PathBuf};
 use templar_protocol::hash::Hash32;
 
 use crate::frame::error::NodeError;
-use crate::frame::local::Disk;
 use crate::frame::records::FloatFormat;
 
 /// Bytes handed to the system at a time.
 const BUFFER_BYTES: usize = 1 << 18;
+
+/// What the local state stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// What is told to be written is there after the machine lost its power.
+    Durable,
+    /// Nothing outlives the machine, and nothing waits for a disk: for simulations, whose processes die and whose machine
+    /// does not.
+    Volatile,
+}
 
 /// A folder of files, each written under a temporary name and renamed.
 #[derive(Debug)]

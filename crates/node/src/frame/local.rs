@@ -18,7 +18,7 @@ use templar_protocol::run::{PROTOCOL_VERSION, RunId};
 use templar_protocol::state::RunState;
 
 use crate::frame::error::NodeError;
-use crate::frame::files::{self, Damage, Failure, Files};
+use crate::frame::files::{self, Damage, Disk, Failure, Files};
 use crate::frame::records::{self, Record, RecordError, StateRecord, Stored, ThetaRecord};
 use crate::frame::theta;
 
@@ -32,16 +32,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const FORMAT: i64 = 1;
 /// Bytes given to the database after which its log is folded back into it.
 const FOLD_BYTES: u64 = 1 << 20;
-
-/// What the local state stands on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disk {
-    /// What is told to be written is there after the machine lost its power.
-    Durable,
-    /// Nothing outlives the machine, and nothing waits for a disk: for simulations, whose processes die and whose machine
-    /// does not.
-    Volatile,
-}
 
 /// How much of what is its own alone a miner writes at each window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

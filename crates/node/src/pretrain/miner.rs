@@ -4,6 +4,7 @@
 //! its published key, and [`outcomes`] says what came of it.
 
 mod feedback;
+mod job;
 mod outcomes;
 mod publish;
 mod seal;
@@ -24,8 +25,8 @@ use crate::frame::local::{Local, Saving};
 use crate::frame::records::OptimiserRecord;
 use crate::frame::signals::Signals;
 use crate::pretrain::miner::feedback::ErrorFeedback;
+use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::outcomes::Outcomes;
-use crate::pretrain::miner::train::{Finished, Job};
 use crate::pretrain::pending::{Pending, Stage};
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};

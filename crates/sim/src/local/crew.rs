@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use templar_node::frame::local::{Disk, Local};
+use templar_node::frame::files::Disk;
+use templar_node::frame::local::Local;
 use templar_protocol::clock::Schedule;
 use templar_protocol::run::RunSpec;
 use templar_record::event::{NodeEvent, Role};
@@ -14,7 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::chain_record;
-use crate::local::network::{Moment, NetworkError, News, NodeFailure, Outcome, Phase};
+use crate::local::error::NetworkError;
+use crate::local::network::{Moment, News, NodeFailure, Outcome, Phase};
 use crate::local::services::{Services, state_folder};
 use crate::local::steps::Steps;
 use crate::local::wait::{sleep_until, stopped};

@@ -12,8 +12,9 @@ use templar_record::event::{NodeEvent, Role};
 use tokio::sync::{mpsc, watch};
 
 use crate::local::crew::Crew;
+use crate::local::error::NetworkError;
 use crate::local::kept::Ring;
-use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
+use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::steps::{self, Steps};
 use crate::local::wait::stopped;

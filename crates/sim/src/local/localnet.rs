@@ -22,9 +22,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
 use crate::local::crew::Crew;
+use crate::local::error::NetworkError;
 use crate::local::guest::{Guest, Invitation};
 use crate::local::kept::Ring;
-use crate::local::network::{Network, NetworkError, News, NodeFailure, Outcome};
+use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
 use crate::plan::{Behaviour, Member};

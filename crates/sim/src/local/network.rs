@@ -1,19 +1,15 @@
 //! What a local network is made of, what its starter gets to hear, and what comes of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use templar_chain::ChainError;
-use templar_data::{OpenError, PrepareError, Progress};
+use templar_data::Progress;
 use templar_host::engine::Engine;
-use templar_node::frame::dataset::DatasetError;
-use templar_protocol::run::{CodecKind, RunSpec, RunSpecError};
+use templar_protocol::run::{CodecKind, RunSpec};
 use templar_record::event::NodeEvent;
 use templar_record::recorder::Recorder;
 use templar_record::report::Report;
-use templar_store::{ServerError, StoreError};
 
 use crate::local::guest::Invitation;
-use crate::local::kept::KeptError;
 use crate::plan::Plan;
 
 /// A network of this machine.
@@ -120,41 +116,4 @@ pub enum Text {
     Paths { sources: Vec<PathBuf>, tokenizer: Option<PathBuf>, end_of_text: Option<String> },
     /// The folder of a dataset that is prepared already. Its samples are as long as the model's sequences.
     Prepared(PathBuf),
-}
-
-/// Why a local network did not start or run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NetworkError {
-    #[error("the text cannot be prepared: {0}")]
-    Prepare(#[from] PrepareError),
-    #[error("the prepared dataset cannot be opened: {0}")]
-    Open(#[from] OpenError),
-    #[error("the dataset cannot be published: {0}")]
-    Dataset(#[from] DatasetError),
-    #[error("the S3 server: {0}")]
-    Server(#[from] ServerError),
-    #[error("storage: {0}")]
-    Store(#[from] StoreError),
-    #[error("the development chain: {0}")]
-    Chain(#[from] ChainError),
-    #[error("this network's settings do not make a valid run: {0}")]
-    Spec(#[from] RunSpecError),
-    #[error("{path}: {source}; check free space and permissions")]
-    Io { path: String, source: std::io::Error },
-    #[error("the development chain makes no more blocks: {0}")]
-    Blocks(ChainError),
-    #[error(transparent)]
-    Kept(#[from] KeptError),
-}
-
-impl NetworkError {
-    /// Whether it came before anything ran, so that there is nothing to look into.
-    pub fn is_before_start(&self) -> bool {
-        matches!(self, Self::Prepare(_) | Self::Spec(_) | Self::Kept(_))
-    }
-
-    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.display().to_string(), source }
-    }
 }

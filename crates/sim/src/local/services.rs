@@ -20,9 +20,10 @@ use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, ServerE
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::local::error::NetworkError;
 use crate::local::guest::Guest;
 use crate::local::kept::{Definition, Kept, Ring};
-use crate::local::network::{Network, NetworkError, News, Text, Work};
+use crate::local::network::{Network, News, Text, Work};
 use crate::local::wait::stopped;
 use crate::plan::{Member, Plan, stake_rao};
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use templar_node::frame::local::{Disk, Local};
+use templar_node::frame::files::Disk;
+use templar_node::frame::local::Local;
 use templar_node::pretrain::pending::Pending;
 use templar_protocol::candidates::Exclusion;
 use templar_protocol::keys::{Hotkey, Keypair};

@@ -62,7 +62,7 @@ mod tests {
     use templar_protocol::run::RunId;
 
     use super::*;
-    use crate::frame::local::Disk;
+    use crate::frame::files::Disk;
 
     #[test]
     fn a_sparing_miner_rounds_and_an_exact_one_does_not() {

@@ -3,27 +3,16 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use templar_record::event::Event;
 use templar_record::outcome::Miss;
-use templar_train::{TrainJob, TrainOutcome, Trainer};
+use templar_train::{TrainJob, Trainer};
 use tokio::time::Instant;
 
 use crate::frame::error::NodeError;
 use crate::pretrain::batches::batches;
+use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::{Miner, Work};
 use crate::pretrain::window::Window;
-
-/// A trainer and what it did.
-#[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
-pub struct Finished {
-    trainer: Box<dyn Trainer>,
-    outcome: Result<TrainOutcome, NodeError>,
-    compute_s: f64,
-}
-
-/// A training that is under way.
-pub(super) type Job = BoxFuture<'static, Finished>;
 
 impl Miner {
     /// When training must end to leave time for the upload and the commitment.
