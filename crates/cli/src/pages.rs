@@ -13,7 +13,8 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use crate::cli::Cli;
 
 /// Variables that no option reads: who reads them, and what for.
-const OTHERS: [(&str, &str, &str); 3] = [
+const OTHERS: [(&str, &str, &str); 4] = [
+    ("TEMPLAR_BIN", "a guest's start.sh", "Path of the binary that runs the node."),
     ("TEMPLAR_BLESS", "tests", "Write golden files and generated pages anew instead of comparing them."),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
