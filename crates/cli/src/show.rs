@@ -50,7 +50,7 @@ pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String 
     };
     let (counted, opened) = (report.accepted.len(), report.opened.len());
     let size = if counted > 0 { format!("  {} each", bytes(report.payload_bytes)) } else { String::new() };
-    let mut text = format!("window {:>3}  {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
+    let mut text = format!("window {:>3} {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
     let without = no_seat(report, seats);
     if without > 0 {
         let _ = write!(text, "\n            {without} had no seat: {seats} contributions count per window at most");
