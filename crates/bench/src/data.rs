@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn a_small_measurement_has_all_figures() {
-        let text: String = Grammar::new(2).documents(2, 50_000).collect();
+        let text: String = Grammar::new(2).documents(2, 300_000).collect();
         let options =
-            Options { text: Some(text), bytes_text_bytes: 100_000, tokenizer_text_bytes: 100_000, repeats: 1 };
+            Options { text: Some(text), bytes_text_bytes: 1_000_000, tokenizer_text_bytes: 100_000, repeats: 1 };
         let report = measure(&options).unwrap();
         let figures = [
             report.bytes_mb_per_s,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
-use color_eyre::eyre::{Context, ContextCompat, Result, bail};
+use color_eyre::eyre::{Context, ContextCompat, Result, bail, eyre};
 use toml::{Table, Value};
 
 use crate::cli::Cli;
@@ -86,7 +86,12 @@ fn is_named(option: &Arg, key: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<Table> {
-    read_small(path)?.parse().wrap_err_with(|| format!("{} is no TOML", path.display()))
+    let text = read_small(path)?;
+    // It may be another file by mistake, and hold a secret: nothing of it is told.
+    text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        eyre!("{} is not TOML: line {line}: {}", path.display(), error.message().trim())
+    })
 }
 
 /// A key and its value as they would stand on the command line.

@@ -44,7 +44,7 @@ impl ModelOut {
         ensure!(out.is_dir(), "--out {} is a file; name a folder", out.display());
         let mut entries = out.read_dir().wrap_err_with(|| format!("--out {} cannot be read", out.display()))?;
         ensure!(
-            entries.next().is_none() || out.join("config.json").is_file(),
+            entries.next().is_none() || holds_a_model(out),
             "--out {} holds other files than a model's; name an empty or a new folder",
             out.display()
         );
@@ -73,7 +73,7 @@ impl ReportOut {
     pub(crate) fn check(&self, temporary: Option<&Path>) -> Result<()> {
         let Some(path) = &self.report else { return Ok(()) };
         ensure!(!path.is_dir(), "--report {} is a folder; name a file", path.display());
-        if is_device(path) {
+        if is_written_through(path) {
             return Ok(());
         }
         check_parent("--report", path, temporary)
@@ -88,14 +88,22 @@ impl ReportOut {
     }
 }
 
-/// Pipes and devices, such as /dev/stdout, take a report as it is.
-fn is_device(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+/// Whether a folder holds a model such as `--out` writes, which may be replaced.
+fn holds_a_model(out: &Path) -> bool {
+    let config = std::fs::read_to_string(out.join("config.json")).unwrap_or_default();
+    let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| out.join(name).is_file());
+    has_weights && config.contains("LlamaForCausalLM")
+}
+
+/// Pipes, devices and links, such as /dev/stdout, take a report as it is: none of them must be replaced by a file.
+fn is_written_through(path: &Path) -> bool {
+    let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    is_link || path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if is_device(path) {
-        return File::options().write(true).open(path)?.write_all(bytes);
+    if is_written_through(path) {
+        return File::options().write(true).create(true).truncate(true).open(path)?.write_all(bytes);
     }
     let mut builder = tempfile::Builder::new();
     // As any new file, and not only for its owner.

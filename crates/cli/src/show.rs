@@ -7,7 +7,7 @@ use std::time::Duration;
 use templar_protocol::clock::Schedule;
 use templar_protocol::fault::Party;
 use templar_record::engine::EngineStats;
-use templar_record::event::{Event, NodeEvent, Role, Source, Verdict};
+use templar_record::event::{Cause, Event, NodeEvent, Role, Source, Verdict};
 use templar_record::report::{NodeReport, Report, WindowReport};
 use templar_sim::local::guest::Invitation;
 
@@ -268,14 +268,22 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         }
         Event::Faults { totals } => {
             let counts: Vec<String> =
-                totals.iter().map(|total| format!("{} of {:?}", total.count, total.cause)).collect();
+                totals.iter().map(|total| format!("{} of {}", total.count, cause(total.cause))).collect();
             format!("faults of others so far: {}", counts.join(", "))
         }
         Event::StorageBack { after_s } => format!("its own access to storage works again, after {after_s:.0} s"),
         Event::Trouble { trouble } => format!("trouble: {trouble}"),
-        other => format!("{other:?}"),
+        // An event of a later release.
+        other => serde_json::to_string(other).unwrap_or_default(),
     };
     format!("{}: {what}", event.node)
+}
+
+/// A cause as metrics name it, such as `vote: length`.
+fn cause(cause: Cause) -> String {
+    let value = serde_json::to_value(cause).unwrap_or_default();
+    let field = |name: &str| value[name].as_str().unwrap_or("other").to_owned();
+    format!("{}: {}", field("of"), field("fault"))
 }
 
 fn engine(stats: &EngineStats) -> String {

@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn a_window_without_events_does_not_shift_the_others() {
         let mut recorder = Recorder::new(Vec::new());
-        recorder.record(&told("a", Event::Opened { window: 0 }));
+        recorder.record(&told("a", Event::Weighed { window: 0, weights: Vec::new() }));
         recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
         recorder.record(&told("a", Event::Sealed { window: 9, payload_bytes: 1, comm_s: 2.0 }));
         let report = recorder.finish(&spec(), 1, 9, &[], (vec![], 0), Final::default());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use color_eyre::eyre::Result;
+use templar_node::frame::local::Saving;
 use templar_sim::local::demo;
 use templar_sim::local::kept::Ring;
 
@@ -33,7 +34,9 @@ impl Demo {
         self.network.metrics.serve()?;
         self.network.introduce(Ring::Demo, &network, &folder);
         let watcher = Watcher::new(network.plan.windows, Loss::Text);
-        let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s) };
+        // A folder that is removed at the end is never gone on from.
+        let saving = if folder.temporary().is_some() { Saving::Sparing } else { Saving::Exact };
+        let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s), saving };
         let outcome = demo.run(stop, &mut |news| watcher.on_news(&news)).await;
         watcher.finish();
         self.network.finish(Ring::Demo, outcome, folder)

@@ -28,15 +28,15 @@ impl Export {
         self.out.check(None)?;
         self.report.check(None)?;
         let outcome = export::outcome(&self.folder)?;
+        // What is asked for first: a failure is the only document then.
+        self.report.write(&outcome.report)?;
+        let model = self.out.write(&outcome, &self.folder.join("dataset"))?;
         if is_json() {
             say!("{}", serde_json::to_string(&outcome.report)?);
-        } else {
-            say!("{}", show::summary(&outcome.report, Loss::Text).trim_end());
+            return Ok(End::Done);
         }
-        self.report.write(&outcome.report)?;
-        if let Some(model) = self.out.write(&outcome, &self.folder.join("dataset"))?
-            && !is_json()
-        {
+        say!("{}", show::summary(&outcome.report, Loss::Text).trim_end());
+        if let Some(model) = model {
             say!("\nmodel written to {}", model.display());
         }
         Ok(End::Done)

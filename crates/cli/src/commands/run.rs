@@ -123,7 +123,11 @@ impl Init {
         dataset::check(&spec, manifest)?;
         spec.theta0.root = theta0_root(&spec);
         std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
-        say!("run {} written to {}", spec.id(), self.out.display());
+        if is_json() {
+            say!("{}", json!({ "run_id": spec.id(), "out": self.out }));
+        } else {
+            say!("run {} written to {}", spec.id(), self.out.display());
+        }
         Ok(())
     }
 }

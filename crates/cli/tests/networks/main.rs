@@ -122,7 +122,7 @@ fn people_see_a_line_a_window_and_a_table() {
     for part in ["nats per token", "worth nothing", "templar demo --out DIR", "--report FILE"] {
         assert!(end.contains(part), "{part}: {end}");
     }
-    let window = line("window   0  certified  train loss");
+    let window = line("window   0 certified  train loss");
     // Nats a token of one byte, and bits a byte of text: little better than a guess.
     assert!((1.0..6.0).contains(&number(after(window, "train loss "))), "{window}");
     assert!((1.0..8.2).contains(&number(after(window, "held-out "))) && window.contains("bits/byte"), "{window}");
@@ -166,9 +166,9 @@ fn a_demo_shows_metrics_until_ctrl_c_ends_it_with_130_and_its_report() {
     assert!(lines.any(|line| line.unwrap().contains("\"event\":\"settled\"")), "it ended by itself");
     let metrics = scrape(address);
     for start in [
-        "templar_windows_total{node=",
+        "templar_verdicts_total{node=",
         "templar_engine_tokens_per_second{node=\"miner-0\"",
-        "# HELP templar_windows_total",
+        "# HELP templar_verdicts_total",
     ] {
         assert!(metrics.lines().any(|line| line.starts_with(start)), "{start} is not in {metrics}");
     }

@@ -47,6 +47,10 @@ impl Staging {
             replaceable(out, &dir, existing, has_tokenizer)?;
         }
         fs::create_dir_all(&dir).map_err(PrepareError::write(&dir))?;
+        // What is in it will be removed, so it must be a folder of ours and not a link to somebody else's.
+        if !fs::symlink_metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(PrepareError::InTheWay { path: dir });
+        }
         let lock = lock(&dir, out)?;
         // It is checked again, now that nobody else writes here.
         let old = replaceable(out, &dir, existing, has_tokenizer)?;

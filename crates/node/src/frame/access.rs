@@ -231,6 +231,8 @@ impl Shared {
             Some(Err(error)) if !error.is_transient() && !matches!(error, StoreError::Denied { .. }) => {
                 return Err(error.to_string());
             }
+            // Nobody has served this node so far, so nobody else can tell a credential without the right to list.
+            Some(Err(StoreError::Denied { .. })) if lock(&self.witnesses).is_empty() => return Ok(()),
             Some(Err(error)) => error.to_string(),
             None => format!("its own bucket does not answer within {} s", PROBE_PATIENCE.as_secs()),
         };

@@ -45,6 +45,10 @@ impl Files {
         &self.folder
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.folder.join(name).exists()
+    }
+
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), NodeError> {
         self.write_with(name, bytes.len() as u64, |file| file.write_all(bytes))
     }

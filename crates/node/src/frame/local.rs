@@ -182,10 +182,12 @@ impl Local {
             if saved.root == state.theta_root {
                 return Ok(saved.record.clone());
             }
+            let name = theta_name(state, "patch");
+            // A node that goes back comes by a state again whose patch stands on another state, and which others stand on.
             if saved.record.patches.len() < PATCHES_MAX
+                && !self.files.has(&name)
                 && let Some(patch) = theta::patch(&saved.theta, theta)
             {
-                let name = theta_name(state, "patch");
                 self.files.write(&name, &patch)?;
                 let mut record = saved.record.clone();
                 record.patches.push(name);
@@ -357,6 +359,25 @@ mod tests {
         let mut names: Vec<String> = names.filter(|name| name.ends_with(kind)).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn going_back_to_a_patched_state_damages_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (layout, run) = (layout(), RunId(Hash32::of(b"run")));
+        let mut local = open(folder.path(), "a");
+        // The state after two windows is a patch; the node goes back to it, and on from it another way.
+        for (settled, values) in [(0, 0), (1, 1), (2, 2), (3, 3), (2, 2), (3, 13), (4, 14)] {
+            let theta = theta(values);
+            local.save(&state(settled, &layout, &theta), &theta, &[]).unwrap();
+            let states = local.states(run).unwrap();
+            assert!(states.iter().all(|state| local.theta(state, &layout).is_ok()), "after {settled}");
+        }
+        drop(local);
+        let local = open(folder.path(), "a");
+        let states = local.states(run).unwrap();
+        assert_eq!(local.theta(&states[0], &layout).unwrap(), *theta(14));
+        assert!(states.iter().all(|state| local.theta(state, &layout).is_ok()));
     }
 
     #[test]

@@ -97,7 +97,15 @@ impl Uploads {
         }
         let Some(keep_from) = self.remove_before.take() else { return };
         let ctx = ctx.clone();
-        self.start(Item::Removal, deadline_block, async move { sweep::windows(&ctx, keep_from).await });
+        self.start(Item::Removal, deadline_block, async move {
+            // By name first: that needs no right to list.
+            if let Some(window) = keep_from.checked_sub(1) {
+                for key in [keys::window_key, keys::window_header, keys::window_payload] {
+                    ctx.store.delete(&key(ctx.run, window)).await?;
+                }
+            }
+            sweep::windows(&ctx, keep_from).await
+        });
     }
 
     fn start(

@@ -149,7 +149,7 @@ impl Validator {
             state,
             previous: self.seat.replica.previous().cloned(),
             published: self.upkeep.checkpoints.clone(),
-            expired: self.judge.held.served().iter().filter(|(window, _)| *window < keep_from).copied().collect(),
+            expired: self.judge.held.expired(keep_from),
         };
         self.upkeep.renew(&self.ctx, renewal, until).await;
     }

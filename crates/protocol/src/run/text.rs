@@ -14,6 +14,8 @@ pub enum SetError {
     UnknownKey { key: String, hint: String },
     #[error("`{key}` cannot be {found:?}; it must be {allowed}")]
     BadValue { key: &'static str, found: String, allowed: String },
+    #[error("another value of the run cannot be written as TOML ({reason}): no integer may be above {max}", max = i64::MAX)]
+    Unwritable { reason: String },
 }
 
 impl RunSpec {
@@ -22,8 +24,8 @@ impl RunSpec {
         if text.len() > 64 * 1024 {
             return Err(RunSpecError::TooLong { bytes: text.len() });
         }
-        let spec: Self = toml::from_str(text)
-            .map_err(|error| wrong_type(text, &error).unwrap_or(RunSpecError::Syntax(Box::new(error))))?;
+        let spec: Self =
+            toml::from_str(text).map_err(|error| wrong_type(text, &error).unwrap_or_else(|| syntax(text, &error)))?;
         spec.validate()?;
         Ok(spec)
     }
@@ -45,7 +47,9 @@ impl RunSpec {
             Values::Switch => value.parse().map(Value::Boolean).map_err(|_| bad())?,
             Values::Text { .. } | Values::Hash | Values::Choice(_) => Value::String(value.to_owned()),
         };
-        let mut table = Table::try_from(&*self).expect("a run spec has no value that TOML lacks");
+        // TOML has no integers above i64::MAX, which no valid run has either.
+        let too_large = |error: toml::ser::Error| SetError::Unwritable { reason: error.to_string() };
+        let mut table = Table::try_from(&*self).map_err(too_large)?;
         let section = match key.split_once('.') {
             Some((section, _)) => table[section].as_table_mut().expect("sections are tables"),
             None => &mut table,
@@ -58,6 +62,11 @@ impl RunSpec {
         *self = changed;
         Ok(())
     }
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> RunSpecError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    RunSpecError::Syntax { line: before.matches('\n').count() + 1, reason: error.message().trim().to_owned() }
 }
 
 /// The error of [`RunSpec::from_toml`] with the key and its range, where `error` is about a number.

@@ -43,8 +43,9 @@ pub enum RunSpecError {
     TooLong { bytes: usize },
     #[error("`{key}` has the wrong type ({reason}); it must lie in {min} ..= {max}")]
     WrongType { key: String, reason: String, min: String, max: String },
-    #[error("it does not parse: {0}")]
-    Syntax(Box<toml::de::Error>),
+    /// Without the line itself: it may be another file by mistake, and hold a secret.
+    #[error("it does not parse: line {line}: {reason}")]
+    Syntax { line: usize, reason: String },
     #[error("`{key}` is {found}, but must lie in {min} ..= {max}")]
     OutOfRange { key: &'static str, found: String, min: String, max: String },
     #[error("`{key}` is {found}, but must be a multiple of {of}, which is {divisor}")]

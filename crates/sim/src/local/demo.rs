@@ -27,6 +27,8 @@ pub struct Demo {
     pub network: Network,
     /// How long a block waits for a node before the chain goes on without it.
     pub pace_cap: Duration,
+    /// How much its miners write. A demonstration that may go on from its folder writes all.
+    pub saving: Saving,
 }
 
 impl Demo {
@@ -50,9 +52,9 @@ impl Demo {
         let mut crew = Crew::new(false);
         for (nth, member) in services.members.iter().enumerate() {
             let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
-            let behaviour = member.behaviour;
+            let (behaviour, saving) = (member.behaviour, self.saving);
             let steps = (member.role == Role::Miner).then(|| crew.count_steps());
-            crew.start(|events, stop| run_node(connection, behaviour, steps, events, stop));
+            crew.start(|events, stop| run_node(connection, behaviour, saving, steps, events, stop));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
     }
@@ -61,6 +63,7 @@ impl Demo {
 async fn run_node(
     connection: Connection,
     behaviour: Behaviour,
+    saving: Saving,
     steps: Option<Steps>,
     events: mpsc::Sender<NodeEvent>,
     mut stop: watch::Receiver<bool>,
@@ -76,7 +79,6 @@ async fn run_node(
         Some(steps) => steps::counted(setup, steps),
         None => setup,
     };
-    // What it writes is read again only if the demonstration is killed and goes on from its folder.
-    let setup = Setup { saving: Saving::Sparing, ..setup };
+    let setup = Setup { saving, ..setup };
     zoo::misbehave(behaviour, setup).run(stop).await.map_err(|error| failed(&error))
 }

@@ -260,13 +260,14 @@ impl Kept {
                 remove_leftovers(folder)?;
             }
         }
-        definition.write(folder)?;
         let recorder = replay(folder, &definition)?;
         let everybody = definition.miners + definition.validators;
         let last = definition.windows - 1;
         if spec.is_some() && (recorder.settled(last) >= everybody || recorder.validated(last)) {
             return Err(KeptError::Finished { folder: name(), windows: definition.windows });
         }
+        // A refusal changes nothing.
+        definition.write(folder)?;
         let log = Some(append(&folder.join(EVENTS))?);
         Ok(Self { folder: folder.to_path_buf(), _lock: lock, definition, spec, recorder, log })
     }

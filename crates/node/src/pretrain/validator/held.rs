@@ -19,6 +19,9 @@ use crate::frame::context::Context;
 use crate::frame::records::HeldRecord;
 use crate::pretrain::fetch::Opened;
 
+/// Incomplete copies that are remembered until they are removed; older ones wait for the sweep of the next start.
+const GIVEN_UP_MAX: usize = 1024;
+
 /// Copies under way at a time.
 const PARALLEL_PUTS: usize = 4;
 /// Pause before a refused object is put again: doubled each time, from the first to the second.
@@ -34,6 +37,8 @@ pub(super) struct Held {
     /// Oldest first.
     served: VecDeque<Name>,
     copying: Vec<Copying>,
+    /// Copies that were not complete in time, oldest first.
+    given_up: VecDeque<Name>,
     tasks: JoinSet<Name>,
     turns: Arc<Semaphore>,
 }
@@ -60,7 +65,7 @@ pub(super) struct Lack {
 impl Held {
     pub(super) fn new(served: Vec<Name>) -> Self {
         let turns = Arc::new(Semaphore::new(PARALLEL_PUTS));
-        Self { served: served.into(), copying: Vec::new(), tasks: JoinSet::new(), turns }
+        Self { served: served.into(), copying: Vec::new(), given_up: VecDeque::new(), tasks: JoinSet::new(), turns }
     }
 
     /// Begins to copy a contribution at block `head`, unless it is there or on its way.
@@ -109,6 +114,11 @@ impl Held {
     pub(super) fn give_up(&mut self, window: u64) {
         for late in self.copying.extract_if(.., |copying| copying.name.0 <= window) {
             late.task.abort();
+            // A part of it may be in the bucket by now: the checkpoint that retires complete copies removes it, too.
+            self.given_up.push_back(late.name);
+            if self.given_up.len() > GIVEN_UP_MAX {
+                self.given_up.pop_front();
+            }
         }
     }
 
@@ -116,9 +126,16 @@ impl Held {
         &self.served
     }
 
+    /// Copies of windows before `keep_from`, complete or not: they need not be in the bucket any more.
+    pub(super) fn expired(&self, keep_from: u64) -> Vec<Name> {
+        let all = self.served.iter().chain(&self.given_up);
+        all.filter(|(window, _)| *window < keep_from).copied().collect()
+    }
+
     /// Adds what was found in the bucket, and drops what is not there any more.
     pub(super) fn correct(&mut self, found: Vec<Name>, gone: &[Name]) {
         self.served.retain(|name| !gone.contains(name));
+        self.given_up.retain(|name| !gone.contains(name));
         for name in found {
             if !self.served.contains(&name) {
                 self.served.push_back(name);
