@@ -160,7 +160,10 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("other")).unwrap();
         std::fs::write(folder.path().join("other/letter.txt"), "mine").unwrap();
         std::fs::create_dir_all(folder.path().join("model")).unwrap();
-        std::fs::write(folder.path().join("model/config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("model/config.json"), r#"{"architectures": ["LlamaForCausalLM"]}"#).unwrap();
+        std::fs::write(folder.path().join("model/model.safetensors"), "").unwrap();
+        std::fs::create_dir_all(folder.path().join("web")).unwrap();
+        std::fs::write(folder.path().join("web/config.json"), "{}").unwrap();
         let out = |name: &str| ModelOut { out: at(name) }.check(None).map_err(|error| format!("{error:#}"));
         let report = |name: &str| ReportOut { report: at(name) }.check(None).map_err(|error| format!("{error:#}"));
         for name in ["new", "model"] {
@@ -171,6 +174,7 @@ mod tests {
             (out("file"), "is a file; name a folder"),
             (out("none/model"), "does not exist; make it first"),
             (out("other"), "holds other files than a model's"),
+            (out("web"), "holds other files than a model's"),
             (out("file/model"), "is not a folder"),
             (report("other"), "is a folder; name a file"),
             (report("none/report.json"), "does not exist; make it first"),

@@ -41,7 +41,10 @@ pub(crate) fn invitation(invitation: &Invitation) -> String {
 
 /// A window in one line, and further ones for what is out of the ordinary.
 pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String {
-    let number = |value: Option<f64>| value.map_or_else(|| "    -".to_owned(), |value| format!("{value:5.3}"));
+    // Five characters, so that columns stay columns.
+    let number = |value: Option<f64>| {
+        value.map_or_else(|| "    -".to_owned(), |value| format!("{value:.*}", if value < 10.0 { 3 } else { 2 }))
+    };
     let verdict = if report.certified { "certified" } else { "null     " };
     let (train, val) = (number(report.train_loss), number(report.val_loss));
     let losses = match loss {
@@ -50,7 +53,7 @@ pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String 
     };
     let (counted, opened) = (report.accepted.len(), report.opened.len());
     let size = if counted > 0 { format!("  {} each", bytes(report.payload_bytes)) } else { String::new() };
-    let mut text = format!("window {:>3} {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
+    let mut text = format!("window {:>3}  {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
     let without = no_seat(report, seats);
     if without > 0 {
         let _ = write!(text, "\n            {without} had no seat: {seats} contributions count per window at most");
@@ -350,7 +353,7 @@ mod tests {
         let split = WindowReport { one_root: false, agreed_by: 5, ..report(4, 4) };
         assert!(window(&split, 20, Loss::Text).contains("ROOTS DIFFER: only 5 of 6 nodes have root"));
         let synthetic = window(&report(4, 4), 20, Loss::Synthetic);
-        assert!(synthetic.contains("synthetic loss 10.123") && !synthetic.contains("bits"), "{synthetic}");
+        assert!(synthetic.contains("synthetic loss 10.12 ") && !synthetic.contains("bits"), "{synthetic}");
     }
 
     #[test]

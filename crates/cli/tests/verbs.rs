@@ -358,7 +358,7 @@ fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
     let mut node = node().spawn().unwrap();
     let mut lines = BufReader::new(node.stderr.take().unwrap()).lines();
     // Long before it gives up.
-    let waits = lines.any(|line| line.unwrap().contains("waiting for the chain at ws://127.0.0.1:1"));
+    let waits = lines.any(|line| line.unwrap().contains("chain at ws://127.0.0.1:1 "));
     assert!(waits && node.try_wait().unwrap().is_none());
     node.kill().unwrap();
     node.wait().unwrap();

@@ -122,7 +122,7 @@ fn people_see_a_line_a_window_and_a_table() {
     for part in ["nats per token", "worth nothing", "templar demo --out DIR", "--report FILE"] {
         assert!(end.contains(part), "{part}: {end}");
     }
-    let window = line("window   0 certified  train loss");
+    let window = line("window   0  certified  train loss");
     // Nats a token of one byte, and bits a byte of text: little better than a guess.
     assert!((1.0..6.0).contains(&number(after(window, "train loss "))), "{window}");
     assert!((1.0..8.2).contains(&number(after(window, "held-out "))) && window.contains("bits/byte"), "{window}");
