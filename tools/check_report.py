@@ -16,7 +16,7 @@ WINDOW = {
 }
 NODE = {
     "uid": int, "name": str, "role": str, "behaviour": str, "final_state_root": str, "score": NUMBER,
-    "weight": NUMBER, "emission": NUMBER, "restarts": int, "troubles": int, "faults": list,
+    "weight": NUMBER, "emission": NUMBER, "restarts": int, "troubles": int, "faults": list, "outcomes": dict,
 }
 FINAL = {"val_bits_per_byte": OPTIONAL, "floor_bits_per_byte": OPTIONAL, "tokens": int, "wall_s": NUMBER}
 TOP = {

@@ -18,7 +18,7 @@ pub(crate) struct CorpusArgs {
     /// A Hugging Face tokenizer.json for the text of --data; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE", requires = "data")]
     tokenizer: Option<PathBuf>,
-    /// The tokenizer's token that ends a text, if it is not called <|endoftext|>, </s> or another of the usual names.
+    /// The tokenizer's token that ends a text, if its name is not one of the usual ones, such as <|endoftext|>.
     #[arg(long, env = "TEMPLAR_END_OF_TEXT", value_name = "TOKEN", requires = "tokenizer")]
     end_of_text: Option<String>,
 }

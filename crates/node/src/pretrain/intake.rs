@@ -1,8 +1,8 @@
 //! A validator's intake for one window: from words on chain to contributions that passed every check.
 //!
 //! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline, each contribution in a
-//! task of its own ([`fetching`]): a bucket that drips delays nobody else's contribution, and never the vote. What is
-//! final about a [`slot`] never changes again; what only could not be fetched is tried again at every block until the
+//! task of its own (`fetching`): a bucket that drips delays nobody else's contribution, and never the vote. What is
+//! final about a `slot` never changes again; what only could not be fetched is tried again at every block until the
 //! intake closes.
 
 mod fetching;

@@ -1,7 +1,7 @@
 //! The miner: train on the assigned samples, seal, commit, open, and keep what was not certified for the next window.
 //!
-//! [`train`] is from a window to a pseudo-gradient, [`seal`] from there to a sealed contribution on disk, [`publish`] to
-//! its published key, and [`outcomes`] says what came of it.
+//! `train` is from a window to a pseudo-gradient, `seal` from there to a sealed contribution on disk, `publish` to
+//! its published key, and `outcomes` says what came of it.
 
 mod feedback;
 mod job;

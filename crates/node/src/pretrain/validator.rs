@@ -2,11 +2,11 @@
 //!
 //! | what | module |
 //! |---|---|
-//! | the window being judged, up to the vote | [`judge`] |
-//! | the copies of what it votes for, in its own bucket | [`held`] |
-//! | sweeps and checkpoints, beside everything else | [`upkeep`] |
-//! | ratings and weights | [`scoring`] |
-//! | how each window ended for it | [`endings`] |
+//! | the window being judged, up to the vote | `judge` |
+//! | the copies of what it votes for, in its own bucket | `held` |
+//! | sweeps and checkpoints, beside everything else | `upkeep` |
+//! | ratings and weights | `scoring` |
+//! | how each window ended for it | `endings` |
 
 mod endings;
 mod held;
