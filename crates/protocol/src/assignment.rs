@@ -1,12 +1,13 @@
 //! Which samples a miner trains on in a window.
 //!
-//! Each epoch has one keyed permutation of the sample indices. A cursor runs along it and advances by miners × slice
-//! per window, so that an epoch uses every sample once. The window's seed only deals the slots of that stretch to the
+//! Each epoch has one keyed permutation of the sample indices. A cursor runs along it and advances by candidates × slice
+//! per window, so that an epoch uses every sample once. Only candidates get a slice: data are for those that have a seat. The window's seed only deals the slots of that stretch to the
 //! miners: nobody can tell early which data it will get, and no two miners share a sample.
 
+use crate::candidates::Candidate;
 use crate::hash::{Hash32, Hasher, Stream};
 use crate::permutation::Permutation;
-use crate::roster::{EntryId, Roster};
+use crate::roster::EntryId;
 use crate::run::{RunId, RunSpec};
 
 /// The seed of a window: nobody knows it before the block at `S_w`.
@@ -17,7 +18,7 @@ pub fn window_seed(run: RunId, window: u64, snapshot_hash: &Hash32) -> Hash32 {
 /// Position in the endless sequence of epochs: `epoch · samples + place in the epoch's permutation`.
 pub type Cursor = u64;
 
-/// The samples of one window, dealt to the miners of its roster.
+/// The samples of one window, dealt to its candidates.
 #[derive(Clone, Debug)]
 pub struct Assignment {
     permutation: Permutation,
@@ -25,7 +26,7 @@ pub struct Assignment {
     cursor: Cursor,
     /// Samples of the epoch that this window uses.
     taken: u64,
-    /// Which miner has which slot.
+    /// Which candidate has which slot.
     slots: Vec<EntryId>,
 }
 
@@ -33,10 +34,10 @@ impl Assignment {
     /// `samples` is the number of training samples in the dataset.
     ///
     /// The last window of an epoch deals what is left, in slots as even as possible, and does not reach into the next
-    /// epoch, so the slots of a window never overlap. If too little would remain to give each miner one sample in
+    /// epoch, so the slots of a window never overlap. If too little would remain to give each candidate one sample in
     /// another window, this window deals that remainder too.
-    pub fn new(spec: &RunSpec, cursor: Cursor, roster: &Roster, seed: &Hash32, samples: u64) -> Self {
-        let mut slots: Vec<EntryId> = roster.miners.iter().map(|miner| miner.entry).collect();
+    pub fn new(spec: &RunSpec, cursor: Cursor, candidates: &[Candidate], seed: &Hash32, samples: u64) -> Self {
+        let mut slots: Vec<EntryId> = candidates.iter().map(|candidate| candidate.entry).collect();
         let mut hasher = Hasher::new("templar v1 slots");
         hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut slots);
         let epoch = cursor / samples;
@@ -47,12 +48,12 @@ impl Assignment {
         Self { permutation: Permutation::new(key, samples), samples, cursor, taken: taken.min(left), slots }
     }
 
-    /// Where the next window starts. A window without miners leaves it where it is.
+    /// Where the next window starts. A window without candidates leaves it where it is.
     pub fn next_cursor(&self) -> Cursor {
         if self.slots.is_empty() { self.cursor } else { self.cursor + self.taken }
     }
 
-    /// The samples of `entry`, in the order in which it trains on them. Empty if it is not a miner of this window.
+    /// The samples of `entry`, in the order in which it trains on them. Empty if it is not a candidate of this window.
     pub fn slice(&self, entry: &EntryId) -> Vec<u64> {
         let Some(slot) = self.slots.iter().position(|other| other == entry) else { return Vec::new() };
         let (from, to) = (self.boundary(slot), self.boundary(slot + 1));
@@ -100,18 +101,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{roster, spec};
+    use crate::testing::{candidates, spec};
 
     /// Runs windows until the first epoch ends; every sample must have been used exactly once.
     fn one_epoch(miners: usize, steps: u32, batch: u32, samples: u64) {
         let mut run = spec();
         (run.inner.steps, run.inner.batch_sequences) = (steps, batch);
-        let roster = roster(miners, 1);
+        let candidates = candidates(miners);
         let (mut cursor, mut used, mut window) = (0, HashSet::new(), 0);
         while cursor < samples {
             let seed = window_seed(run.id(), window, &Hash32::default());
-            let assignment = Assignment::new(&run, cursor, &roster, &seed, samples);
-            for miner in &roster.miners {
+            let assignment = Assignment::new(&run, cursor, &candidates, &seed, samples);
+            for miner in &candidates {
                 let slice = assignment.slice(&miner.entry);
                 assert!(samples < miners as u64 || !slice.is_empty());
                 for sample in slice {
@@ -139,11 +140,11 @@ mod tests {
 
     #[test]
     fn the_seed_deals_the_slots_and_nothing_else() {
-        let (run, roster) = (spec(), roster(4, 1));
+        let (run, candidates) = (spec(), candidates(4));
         let all = |hash: &[u8]| {
             let seed = window_seed(run.id(), 3, &Hash32::of(hash));
-            let assignment = Assignment::new(&run, 0, &roster, &seed, 10_000);
-            roster.miners.iter().map(|miner| assignment.slice(&miner.entry)).collect::<Vec<_>>()
+            let assignment = Assignment::new(&run, 0, &candidates, &seed, 10_000);
+            candidates.iter().map(|one| assignment.slice(&one.entry)).collect::<Vec<_>>()
         };
         let (a, b) = (all(b"one block"), all(b"another block"));
         assert_ne!(a, b);
@@ -153,10 +154,10 @@ mod tests {
 
     #[test]
     fn golden() {
-        let (run, roster) = (spec(), roster(3, 1));
+        let (run, candidates) = (spec(), candidates(3));
         let seed = window_seed(run.id(), 0, &Hash32::default());
-        let assignment = Assignment::new(&run, 0, &roster, &seed, 1000);
-        let firsts: Vec<u64> = roster.miners.iter().map(|miner| assignment.slice(&miner.entry)[0]).collect();
-        assert_eq!(firsts, [397, 69, 546]);
+        let assignment = Assignment::new(&run, 0, &candidates, &seed, 1000);
+        let firsts: Vec<u64> = candidates.iter().map(|one| assignment.slice(&one.entry)[0]).collect();
+        assert_eq!(firsts, [69, 397, 546]);
     }
 }

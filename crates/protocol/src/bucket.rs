@@ -1,9 +1,10 @@
-//! Where a node's objects lie, and the credential with which anybody may read them: the first field of its commitment.
+//! Where a node's objects lie, and the credential with which anybody may read them.
 //!
 //! Only read credentials are ever published. The encoding fits the 128 bytes of a commitment field: account numbers and
 //! keys are hexadecimal with many providers, and then take half their length. Every locator has one encoding.
 
 use crate::commitment::FIELD_BYTES_MAX;
+use crate::hash::Hash32;
 
 /// An S3 bucket with a read-only credential: the public half of a node's storage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +30,6 @@ pub enum BucketError {
     Malformed { reason: &'static str },
 }
 
-const VERSION: u8 = 2;
 /// By form of endpoint: what precedes and what follows the part that is spelled out.
 const ENDPOINT_FORMS: [(&str, &str); 3] =
     [("http://", ""), ("https://", ""), ("https://", ".r2.cloudflarestorage.com")];
@@ -37,20 +37,21 @@ const ENDPOINT_FORMS: [(&str, &str); 3] =
 const PACKED: u8 = 0x80;
 
 impl BucketLocator {
-    /// Writes a version byte, the endpoint's form, then five texts, each after its length in bytes. Where several forms
-    /// fit, the last one is used; texts of pairs of lower-case hexadecimal digits are packed.
-    pub fn encode(&self) -> Result<Vec<u8>, BucketError> {
+    /// Writes the endpoint's form, then five texts, each after its length in bytes. Where several forms fit, the last
+    /// one is used; texts of pairs of lower-case hexadecimal digits are packed.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, BucketError> {
         self.check()?;
-        let field = self.write();
-        if field.len() > FIELD_BYTES_MAX {
-            return Err(BucketError::TooLong { bytes: field.len() });
-        }
-        Ok(field)
+        Ok(self.write())
+    }
+
+    /// What tells one bucket from another, whoever reads it with which credential.
+    pub fn identity(&self) -> Hash32 {
+        Hash32::of_value("templar v2 bucket", &(&self.endpoint, &self.bucket))
     }
 
     fn write(&self) -> Vec<u8> {
         let (form, host) = self.split_endpoint().unwrap_or_default();
-        let mut field = vec![VERSION, form];
+        let mut field = vec![form];
         for text in [host, &self.bucket, &self.region, &self.access_key_id, &self.secret_access_key] {
             let is_hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
             let packed = if text.bytes().all(is_hex) { hex::decode(text).ok() } else { None };
@@ -71,15 +72,9 @@ impl BucketLocator {
     }
 
     /// The inverse of [`BucketLocator::encode`], for a stranger's bytes.
-    pub fn decode(field: &[u8]) -> Result<Self, BucketError> {
+    pub(crate) fn decode(field: &[u8]) -> Result<Self, BucketError> {
         let malformed = |reason| BucketError::Malformed { reason };
-        if field.len() > FIELD_BYTES_MAX {
-            return Err(BucketError::TooLong { bytes: field.len() });
-        }
-        let [version, form, rest @ ..] = field else { return Err(malformed("it ends early")) };
-        if *version != VERSION {
-            return Err(malformed("its version is unknown"));
-        }
+        let [form, rest @ ..] = field else { return Err(malformed("it ends early")) };
         let (before, after) =
             ENDPOINT_FORMS.get(usize::from(*form)).ok_or(malformed("its form of endpoint is unknown"))?;
         let mut rest = rest;
@@ -126,16 +121,6 @@ mod tests {
 
     use super::*;
 
-    fn aws() -> BucketLocator {
-        BucketLocator {
-            endpoint: "https://s3.eu-central-1.amazonaws.com".into(),
-            bucket: "miner-7".into(),
-            region: "eu-central-1".into(),
-            access_key_id: "A".repeat(20),
-            secret_access_key: "s".repeat(40),
-        }
-    }
-
     /// A bucket of Cloudflare R2, whose account numbers and keys are hexadecimal.
     fn r2(bucket: &str) -> BucketLocator {
         BucketLocator {
@@ -148,30 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn cloud_buckets_fit_a_field() {
-        for (locator, bytes) in [(aws(), 115), (r2("miner-7"), 82), (r2(&"z".repeat(53)), 128)] {
-            let field = locator.encode().unwrap();
-            assert_eq!(field.len(), bytes);
-            assert_eq!(BucketLocator::decode(&field).unwrap(), locator);
-            assert!(BucketLocator::decode(&field[..field.len() - 1]).is_err());
-        }
-    }
-
-    #[test]
-    fn an_oversized_locator_states_its_length_and_the_limit() {
-        assert_eq!(r2(&"z".repeat(54)).encode().unwrap_err(), BucketError::TooLong { bytes: 129 });
-        let long = BucketLocator { secret_access_key: "s".repeat(300), ..aws() };
-        let error = long.encode().unwrap_err();
-        assert_eq!(error, BucketError::TooLong { bytes: 375 });
-        assert!(error.to_string().contains("375 bytes") && error.to_string().contains("128"), "{error}");
-    }
-
-    #[test]
-    fn a_locator_has_one_encoding() {
+    fn a_bucket_has_one_encoding() {
         let locator = r2("b0");
         let field = locator.encode().unwrap();
-        // By the specification: version, form, then length and bytes of each text.
-        let mut expected = vec![2, 2, 0x80 | 16];
+        // By the specification: form, then length and bytes of each text.
+        let mut expected = vec![2, 0x80 | 16];
         expected.extend(hex::decode("0123456789abcdef".repeat(2)).unwrap());
         expected.extend([0x80 | 1, 0xb0, 4, b'a', b'u', b't', b'o', 0x80 | 16]);
         expected.extend(hex::decode("fedcba9876543210".repeat(2)).unwrap());
@@ -180,15 +146,22 @@ mod tests {
         assert_eq!(field, expected);
 
         let spelled_out = BucketError::Malformed { reason: "it is not in canonical form" };
-        let mut loose = field[..19].to_vec();
+        let mut loose = field[..18].to_vec();
         loose.extend([2, b'b', b'0']);
-        loose.extend(&field[21..]);
+        loose.extend(&field[20..]);
         assert_eq!(BucketLocator::decode(&loose).unwrap_err(), spelled_out);
         let host = &locator.endpoint["https://".len()..];
-        let mut loose = vec![2, 1, host.len() as u8];
+        let mut loose = vec![1, host.len() as u8];
         loose.extend(host.bytes());
-        loose.extend(&field[19..]);
+        loose.extend(&field[18..]);
         assert_eq!(BucketLocator::decode(&loose).unwrap_err(), spelled_out);
+    }
+
+    #[test]
+    fn a_bucket_is_the_same_whoever_reads_it() {
+        let other = BucketLocator { access_key_id: "another".into(), ..r2("b0") };
+        assert_eq!(other.identity(), r2("b0").identity());
+        assert_ne!(r2("b1").identity(), r2("b0").identity());
     }
 
     proptest! {
@@ -200,7 +173,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_field_is_refused_or_names_another_locator(at in 0usize..82, to in any::<u8>()) {
+        fn a_changed_field_is_refused_or_names_another_locator(at in 0usize..81, to in any::<u8>()) {
             let mut field = r2("miner-7").encode().unwrap();
             field[at] = to;
             if let Ok(locator) = BucketLocator::decode(&field) {

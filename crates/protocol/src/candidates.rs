@@ -1,15 +1,14 @@
-//! Candidates, chosen before anything is downloaded: whose contributions may count in a window.
+//! Candidates, chosen before anything is downloaded: whose contributions may count in a window, and who gets data.
 //!
-//! Nobody can fetch 256 contributions of a gigabyte each. Miners that the chain already pays come first; at bootstrap,
-//! while it pays nobody, seats are drawn by lot. A newcomer has no incentive, so it is evaluated (validators draw from
-//! the whole roster) before it is aggregated.
-
-use borsh::{BorshDeserialize, BorshSerialize};
+//! Nobody can fetch 256 contributions of a gigabyte each. Most seats go to the miners that the chain pays most. A quarter
+//! of those that count are for miners that it does not pay yet, by turns and by lot, so that everybody gets a chance
+//! within a bounded time and no flood of newcomers displaces those that work.
 
 use crate::bucket::BucketLocator;
 use crate::hash::{Hash32, Hasher};
-use crate::roster::{EntryId, Miner, Roster};
+use crate::roster::{EntryId, Miner, Roster, Uid};
 use crate::run::RosterSpec;
+use crate::standing::Standing;
 
 /// A miner whose contribution may count. Its place in the list is its bit in every vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,66 +17,115 @@ pub struct Candidate {
     pub bucket: BucketLocator,
 }
 
-/// A certified exclusion: `entry` cannot be a candidate in windows before `until_window`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Exclusion {
-    pub entry: EntryId,
-    pub until_window: u64,
+/// Uids whose turns follow each other: a full subnet.
+const TURNS: u64 = 256;
+/// Seats in a row without a contribution that passed from which a miner's incentive counts for nothing.
+const MISSES_MAX: u8 = 3;
+
+/// Seats of a window for miners without incentive: a quarter of those that count, and never all of them.
+pub fn newcomer_seats(spec: &RosterSpec) -> u64 {
+    u64::from(spec.gather.div_ceil(4).min(spec.gather - 1))
 }
 
-/// Whether one of `exclusions` keeps `entry` out of `window`.
-pub fn is_excluded(exclusions: &[Exclusion], entry: &EntryId, window: u64) -> bool {
-    exclusions.iter().any(|exclusion| exclusion.entry == *entry && window < exclusion.until_window)
+/// Whether `uid` has its turn in `window`: a seat that is its own, as long as it is active and has no incentive. Turns
+/// go round by uid, [`newcomer_seats`] in a window, so nobody waits more than ⌈256 / seats⌉ windows.
+pub fn has_turn(uid: Uid, window: u64, spec: &RosterSpec) -> bool {
+    let seats = newcomer_seats(spec);
+    let first = (u128::from(window) * u128::from(seats) % u128::from(TURNS)) as u64;
+    (u64::from(uid.0) % TURNS + TURNS - first) % TURNS < seats
 }
 
-/// At most `gather + reserve` candidates of `window`, best first; the seed's lot orders equal incentives. `exclusions`
-/// are those of the state that the window starts from.
-pub fn select(
-    window: u64,
-    roster: &Roster,
-    exclusions: &[Exclusion],
-    spec: &RosterSpec,
-    seed: &Hash32,
-) -> Vec<Candidate> {
+/// At most `gather + reserve` candidates of `window`, in the order in which they count if they pass.
+///
+/// First come miners without incentive: those that have their turn, then those that missed the fewest seats; the seed's
+/// lot orders equal ones. Then come the others by falling incentive. While nobody has incentive, the first kind gets all
+/// seats. `standing` is that of the state that the window starts from.
+pub fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
     let mut eligible: Vec<&Miner> =
-        roster.miners.iter().filter(|miner| !is_excluded(exclusions, &miner.entry, window)).collect();
-    let mut hasher = Hasher::new("templar v1 candidate lot");
+        roster.miners.iter().filter(|miner| !standing.excludes(miner, window)).collect();
+    let mut hasher = Hasher::new("templar v2 candidate lot");
     hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut eligible);
-    if eligible.iter().any(|miner| miner.incentive > 0) {
-        eligible.retain(|miner| miner.incentive > 0);
-        eligible.sort_by_key(|miner| std::cmp::Reverse(miner.incentive));
+    let misses = |miner: &Miner| standing.misses(&miner.entry);
+    let (mut proven, mut others): (Vec<&Miner>, Vec<&Miner>) =
+        eligible.into_iter().partition(|miner| miner.incentive > 0 && misses(miner) < MISSES_MAX);
+    proven.sort_by_key(|miner| std::cmp::Reverse(miner.incentive));
+    others.sort_by_key(|miner| (!has_turn(miner.entry.uid, window, spec), misses(miner)));
+    if !proven.is_empty() {
+        others.truncate(newcomer_seats(spec) as usize);
     }
-    let seats = (spec.gather + spec.reserve) as usize;
     let candidate = |miner: &Miner| Candidate { entry: miner.entry, bucket: miner.bucket.clone() };
-    eligible.into_iter().take(seats).map(candidate).collect()
+    let seats = (spec.gather + spec.reserve) as usize;
+    others.into_iter().chain(proven).take(seats).map(candidate).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::standing::Misses;
     use crate::testing::{entry, roster, spec};
 
     fn uids(candidates: &[Candidate]) -> Vec<u16> {
         candidates.iter().map(|candidate| candidate.entry.uid.0).collect()
     }
 
+    fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSpec, seed: &[u8]) -> Vec<u16> {
+        uids(&super::select(window, roster, standing, spec, &Hash32::of(seed)))
+    }
+
     #[test]
-    fn seats_go_by_lot_at_bootstrap_and_by_incentive_afterwards() {
-        let (run, mut roster) = (spec(), roster(6, 1));
-        // Computed by another implementation, from the specification alone.
-        let everybody = RosterSpec { gather: 6, reserve: 0, ..run.roster };
-        assert_eq!(uids(&select(0, &roster, &[], &everybody, &Hash32::of(b"a"))), [3, 0, 2, 5, 1, 4]);
+    fn seats_go_by_lot_at_bootstrap() {
+        let (run, roster) = (spec(), roster(6, 1));
+        // The lot as another implementation computes it from the specification alone; uid 0 has its turn.
+        let everybody = RosterSpec { gather: 2, reserve: 4, ..run.roster };
+        assert_eq!(select(0, &roster, &Standing::default(), &everybody, b"a"), [0, 4, 1, 2, 5, 3]);
         let seats = RosterSpec { gather: 2, reserve: 1, ..run.roster };
-        let lot = |seed: &[u8]| uids(&select(0, &roster, &[], &seats, &Hash32::of(seed)));
-        assert_eq!(lot(b"a").len(), 3);
-        assert!((0..20u8).any(|seed| lot(&[seed]) != lot(b"a")));
+        let lot = |seed: u8| select(0, &roster, &Standing::default(), &seats, &[seed]);
+        assert!((0..20).all(|seed| lot(seed).len() == 3 && lot(seed)[0] == 0), "uid 0 has its turn");
+        assert!((0..20).any(|seed| lot(seed) != lot(20)));
+    }
 
-        roster.miners[4].incentive = 9;
-        roster.miners[1].incentive = 30;
-        assert_eq!(uids(&select(0, &roster, &[], &seats, &Hash32::of(b"a"))), [1, 4]);
+    #[test]
+    fn incentive_takes_most_seats_and_turns_the_rest() {
+        let (run, mut roster) = (spec(), roster(40, 1));
+        for (uid, incentive) in [(30, 5), (31, 50), (32, 500), (33, 50), (34, 6)] {
+            roster.miners[uid].incentive = incentive;
+        }
+        let seats = RosterSpec { gather: 8, reserve: 0, ..run.roster };
+        assert_eq!(newcomer_seats(&seats), 2);
+        let found = select(5, &roster, &Standing::default(), &seats, b"a");
+        let mut newcomers = found[..2].to_vec();
+        newcomers.sort_unstable();
+        assert_eq!(newcomers, [10, 11]);
+        assert_eq!((found[2], found.len()), (32, 7));
+        assert!(found[5..] == [34, 30] && found[3..5].contains(&31), "{found:?}");
+    }
 
-        let excluded = [Exclusion { entry: entry(1), until_window: 3 }];
-        assert_eq!(uids(&select(2, &roster, &excluded, &seats, &Hash32::of(b"a"))), [4]);
-        assert_eq!(uids(&select(3, &roster, &excluded, &seats, &Hash32::of(b"a"))), [1, 4]);
+    #[test]
+    fn nobody_waits_longer_than_a_round() {
+        let seats = RosterSpec { gather: 20, reserve: 10, ..spec().roster };
+        let bound = TURNS.div_ceil(newcomer_seats(&seats));
+        for uid in 0..256 {
+            for from in [0, 1, 51, 1000, u64::MAX / 8] {
+                assert!((from..from + bound).any(|window| has_turn(Uid(uid), window, &seats)), "uid {uid} from {from}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_misses_seats_comes_last() {
+        let (run, mut roster) = (spec(), roster(6, 1));
+        let seats = RosterSpec { gather: 3, reserve: 0, ..run.roster };
+        let missed = |uid, windows| Misses { entry: entry(uid), windows };
+        let standing = Standing { misses: vec![missed(1, 1), missed(2, 2), missed(3, 3)], ..Standing::default() };
+        // In window 100 uids 100 and 101 have their turn.
+        for seed in 0..20 {
+            let mut found = select(100, &roster, &standing, &seats, &[seed]);
+            found.sort_unstable();
+            assert_eq!(found, [0, 4, 5]);
+        }
+        (roster.miners[3].incentive, roster.miners[2].incentive) = (9, 1);
+        let found = select(100, &roster, &standing, &RosterSpec { gather: 5, ..seats }, b"a");
+        assert_eq!(found.last(), Some(&2), "uid 3 lost what its incentive was worth");
+        assert!(!found.contains(&3));
     }
 }

@@ -5,6 +5,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::candidates::Candidate;
 use crate::hash::Hash32;
 use crate::roster::{EntryId, Roster, Snapshot};
+use crate::standing::Standing;
 use crate::word::{Ballots, Vote, WordError};
 
 /// What became of a window.
@@ -21,12 +22,16 @@ pub struct Certificate {
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Outcome {
     Certified {
-        /// Digest of the state that the window starts from, by more than half of the stake that voted.
+        /// Digest of the state that the window starts from, by more than half of the roster's stake.
         root: Hash32,
         /// Whose contributions count, in the order of candidates.
         accepted: Vec<EntryId>,
+        /// Who passed as well, beyond the number that counts.
+        spare: Vec<EntryId>,
         /// Who cannot be a candidate for a while.
         excluded: Vec<EntryId>,
+        /// Whose votes do not count for a while.
+        denied: Vec<EntryId>,
     },
     /// θ stays as it is.
     Null(NullReason),
@@ -34,9 +39,9 @@ pub enum Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum NullReason {
-    /// Less than a third of the stake voted.
-    NoQuorum,
-    /// No root has more than half of the stake that voted.
+    /// At most half of the stake voted.
+    TooFewVotes,
+    /// Enough voted, but no root has more than half of the stake.
     NoMajority,
 }
 
@@ -44,12 +49,13 @@ pub enum NullReason {
 pub fn read_ballots(window: u64, roster: &Roster, candidates: usize, at_deadline: &Snapshot) -> Ballots {
     let read = |entry: &EntryId| {
         let commitment = at_deadline.find(entry).and_then(|neuron| neuron.commitment.as_ref());
-        Vote::read(commitment.ok_or(WordError::Absent)?, window as u32, candidates)
+        Vote::read(commitment.ok_or(WordError::Absent)?, window as u32, candidates, roster.validators.len())
     };
     roster.validators.iter().map(|validator| (validator.entry, read(&validator.entry))).collect()
 }
 
-/// The root that [`certify`] finds, without knowing the candidates: how a newcomer learns which state to take over.
+/// The root that [`certify`] finds, without knowing the candidates and who is denied: how a newcomer learns which state
+/// to take over.
 ///
 /// Votes whose bitmaps do not fit the candidates count here but not in [`certify`]. If they tip the balance, the
 /// newcomer is misled only until it replays its first window, where [`certify`] contradicts it.
@@ -66,34 +72,43 @@ pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> O
     majority_root(&votes, roster.validator_stake_rao()).ok()
 }
 
-/// The root that more than half of the voting stake backs, if at least a third of the total stake voted. Each vote is
-/// its stake and its root.
+/// The root that more than half of the total stake backs. Each vote is its stake and its root.
 fn majority_root(votes: &[(u128, Hash32)], total_stake_rao: u128) -> Result<Hash32, NullReason> {
     let voted: u128 = votes.iter().map(|(stake, _)| stake).sum();
-    if voted == 0 || voted * 3 < total_stake_rao {
-        return Err(NullReason::NoQuorum);
+    if 2 * voted <= total_stake_rao {
+        return Err(NullReason::TooFewVotes);
     }
     let backing = |root: &Hash32| votes.iter().filter(|(_, other)| other == root).map(|(stake, _)| stake).sum::<u128>();
-    votes.iter().map(|(_, root)| *root).find(|root| 2 * backing(root) > voted).ok_or(NullReason::NoMajority)
+    let majority = |root: &Hash32| 2 * backing(root) > total_stake_rao;
+    votes.iter().map(|(_, root)| *root).find(majority).ok_or(NullReason::NoMajority)
 }
 
 /// The certificate of `window`.
 ///
-/// The window is certified if at least a third of the roster's validator stake voted and one root has more than half of
-/// the stake that voted. A contribution counts if more than half of the stake voting for that root accepted it and it
-/// is among the first `gather` such candidates; ties reject. An exclusion needs the same majority.
-pub fn certify(window: u64, roster: &Roster, candidates: &[Candidate], gather: u32, ballots: &Ballots) -> Certificate {
+/// A root is certified if more than half of the stake of the roster's validators votes for it: a third may be away, or
+/// hostile, and two different roots can never both be certified. A contribution passes if more than half of that
+/// root's backing accepts it; the first `gather` that pass count. Exclusions and denials need the same majority, and
+/// ties reject. Validators that `standing`, that of the state that the window starts from, denies have no vote and are
+/// no part of the total.
+pub fn certify(
+    window: u64,
+    roster: &Roster,
+    candidates: &[Candidate],
+    standing: &Standing,
+    gather: u32,
+    ballots: &Ballots,
+) -> Certificate {
+    let voters = || roster.validators.iter().filter(|validator| !standing.denies(&validator.entry, window));
     let stake_of = |entry: &EntryId| {
-        let found = roster.validators.iter().find(|validator| validator.entry == *entry);
-        found.map_or(0, |validator| u128::from(validator.stake_rao))
+        voters().find(|validator| validator.entry == *entry).map(|validator| u128::from(validator.stake_rao))
     };
     let votes: Vec<(u128, &Vote)> =
-        ballots.iter().filter_map(|(entry, vote)| Some((stake_of(entry), vote.as_ref().ok()?))).collect();
+        ballots.iter().filter_map(|(entry, vote)| Some((stake_of(entry)?, vote.as_ref().ok()?))).collect();
     let sum = |filter: &dyn Fn(&Vote) -> bool| -> u128 {
         votes.iter().filter(|(_, vote)| filter(vote)).map(|(stake, _)| stake).sum()
     };
     let voted_stake_rao = sum(&|_| true);
-    let total_stake_rao = roster.validator_stake_rao();
+    let total_stake_rao = voters().map(|validator| u128::from(validator.stake_rao)).sum();
     let finish = |outcome| Certificate { window, outcome, voted_stake_rao, total_stake_rao };
     let roots: Vec<(u128, Hash32)> = votes.iter().map(|(stake, vote)| (*stake, vote.root)).collect();
     let root = match majority_root(&roots, total_stake_rao) {
@@ -101,15 +116,15 @@ pub fn certify(window: u64, roster: &Roster, candidates: &[Candidate], gather: u
         Err(reason) => return finish(Outcome::Null(reason)),
     };
     let backing = sum(&|vote| vote.root == root);
-    let passed = |says: &dyn Fn(&Vote) -> bool| 2 * sum(&|vote| vote.root == root && says(vote)) > backing;
-    let numbered = || candidates.iter().enumerate();
-    let accepted = numbered().filter(|(nth, _)| passed(&|vote| vote.accept[*nth]));
-    let excluded = numbered().filter(|(nth, _)| passed(&|vote| vote.exclude[*nth]));
-    finish(Outcome::Certified {
-        root,
-        accepted: accepted.map(|(_, candidate)| candidate.entry).take(gather as usize).collect(),
-        excluded: excluded.map(|(_, candidate)| candidate.entry).collect(),
-    })
+    let passes = |says: &dyn Fn(&Vote) -> bool| 2 * sum(&|vote| vote.root == root && says(vote)) > backing;
+    let entries = || candidates.iter().map(|candidate| candidate.entry).enumerate();
+    let mut accepted: Vec<EntryId> =
+        entries().filter(|(nth, _)| passes(&|vote| vote.accept[*nth])).map(|(_, entry)| entry).collect();
+    let spare = accepted.split_off(accepted.len().min(gather as usize));
+    let excluded = entries().filter(|(nth, _)| passes(&|vote| vote.exclude[*nth])).map(|(_, entry)| entry).collect();
+    let validators = roster.validators.iter().map(|validator| validator.entry).enumerate();
+    let denied = validators.filter(|(nth, _)| passes(&|vote| vote.deny[*nth])).map(|(_, entry)| entry).collect();
+    finish(Outcome::Certified { root, accepted, spare, excluded, denied })
 }
 
 impl Certificate {
@@ -118,6 +133,14 @@ impl Certificate {
         match &self.outcome {
             Outcome::Certified { accepted, .. } => accepted,
             Outcome::Null(_) => &[],
+        }
+    }
+
+    /// Whether most of the backing accepted the contribution of `entry`, whether it counts or is spare.
+    pub fn passed(&self, entry: &EntryId) -> bool {
+        match &self.outcome {
+            Outcome::Certified { accepted, spare, .. } => accepted.contains(entry) || spare.contains(entry),
+            Outcome::Null(_) => false,
         }
     }
 
@@ -135,6 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::standing::Denial;
     use crate::testing::{bucket, entry, roster};
 
     const VALIDATORS: usize = 4;
@@ -145,7 +169,8 @@ mod tests {
 
     #[expect(clippy::unnecessary_wraps, reason = "a ballot is a vote or the reason why there is no vote")]
     fn vote(root: &[u8], accept: [bool; 2]) -> Result<Vote, WordError> {
-        Ok(Vote { window: 0, root: Hash32::of(root), accept: accept.to_vec(), exclude: vec![false, accept[0]] })
+        let (root, exclude, deny) = (Hash32::of(root), vec![false, accept[0]], vec![false; VALIDATORS]);
+        Ok(Vote { window: 0, root, accept: accept.to_vec(), exclude, deny, proof: [0; 16] })
     }
 
     /// Validators have uids 2, 3, … and a stake of 100 each.
@@ -153,35 +178,67 @@ mod tests {
         votes.iter().enumerate().map(|(nth, vote)| (entry(nth as u16 + 2), vote.clone())).collect()
     }
 
+    fn certify(gather: u32, ballots: &Ballots) -> Certificate {
+        super::certify(0, &roster(2, VALIDATORS), &candidates(2), &Standing::default(), gather, ballots)
+    }
+
     fn outcome(votes: &[Result<Vote, WordError>]) -> Outcome {
-        certify(0, &roster(2, VALIDATORS), &candidates(2), 20, &ballots(votes)).outcome
+        certify(20, &ballots(votes)).outcome
     }
 
     #[test]
-    fn a_third_is_a_quorum_and_less_is_not() {
-        let absent = Err(WordError::Absent);
-        let one = [vote(b"a", [true; 2]), absent.clone(), absent.clone(), absent.clone()];
-        assert_eq!(outcome(&one), Outcome::Null(NullReason::NoQuorum));
-        let two = [vote(b"a", [true; 2]), vote(b"a", [true; 2]), absent.clone(), absent];
-        assert!(matches!(outcome(&two), Outcome::Certified { .. }));
-        assert_eq!(outcome(&[]), Outcome::Null(NullReason::NoQuorum));
+    fn more_than_half_of_the_stake_must_stand_behind_a_root() {
+        let (absent, yes, other) = (Err(WordError::Absent), vote(b"a", [true; 2]), vote(b"b", [true; 2]));
+        let half = [yes.clone(), yes.clone(), absent.clone(), absent.clone()];
+        assert_eq!(outcome(&half), Outcome::Null(NullReason::TooFewVotes));
+        let split = [yes.clone(), yes.clone(), other.clone(), absent.clone()];
+        assert_eq!(outcome(&split), Outcome::Null(NullReason::NoMajority));
+        for fourth in [absent, other] {
+            assert!(matches!(outcome(&[yes.clone(), yes.clone(), yes.clone(), fourth]), Outcome::Certified { .. }));
+        }
+        assert_eq!(outcome(&[]), Outcome::Null(NullReason::TooFewVotes));
     }
 
     #[test]
     fn ties_reject() {
-        let split = [vote(b"a", [true; 2]), vote(b"b", [true; 2])];
+        let split = [vote(b"a", [true; 2]), vote(b"a", [true; 2]), vote(b"b", [true; 2]), vote(b"b", [true; 2])];
         assert_eq!(outcome(&split), Outcome::Null(NullReason::NoMajority));
-        let tie = [vote(b"a", [true, true]), vote(b"a", [false, true])];
-        let expected = Outcome::Certified { root: Hash32::of(b"a"), accepted: vec![entry(1)], excluded: vec![] };
-        assert_eq!(outcome(&tie), expected);
+        let (both, second) = (vote(b"a", [true, true]), vote(b"a", [false, true]));
+        let Outcome::Certified { accepted, excluded, .. } = outcome(&[both.clone(), both, second.clone(), second])
+        else {
+            panic!("all four agree on the root")
+        };
+        assert_eq!((accepted, excluded), (vec![entry(1)], vec![]));
     }
 
     #[test]
     fn only_votes_for_the_root_and_the_first_g_candidates_count() {
         let votes = [vote(b"a", [true; 2]), vote(b"a", [true; 2]), vote(b"a", [true; 2]), vote(b"b", [false; 2])];
-        let gather_one = certify(0, &roster(2, VALIDATORS), &candidates(2), 1, &ballots(&votes));
+        let gather_one = certify(1, &ballots(&votes));
         assert_eq!(gather_one.accepted(), [entry(0)]);
+        assert!(gather_one.passed(&entry(1)), "beyond the number that counts");
         assert!(matches!(gather_one.outcome, Outcome::Certified { excluded, .. } if excluded == [entry(1)]));
+    }
+
+    #[test]
+    fn a_denied_validator_has_no_vote_and_no_part_of_the_total() {
+        let yes = vote(b"a", [true; 2]);
+        let mut denying = yes.clone().unwrap();
+        denying.deny[3] = true;
+        let denying = Ok(denying);
+        let Outcome::Certified { denied, .. } = outcome(&[denying.clone(), denying.clone(), denying, yes.clone()])
+        else {
+            panic!("all four agree on the root")
+        };
+        assert_eq!(denied, [entry(5)]);
+        let standing = Standing {
+            denials: [4, 5].map(|uid| Denial { entry: entry(uid), until_window: 9 }).to_vec(),
+            ..Standing::default()
+        };
+        let other = vote(b"b", [true; 2]);
+        let votes = ballots(&[yes.clone(), yes, other.clone(), other]);
+        let found = super::certify(0, &roster(2, VALIDATORS), &candidates(2), &standing, 20, &votes);
+        assert_eq!((found.voted_stake_rao, found.total_stake_rao, found.root()), (200, 200, Some(Hash32::of(b"a"))));
     }
 
     proptest! {
@@ -190,8 +247,7 @@ mod tests {
             let votes: Vec<_> = roots.iter().zip(bits.chunks(2)).map(|(root, b)| vote(&[*root], [b[0], b[1]])).collect();
             let mut reversed = ballots(&votes);
             reversed.reverse();
-            let forward = certify(0, &roster(2, VALIDATORS), &candidates(2), 20, &ballots(&votes));
-            prop_assert_eq!(forward, certify(0, &roster(2, VALIDATORS), &candidates(2), 20, &reversed));
+            prop_assert_eq!(certify(20, &ballots(&votes)), certify(20, &reversed));
         }
     }
 }

@@ -51,6 +51,8 @@ pub enum FaultKind {
     WrongBase,
     #[error("its payload is larger than any valid one")]
     PayloadTooLarge,
+    #[error("it claims more inner steps than a window has, or zero steps")]
+    StepCount,
     #[error("it claims more tokens than it was assigned, or zero tokens")]
     TokenCount,
     #[error("its sample digest does not match its assignment")]
@@ -69,7 +71,7 @@ pub enum FaultKind {
     SealBroken,
     #[error("its payload does not decode")]
     PayloadMalformed,
-    #[error("its payload repeats another miner's")]
+    #[error("its payload is the same as an earlier one, byte for byte")]
     Duplicate,
     #[error(
         "it could not be judged: this validator's own copy of the data is damaged, or the validator asked too late"
@@ -92,19 +94,35 @@ impl FaultKind {
         matches!(self, Self::HeaderUnavailable | Self::PayloadUnavailable | Self::NotOpened)
     }
 
-    /// Whether the fault proves ill will or broken software, rather than a slow link: such a miner is excluded for a
-    /// while.
+    /// Whether the fault is in what the miner's hotkey signed, so that anybody can check it and no honest node can have
+    /// made it: such a miner is excluded for a while. What is absent, unsigned, or may be a slow link's doing excludes
+    /// nobody, and no statistic does.
     pub fn excludes(self) -> bool {
-        !matches!(
-            self,
+        match self {
+            Self::WrongRun
+            | Self::WrongWindow
+            | Self::WrongEntry
+            | Self::PayloadTooLarge
+            | Self::StepCount
+            | Self::TokenCount
+            | Self::SampleDigest
+            | Self::SealBroken
+            | Self::PayloadMalformed => true,
             Self::NotCommitted
-                | Self::HeaderUnavailable
-                | Self::PayloadUnavailable
-                | Self::NotOpened
-                | Self::WrongBase
-                | Self::Possession
-                | Self::NotJudged
-        )
+            | Self::WordMalformed
+            | Self::HeaderUnavailable
+            | Self::HeaderMalformed
+            | Self::HeaderMismatch
+            | Self::BadSignature
+            | Self::WrongBase
+            | Self::Possession
+            | Self::PayloadUnavailable
+            | Self::PayloadMismatch
+            | Self::NotOpened
+            | Self::KeyMismatch
+            | Self::Duplicate
+            | Self::NotJudged => false,
+        }
     }
 }
 

@@ -4,15 +4,12 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::fault::FaultKind;
 use crate::hash::{Hash32, Hasher};
-use crate::keys::{Hotkey, Keypair, Signature};
+use crate::keys::{Keypair, Signature};
 use crate::roster::EntryId;
 use crate::run::RunId;
 
 /// Upper bound of an encoded [`SignedHeader`].
 pub const HEADER_BYTES_MAX: u64 = 1024;
-/// Chunks of θ in a possession proof, and values per chunk.
-const POSSESSION_CHUNKS: u64 = 32;
-const POSSESSION_CHUNK_VALUES: usize = 4096;
 
 /// What a contribution is, and what it is based on.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -22,15 +19,24 @@ pub struct Header {
     pub entry: EntryId,
     /// Digest of the [`crate::state::RunState`] that was trained from.
     pub base: Hash32,
+    /// Hash of the last header that this entry had on chain at a put deadline; zeros if there is none. What it sent
+    /// then and what counted since say what its error feedback was before this window.
+    pub previous: Hash32,
+    /// Which of the run's declared profiles of engine and precision trained; 0 is none of them.
+    pub profile: u8,
+    /// Inner steps taken.
+    pub steps: u32,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// [`sample_digest`] of the assigned samples.
+    pub sample_digest: Hash32,
+    /// [`crate::possession::of_theta`] of the base.
+    pub possession: Hash32,
+    /// Root over the segments of the error feedback after this payload left it ([`crate::tree`]).
+    pub feedback_root: Hash32,
     pub ciphertext_hash: Hash32,
     pub ciphertext_bytes: u64,
     pub key_commitment: Hash32,
-    /// [`sample_digest`] of the assigned samples.
-    pub sample_digest: Hash32,
-    /// Tokens trained on.
-    pub tokens: u64,
-    /// [`possession_proof`] over θ of the base.
-    pub possession: Hash32,
 }
 
 /// A header with its miner's signature.
@@ -50,6 +56,7 @@ pub struct HeaderContext {
     pub sample_digest: Hash32,
     pub possession: Hash32,
     pub ciphertext_bytes_max: u64,
+    pub steps_max: u32,
     pub tokens_max: u64,
 }
 
@@ -57,7 +64,7 @@ impl Header {
     /// What the miner commits on chain. The signature is not part of it, so signing again after a crash changes
     /// nothing.
     pub fn hash(&self) -> Hash32 {
-        Hash32::of_value("templar v1 header", self)
+        Hash32::of_value("templar v2 header", self)
     }
 
     pub fn sign(self, keypair: &Keypair) -> SignedHeader {
@@ -94,6 +101,7 @@ impl HeaderContext {
             (header.entry == self.entry, FaultKind::WrongEntry),
             (header.base == self.base, FaultKind::WrongBase),
             (header.ciphertext_bytes <= self.ciphertext_bytes_max, FaultKind::PayloadTooLarge),
+            ((1..=self.steps_max).contains(&header.steps), FaultKind::StepCount),
             (header.tokens > 0 && header.tokens <= self.tokens_max, FaultKind::TokenCount),
             (header.sample_digest == self.sample_digest, FaultKind::SampleDigest),
             (header.possession == self.possession, FaultKind::Possession),
@@ -111,27 +119,10 @@ pub fn sample_digest<'a>(sample_hashes: impl IntoIterator<Item = &'a Hash32>) ->
     hasher.finish()
 }
 
-/// Proves that a miner holds θ: a BLAKE3 digest, bound to its hotkey, over chunks of θ that the window's seed picks.
-///
-/// Nobody can copy another's proof. With θ, making or checking one takes the time of reading half a megabyte.
-pub fn possession_proof(theta: &[f32], hotkey: &Hotkey, seed: &Hash32) -> Hash32 {
-    let mut hasher = Hasher::new("templar v1 possession");
-    hasher.update(hotkey.as_bytes()).update(seed.as_bytes());
-    let mut draws = hasher.clone().into_stream();
-    let chunks = theta.len().div_ceil(POSSESSION_CHUNK_VALUES) as u64;
-    for _ in 0..POSSESSION_CHUNKS.min(chunks) {
-        let nth = draws.below(chunks) as usize;
-        let end = theta.len().min((nth + 1) * POSSESSION_CHUNK_VALUES);
-        let chunk = &theta[nth * POSSESSION_CHUNK_VALUES..end];
-        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
-        hasher.update(&bytes);
-    }
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Hotkey;
     use crate::testing::entry;
 
     type Edit = fn(&mut Header, Hash32);
@@ -144,12 +135,16 @@ mod tests {
             window: 3,
             entry: entry(1),
             base: hash,
+            previous: hash,
+            profile: 1,
+            steps: 30,
+            tokens: 100,
+            sample_digest: hash,
+            possession: hash,
+            feedback_root: hash,
             ciphertext_hash: hash,
             ciphertext_bytes: 10,
             key_commitment: hash,
-            sample_digest: hash,
-            tokens: 100,
-            possession: hash,
         };
         let context = HeaderContext {
             run: RunId(hash),
@@ -159,6 +154,7 @@ mod tests {
             sample_digest: hash,
             possession: hash,
             ciphertext_bytes_max: 10,
+            steps_max: 30,
             tokens_max: 100,
         };
         (header.sign(&keypair), context)
@@ -169,12 +165,14 @@ mod tests {
         let (signed, context) = signed();
         assert_eq!(context.check(&signed.header), Ok(()));
         let other = Hash32::of(b"other");
-        let edits: [(Edit, FaultKind); 8] = [
+        let edits: [(Edit, FaultKind); 10] = [
             (|h, other| h.run = RunId(other), FaultKind::WrongRun),
             (|h, _| h.window = 2, FaultKind::WrongWindow),
             (|h, _| h.entry.registered_at_block = 9, FaultKind::WrongEntry),
             (|h, other| h.base = other, FaultKind::WrongBase),
             (|h, _| h.ciphertext_bytes = 11, FaultKind::PayloadTooLarge),
+            (|h, _| h.steps = 31, FaultKind::StepCount),
+            (|h, _| h.steps = 0, FaultKind::StepCount),
             (|h, _| h.tokens = 101, FaultKind::TokenCount),
             (|h, other| h.sample_digest = other, FaultKind::SampleDigest),
             (|h, other| h.possession = other, FaultKind::Possession),
@@ -206,21 +204,7 @@ mod tests {
         signed.header.entry.hotkey = Hotkey(Hash32([7; 32]));
         assert_eq!(
             signed.header.hash().to_string(),
-            "20bc65b07ff39f247b1da4dcc28467e46dd26e1c728ace6042060311e26b881f"
+            "21d42ce7ef881ffde6d603518c2631a144b0552d34981a15dca896e3309380e5"
         );
-        let theta: Vec<f32> = (0..10_000u16).map(f32::from).collect();
-        let proof = possession_proof(&theta, &Hotkey(Hash32([7; 32])), &Hash32::of(b"seed"));
-        assert_eq!(proof.to_string(), "bddfea4d584b103fc3ca00f668469480c0c8e716508af6a464e556166456153f");
-    }
-
-    #[test]
-    fn possession_needs_theta_and_binds_hotkey_and_seed() {
-        let theta: Vec<f32> = (0..10_000u16).map(f32::from).collect();
-        let (a, b) = (Keypair::insecure_dev(0, "a").hotkey(), Keypair::insecure_dev(0, "b").hotkey());
-        let proof = possession_proof(&theta, &a, &Hash32::of(b"seed"));
-        assert_ne!(proof, possession_proof(&theta, &b, &Hash32::of(b"seed")));
-        assert_ne!(proof, possession_proof(&theta, &a, &Hash32::of(b"later seed")));
-        let zeros = vec![0.0; theta.len()];
-        assert_ne!(proof, possession_proof(&zeros, &a, &Hash32::of(b"seed")));
     }
 }

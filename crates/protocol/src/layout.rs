@@ -10,7 +10,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::{Hash32, Hasher};
+use crate::tree;
 
+/// Elements in one part of θ, the last one excepted: 64 MiB. A part is what a checkpoint is served in, and what the
+/// root lets a reader check alone.
+pub const PART_VALUES: usize = 16 << 20;
 /// Elements that are hashed at once: 4 MiB, which cores share in their common cache.
 const HASHED_VALUES: usize = 1 << 20;
 /// With fewer elements, copying is not worth a thread of its own.
@@ -57,11 +61,6 @@ impl TensorSpec {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Absorbs what precedes its elements in a state root.
-    pub(crate) fn absorb_head(&self, hasher: &mut Hasher) {
-        hasher.update_value(&self.name).update_value(&self.shape);
     }
 
     /// Where its elements lie in the flat parameters.
@@ -131,30 +130,89 @@ impl Layout {
         self.tensors.is_empty()
     }
 
-    /// BLAKE3 over (name, shape, little-endian bytes) of every tensor in canonical order, on all cores.
+    /// The root that names `theta`: over names and shapes of all tensors, and over the parts of θ, on all cores.
     ///
     /// # Panics
     /// If `theta` does not have [`Layout::len`] elements.
     pub fn state_root(&self, theta: &[f32]) -> Hash32 {
-        assert_eq!(theta.len(), self.len(), "parameters do not fit the layout");
-        let mut hasher = Self::root_hasher();
-        let longest = self.tensors.iter().map(TensorSpec::len).max().unwrap_or(0);
-        let mut bytes = vec![[0; 4]; longest.min(HASHED_VALUES)];
-        for tensor in &self.tensors {
-            tensor.absorb_head(&mut hasher);
-            for block in theta[tensor.range()].chunks(HASHED_VALUES) {
-                let bytes = &mut bytes[..block.len()];
-                let pairs = bytes.par_iter_mut().zip(block).with_min_len(COPIED_VALUES_MIN);
-                pairs.for_each(|(bytes, value)| *bytes = value.to_le_bytes());
-                hasher.update_parallel(bytes.as_flattened());
-            }
-        }
-        hasher.finish()
+        self.root_of_parts(&self.part_hashes(theta))
     }
 
-    /// What every state root starts from; see [`Layout::state_root`].
-    pub(crate) fn root_hasher() -> Hasher {
-        Hasher::new("templar v1 state root")
+    /// The digest of every part of θ, [`PART_VALUES`] elements each.
+    ///
+    /// # Panics
+    /// If `theta` does not have [`Layout::len`] elements.
+    pub fn part_hashes(&self, theta: &[f32]) -> Vec<Hash32> {
+        assert_eq!(theta.len(), self.len(), "parameters do not fit the layout");
+        let mut bytes = vec![[0; 4]; theta.len().min(HASHED_VALUES)];
+        let mut parts = PartHasher::default();
+        for block in theta.chunks(HASHED_VALUES) {
+            let bytes = &mut bytes[..block.len()];
+            let pairs = bytes.par_iter_mut().zip(block).with_min_len(COPIED_VALUES_MIN);
+            pairs.for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+            parts.update(bytes);
+        }
+        parts.finish()
+    }
+
+    /// Number of parts of θ.
+    pub fn parts(&self) -> usize {
+        self.len().div_ceil(PART_VALUES)
+    }
+
+    /// The root over the digests of all parts.
+    pub fn root_of_parts(&self, parts: &[Hash32]) -> Hash32 {
+        let heads: Vec<(&str, &[u64])> = self.tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+        Hash32::of_value("templar v2 state root", &(heads, tree::root(parts)))
+    }
+}
+
+/// The digest of one part of θ, from its little-endian bytes.
+pub fn part_hash(bytes: &[u8]) -> Hash32 {
+    let mut hasher = Hasher::new(PART_CONTEXT);
+    hasher.update_parallel(bytes);
+    hasher.finish()
+}
+
+const PART_CONTEXT: &str = "templar v2 theta part";
+
+/// Digests of the parts of θ, whose elements come in order, in blocks of any length.
+pub(crate) struct PartHasher {
+    present: Hasher,
+    /// Elements of the present part so far.
+    values: usize,
+    done: Vec<Hash32>,
+}
+
+impl Default for PartHasher {
+    fn default() -> Self {
+        Self { present: Hasher::new(PART_CONTEXT), values: 0, done: Vec::new() }
+    }
+}
+
+impl PartHasher {
+    pub(crate) fn update(&mut self, mut block: &[[u8; 4]]) {
+        while !block.is_empty() {
+            let (now, later) = block.split_at(block.len().min(PART_VALUES - self.values));
+            self.present.update_parallel(now.as_flattened());
+            self.values += now.len();
+            if self.values == PART_VALUES {
+                self.end_part();
+            }
+            block = later;
+        }
+    }
+
+    fn end_part(&mut self) {
+        self.done.push(self.present.finish());
+        (self.present, self.values) = (Hasher::new(PART_CONTEXT), 0);
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<Hash32> {
+        if self.values > 0 {
+            self.end_part();
+        }
+        self.done
     }
 }
 
@@ -182,5 +240,25 @@ mod tests {
         let root = layout.state_root(&theta);
         theta[100] = f32::from_bits(theta[100].to_bits() ^ 1);
         assert_ne!(layout.state_root(&theta), root);
+    }
+
+    #[test]
+    fn names_and_shapes_are_part_of_the_root() {
+        let layout = |name: &str, shape: [u64; 2]| Layout::new([(name.to_owned(), shape.to_vec())]);
+        let root = |layout: Layout| layout.state_root(&[0.5; 6]);
+        let expected = root(layout("a", [2, 3]));
+        assert_ne!(root(layout("b", [2, 3])), expected);
+        assert_ne!(root(layout("a", [3, 2])), expected);
+    }
+
+    #[test]
+    fn each_part_can_be_checked_alone() {
+        let layout = Layout::new([("a".to_owned(), vec![PART_VALUES as u64 + 5]), ("b".to_owned(), vec![3])]);
+        let theta: Vec<f32> = (0..layout.len()).map(|nth| nth as f32).collect();
+        let parts = layout.part_hashes(&theta);
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let expected: Vec<Hash32> = theta.chunks(PART_VALUES).map(|part| part_hash(&bytes(part))).collect();
+        assert_eq!((parts.len(), &parts), (layout.parts(), &expected));
+        assert_eq!(layout.root_of_parts(&parts), layout.state_root(&theta));
     }
 }

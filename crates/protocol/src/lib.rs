@@ -9,16 +9,17 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | what all nodes agree on beforehand | [`run`], [`layout`] |
+//! | what all nodes agree on beforehand | [`run`], [`layout`], [`tree`] |
 //! | when: windows and deadlines as block numbers | [`clock`] |
-//! | who: miners, validators and their stakes at the snapshot | [`roster`], [`bucket`] |
+//! | who: miners, validators and their stakes at the snapshot | [`roster`], [`locator`], [`bucket`] |
 //! | whose contributions may count | [`candidates`] |
 //! | which samples a miner trains on | [`assignment`], [`permutation`] |
-//! | what a miner binds itself to before anybody can read it | [`header`], [`seal`] |
+//! | what a miner binds itself to before anybody can read it | [`header`], [`possession`], [`seal`] |
 //! | what goes on chain, in 128 bytes | [`commitment`], [`word`] |
 //! | what can be wrong, and who is to blame | [`fault`] |
 //! | what the votes say | [`certificate`] |
-//! | what is agreed afterwards | [`state`] |
+//! | what the votes were about, for auditors | [`inputs`] |
+//! | what is agreed afterwards | [`state`], [`standing`] |
 //!
 //! ```
 //! use templar_protocol::hash::Hash32;
@@ -42,14 +43,19 @@ pub mod commitment;
 pub mod fault;
 pub mod hash;
 pub mod header;
+pub mod inputs;
 pub mod keys;
 pub mod layout;
+pub mod locator;
 pub mod permutation;
+pub mod possession;
 pub mod roster;
 pub mod run;
 pub mod seal;
+pub mod standing;
 pub mod state;
 #[doc(hidden)]
 pub mod testing;
 mod theta0;
+pub mod tree;
 pub mod word;

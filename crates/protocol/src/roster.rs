@@ -9,7 +9,9 @@ use crate::bucket::{BucketError, BucketLocator};
 use crate::commitment::Commitment;
 use crate::hash::Hash32;
 use crate::keys::Hotkey;
-use crate::run::RosterSpec;
+use crate::locator::{Locator, Role};
+use crate::run::{RunSpec, VALIDATORS_MAX};
+use crate::word::Vote;
 
 /// A neuron's number in its subnet. A number can be reused; see [`EntryId`].
 #[derive(
@@ -76,6 +78,7 @@ impl Snapshot {
 pub struct Miner {
     pub entry: EntryId,
     pub incentive: u16,
+    pub work_class: u8,
     pub bucket: BucketLocator,
 }
 
@@ -92,27 +95,28 @@ pub struct Validator {
 pub struct Roster {
     pub miners: Vec<Miner>,
     pub validators: Vec<Validator>,
-    /// Who is left out because the first field of a recent commitment is not a bucket locator.
+    /// Who is left out because the first field of a recent commitment is not a locator.
     pub malformed: Vec<(EntryId, BucketError)>,
 }
 
 impl Roster {
-    /// The roster that follows from the snapshot at `S_w` and the one `stake_age_blocks` before it.
+    /// The roster of `window` that follows from the snapshot at `S_w` and the one `stake_age_blocks` before it.
     ///
-    /// A neuron takes part if its commitment is recent and its first field is a bucket locator. With a permit and
-    /// enough stake it is a validator; otherwise it is a miner. The lower of its two stakes counts, so that stake
-    /// borrowed for a moment carries no vote.
-    pub fn new(now: &Snapshot, earlier: &Snapshot, spec: &RosterSpec) -> Self {
+    /// A neuron takes part if its commitment is recent and its first field is a locator, in the role that the locator
+    /// names. The lower of a validator's two stakes counts, so that stake borrowed for a moment carries no vote. A
+    /// validator needs a permit and enough stake, and a vote that is not too old; at most [`VALIDATORS_MAX`] take part,
+    /// those of the most stake.
+    pub fn new(window: u64, now: &Snapshot, earlier: &Snapshot, spec: &RunSpec) -> Self {
         let mut roster = Self { miners: Vec::new(), validators: Vec::new(), malformed: Vec::new() };
         for neuron in &now.neurons {
             let Some(commitment) = &neuron.commitment else { continue };
-            if commitment.block + spec.active_blocks < now.block {
+            if commitment.block + spec.roster.active_blocks < now.block {
                 continue;
             }
             let entry = neuron.entry;
-            let bucket = match commitment.fields.first().map(|field| BucketLocator::decode(field)) {
+            let Locator { role, work_class, bucket } = match commitment.fields.first().map(|field| Locator::decode(field)) {
                 None => continue,
-                Some(Ok(bucket)) => bucket,
+                Some(Ok(locator)) => locator,
                 Some(Err(error)) => {
                     roster.malformed.push((entry, error));
                     continue;
@@ -120,11 +124,21 @@ impl Roster {
             };
             let stake_before = earlier.find(&entry).map_or(0, |before| before.stake_rao);
             let stake_rao = neuron.stake_rao.min(stake_before);
-            if neuron.permit && stake_rao >= spec.validator_stake_rao {
-                roster.validators.push(Validator { entry, stake_rao, bucket });
-            } else {
-                roster.miners.push(Miner { entry, incentive: neuron.incentive, bucket });
+            // Without a vote on chain, it has just come, or come back: its commitment is its ticket.
+            let silent = Vote::read_window(commitment)
+                .is_some_and(|voted| u64::from(voted) + spec.roster.silent_windows < window);
+            match role {
+                Role::Miner => roster.miners.push(Miner { entry, incentive: neuron.incentive, work_class, bucket }),
+                Role::Validator if neuron.permit && stake_rao >= spec.roster.validator_stake_rao && !silent => {
+                    roster.validators.push(Validator { entry, stake_rao, bucket });
+                }
+                Role::Validator => {}
             }
+        }
+        if roster.validators.len() > VALIDATORS_MAX {
+            roster.validators.sort_by_key(|validator| (std::cmp::Reverse(validator.stake_rao), validator.entry.uid));
+            roster.validators.truncate(VALIDATORS_MAX);
+            roster.validators.sort_by_key(|validator| validator.entry.uid);
         }
         roster
     }

@@ -3,11 +3,12 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::assignment::Cursor;
-use crate::candidates::{self, Exclusion};
-use crate::certificate::{Certificate, Outcome};
+use crate::candidates::Candidate;
+use crate::certificate::Certificate;
 use crate::hash::Hash32;
-use crate::roster::EntryId;
+use crate::roster::Roster;
 use crate::run::{RunId, RunSpec};
+use crate::standing::Standing;
 
 /// The replicated state of a run. θ itself is named by its root.
 ///
@@ -21,14 +22,38 @@ pub struct RunState {
     pub settled: u64,
     /// Digest of the state before the last settled window; zeros at the start.
     pub previous: Hash32,
+    /// [`crate::inputs::WindowInputs::digest`] of the last settled window; zeros at the start.
+    pub inputs: Hash32,
     /// `state_root` of θ.
     pub theta_root: Hash32,
     /// Where the next window starts to take samples.
     pub cursor: Cursor,
     /// Windows that changed θ: the clock of schedules, which null windows do not advance.
     pub outer_steps: u64,
-    /// Who is excluded until which window, in the order of entries.
-    pub exclusions: Vec<Exclusion>,
+    /// Who may take part.
+    pub standing: Standing,
+}
+
+/// A window that is decided: what its state follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Settlement<'a> {
+    pub roster: &'a Roster,
+    pub candidates: &'a [Candidate],
+    pub certificate: &'a Certificate,
+    /// Where the next window starts to take samples.
+    pub cursor: Cursor,
+    /// Digest of the window's inputs.
+    pub inputs: Hash32,
+}
+
+/// What a window does to θ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OuterStep {
+    /// The accepted contributions are applied, and θ has this root afterwards.
+    Taken { theta_root: Hash32 },
+    /// Nobody's contribution counts, because the payload of one that was accepted cannot be had. Everybody can compute
+    /// this state without a single payload, so the next window's votes can choose it, and the run goes on.
+    Withheld,
 }
 
 /// Why bytes are not a state of this run.
@@ -41,10 +66,9 @@ pub enum StateError {
     WrongRun { found: RunId, expected: RunId },
 }
 
-/// Most exclusions that a state keeps: a full subnet four times over.
-const EXCLUSIONS_MAX: usize = 1024;
-/// Upper bound of an encoded state, exclusions and all.
-pub const STATE_BYTES_MAX: u64 = 64 * 1024;
+/// Upper bound of an encoded state, standing and all: 512 exclusions of 72 bytes, a roster's misses of 43 and denials of
+/// 50.
+pub const STATE_BYTES_MAX: u64 = 128 * 1024;
 
 impl RunState {
     /// The state before window 0.
@@ -53,16 +77,17 @@ impl RunState {
             run: spec.id(),
             settled: 0,
             previous: Hash32::default(),
+            inputs: Hash32::default(),
             theta_root: spec.theta0.root,
             cursor: 0,
             outer_steps: 0,
-            exclusions: Vec::new(),
+            standing: Standing::default(),
         }
     }
 
     /// The root that votes name.
     pub fn digest(&self) -> Hash32 {
-        Hash32::of_value("templar v1 run state", self)
+        Hash32::of_value("templar v2 run state", self)
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -82,85 +107,96 @@ impl RunState {
         Ok(state)
     }
 
-    pub fn is_excluded(&self, entry: &EntryId, window: u64) -> bool {
-        candidates::is_excluded(&self.exclusions, entry, window)
-    }
-
-    /// The state after the window of `certificate`, which must be the next one. `theta_root` is the root after its
-    /// outer step and must be the present root if the window changes nothing.
+    /// The state after a window, which must be the next one. A window without an accepted contribution leaves θ as it
+    /// is.
     #[must_use]
-    pub fn settle(&self, spec: &RunSpec, certificate: &Certificate, cursor: Cursor, theta_root: Hash32) -> Self {
+    pub fn settle(&self, spec: &RunSpec, settlement: &Settlement<'_>, step: OuterStep) -> Self {
+        let Settlement { roster, candidates, certificate, cursor, inputs } = *settlement;
         assert_eq!(certificate.window, self.settled, "windows settle in order");
-        let window = certificate.window;
-        let mut exclusions: Vec<Exclusion> =
-            self.exclusions.iter().filter(|exclusion| exclusion.until_window > window + 1).copied().collect();
-        let mut outer_steps = self.outer_steps;
-        if let Outcome::Certified { accepted, excluded, .. } = &certificate.outcome {
-            outer_steps += u64::from(!accepted.is_empty());
-            // The first window that can know of the exclusion starts from this state.
-            let first = window + 1 + u64::from(spec.windows.delay_windows);
-            let until_window = first + spec.roster.exclusion_windows;
-            exclusions.retain(|exclusion| !excluded.contains(&exclusion.entry));
-            exclusions.extend(excluded.iter().map(|&entry| Exclusion { entry, until_window }));
-            // If there are too many, those that last longest stay.
-            exclusions.sort_unstable_by_key(|exclusion| (std::cmp::Reverse(exclusion.until_window), exclusion.entry));
-            exclusions.truncate(EXCLUSIONS_MAX);
-            exclusions.sort_unstable_by_key(|exclusion| exclusion.entry);
+        let (theta_root, moved) = match step {
+            OuterStep::Taken { theta_root } => (theta_root, !certificate.accepted().is_empty()),
+            OuterStep::Withheld => (self.theta_root, false),
+        };
+        Self {
+            run: self.run,
+            settled: certificate.window + 1,
+            previous: self.digest(),
+            inputs,
+            theta_root,
+            cursor,
+            outer_steps: self.outer_steps + u64::from(moved),
+            standing: self.standing.after(spec, roster, candidates, certificate),
         }
-        let previous = self.digest();
-        Self { run: self.run, settled: window + 1, previous, theta_root, cursor, outer_steps, exclusions }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certificate::NullReason;
-    use crate::testing::{entry, spec};
+    use crate::certificate::{NullReason, Outcome};
+    use crate::keys::Hotkey;
+    use crate::roster::EntryId;
+    use crate::standing::{Denial, Exclusion, Misses};
+    use crate::testing::{bucket, entry, roster, spec};
 
-    fn certificate(window: u64, outcome: Outcome) -> Certificate {
-        Certificate { window, outcome, voted_stake_rao: 1, total_stake_rao: 1 }
+    fn settle(state: &RunState, outcome: Outcome, step: OuterStep) -> RunState {
+        let candidates = vec![Candidate { entry: entry(1), bucket: bucket() }];
+        let certificate =
+            Certificate { window: state.settled, outcome, voted_stake_rao: 1, total_stake_rao: 1 };
+        let inputs = Hash32::of(b"inputs");
+        let roster = roster(2, 1);
+        let settlement =
+            Settlement { roster: &roster, candidates: &candidates, certificate: &certificate, cursor: 96, inputs };
+        state.settle(&spec(), &settlement, step)
+    }
+
+    fn accepting(state: &RunState) -> Outcome {
+        let (root, accepted) = (state.digest(), vec![entry(1)]);
+        Outcome::Certified { root, accepted, spare: vec![], excluded: vec![], denied: vec![] }
     }
 
     #[test]
     fn a_null_window_keeps_theta_and_the_schedule() {
         let genesis = RunState::genesis(&spec());
-        let null = certificate(0, Outcome::Null(NullReason::NoQuorum));
-        let next = genesis.settle(&spec(), &null, 96, genesis.theta_root);
+        let taken = OuterStep::Taken { theta_root: genesis.theta_root };
+        let next = settle(&genesis, Outcome::Null(NullReason::TooFewVotes), taken);
         assert_eq!((next.settled, next.outer_steps, next.theta_root), (1, 0, genesis.theta_root));
+        assert_eq!((next.previous, next.inputs), (genesis.digest(), Hash32::of(b"inputs")));
         assert_ne!(next.digest(), genesis.digest());
     }
 
     #[test]
-    fn an_exclusion_lasts_until_its_window() {
-        let (run, genesis) = (spec(), RunState::genesis(&spec()));
-        let excluded = vec![entry(2)];
-        let outcome = Outcome::Certified { root: genesis.digest(), accepted: vec![entry(1)], excluded };
-        let mut state = genesis.settle(&run, &certificate(0, outcome), 1, genesis.theta_root);
-        let until = 1 + run.roster.exclusion_windows;
-        for window in 1..until {
-            assert!(state.is_excluded(&entry(2), window) && !state.is_excluded(&entry(1), window));
-            let null = certificate(window, Outcome::Null(NullReason::NoMajority));
-            state = state.settle(&run, &null, 1, state.theta_root);
-        }
-        assert!(!state.is_excluded(&entry(2), until) && state.exclusions.is_empty());
+    fn a_withheld_step_leaves_theta_to_all_and_is_another_state() {
+        let genesis = RunState::genesis(&spec());
+        let taken = settle(&genesis, accepting(&genesis), OuterStep::Taken { theta_root: Hash32::of(b"stepped") });
+        let withheld = settle(&genesis, accepting(&genesis), OuterStep::Withheld);
+        assert_eq!((taken.outer_steps, withheld.outer_steps), (1, 0));
+        assert_eq!(withheld.theta_root, genesis.theta_root);
+        assert_eq!((withheld.cursor, &withheld.standing), (taken.cursor, &taken.standing));
+        assert_ne!(withheld.digest(), taken.digest());
     }
 
     /// Computed by another implementation, from the specification alone.
     #[test]
     fn golden() {
         let hash = Hash32::of(b"x");
-        let entry = EntryId { hotkey: crate::keys::Hotkey(Hash32([7; 32])), ..entry(1) };
+        let hotkey = Hotkey(Hash32([7; 32]));
+        let entry = EntryId { hotkey, ..entry(1) };
         let state = RunState {
             run: RunId(Hash32::of(b"run")),
             settled: 5,
             previous: hash,
+            inputs: Hash32::of(b"inputs"),
             theta_root: hash,
             cursor: 96,
             outer_steps: 4,
-            exclusions: vec![Exclusion { entry, until_window: 9 }],
+            standing: Standing {
+                exclusions: vec![Exclusion { hotkey, bucket: hash, until_window: 9 }],
+                misses: vec![Misses { entry, windows: 2 }],
+                denials: vec![Denial { entry, until_window: 8 }],
+            },
         };
-        assert_eq!(state.digest().to_string(), "f7e0036ca73f44f66e44c90e64c3bc391c50b33cf47d51ddac81f3119be0c8f9");
+        assert_eq!(state.digest().to_string(), "f3cdf886e0a66826b266fe6d0404552863ecb99c60032ffe1d912425d21cbec9");
     }
 
     #[test]

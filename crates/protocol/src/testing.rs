@@ -1,13 +1,14 @@
 //! Plain values for tests, here and in the crates above.
 
 use crate::bucket::BucketLocator;
+use crate::candidates::Candidate;
 use crate::hash::Hash32;
 use crate::keys::Keypair;
 use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MeanOver, OuterSpec, RosterSpec, RunSpec, ScoringSpec,
-    Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec,
+    ScoringSpec, Theta0Spec, WindowSpec,
 };
 
 /// A small valid run.
@@ -25,7 +26,7 @@ pub fn spec() -> RunSpec {
         tied_embeddings: true,
     };
     RunSpec {
-        protocol: 1,
+        protocol: PROTOCOL_VERSION,
         name: "test".into(),
         chain: ChainSpec { genesis: Hash32::of(b"genesis"), netuid: 3, start_block: 40 },
         model,
@@ -62,9 +63,10 @@ pub fn spec() -> RunSpec {
             active_blocks: 100,
             stake_age_blocks: 10,
             exclusion_windows: 5,
-            overlap_max: 0.5,
+            silent_windows: 8,
         },
         scoring: ScoringSpec { draws: 8, sequences: 4, step_fraction: 0.5, memory: 0.8, weights_every_windows: 2 },
+        incentive: IncentiveSpec { budget_tokens: 1 << 20, burn_uid: 0 },
     }
 }
 
@@ -100,11 +102,16 @@ pub fn bucket() -> BucketLocator {
 
 /// `miners` miners from uid 0, then `validators` validators of stake 100 each.
 pub fn roster(miners: usize, validators: usize) -> Roster {
-    let miner = |uid: usize| Miner { entry: entry(uid as u16), incentive: 0, bucket: bucket() };
+    let miner = |uid: usize| Miner { entry: entry(uid as u16), incentive: 0, work_class: 0, bucket: bucket() };
     let validator = |uid: usize| Validator { entry: entry(uid as u16), stake_rao: 100, bucket: bucket() };
     Roster {
         miners: (0..miners).map(miner).collect(),
         validators: (miners..miners + validators).map(validator).collect(),
         malformed: Vec::new(),
     }
+}
+
+/// Candidates from uid 0.
+pub fn candidates(count: usize) -> Vec<Candidate> {
+    (0..count).map(|uid| Candidate { entry: entry(uid as u16), bucket: bucket() }).collect()
 }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use crate::hash::{Hash32, Hasher, OutputReader};
-use crate::layout::{Layout, ModelSpec, TensorSpec};
+use crate::layout::{Layout, ModelSpec, PartHasher, TensorSpec};
 
 /// Bytes of the stream per element.
 const DRAWN_BYTES: usize = 16;
@@ -84,22 +84,21 @@ impl Layout {
         seed: u64,
         mut watch: impl FnMut(u64) -> ControlFlow<B>,
     ) -> ControlFlow<B, Hash32> {
-        let mut hasher = Self::root_hasher();
+        let mut parts = PartHasher::default();
         let longest = self.tensors().iter().map(TensorSpec::len).max().unwrap_or(0);
         let mut bytes = vec![[0; 4]; longest.min(WATCHED_VALUES)];
         for tensor in self.tensors() {
-            tensor.absorb_head(&mut hasher);
             let generator = Generator::new(model, seed, tensor);
             for first in (0..tensor.len()).step_by(WATCHED_VALUES) {
                 let block = &mut bytes[..WATCHED_VALUES.min(tensor.len() - first)];
                 block.par_chunks_mut(TASK_VALUES).enumerate().for_each(|(task, values)| {
                     generator.make(first + task * TASK_VALUES, values, f32::to_le_bytes);
                 });
-                hasher.update_parallel(block.as_flattened());
+                parts.update(block);
                 watch(tensor.offset + (first + block.len()) as u64)?;
             }
         }
-        ControlFlow::Continue(hasher.finish())
+        ControlFlow::Continue(self.root_of_parts(&parts.finish()))
     }
 }
 
@@ -192,7 +191,7 @@ mod tests {
         assert!(mean.abs() < 0.003 && (deviation - 0.02).abs() < 0.002, "{mean} {deviation}");
         assert_ne!(layout.theta0(&model, 8), theta);
         let root = layout.state_root(&theta).to_string();
-        assert_eq!(root, "0dea1b10e509a7e75ef9f7e8a18a1425a10991d55b1492adf707bfeea5dbbdfc");
+        assert_eq!(root, "2769ecf3a9e9eeecf692b73e8b257c6e8d169472ad08c0a030a154ad08e24bf8");
         assert_eq!(layout.theta0_root(&model, 7).to_string(), root);
     }
 
@@ -206,16 +205,12 @@ mod tests {
         let layout = Layout::new(shapes.chain([("norm".to_owned(), vec![9])]));
         let model = tiny_model();
         let expected = plain(&layout, &model, 3);
-        let mut hasher = Layout::root_hasher();
-        for tensor in layout.tensors() {
-            tensor.absorb_head(&mut hasher);
-            hasher.update(&expected[tensor.range()].iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-        }
+        let root = layout.root_of_parts(&layout.part_hashes(&expected));
         for threads in [1, 3] {
             let theta = on_threads(threads, || layout.theta0(&model, 3));
             assert!(bits(&theta) == bits(&expected), "{threads} threads");
-            assert_eq!(on_threads(threads, || layout.state_root(&theta)), hasher.finish());
-            assert_eq!(on_threads(threads, || layout.theta0_root(&model, 3)), hasher.finish());
+            assert_eq!(on_threads(threads, || layout.state_root(&theta)), root);
+            assert_eq!(on_threads(threads, || layout.theta0_root(&model, 3)), root);
         }
     }
 

@@ -1,13 +1,13 @@
 //! On-chain records: what a node commits for a window, in at most 128 bytes per field.
 //!
-//! A commitment has three fields: the bucket locator ([`crate::bucket`]), a miner's header record, a validator's vote.
+//! A commitment has three fields: the locator ([`crate::locator`]), a miner's header record, a validator's vote.
 //! Each new commitment replaces the last, so a record is read as of the block of its deadline, from finalised state.
 
 use crate::commitment::Commitment;
 use crate::hash::Hash32;
 use crate::roster::EntryId;
 
-const BUCKET_FIELD: usize = 0;
+const LOCATOR_FIELD: usize = 0;
 const HEADER_FIELD: usize = 1;
 const VOTE_FIELD: usize = 2;
 const HEADER_TAG: u8 = 1;
@@ -28,9 +28,16 @@ pub struct Vote {
     pub root: Hash32,
     /// By candidate: whether its contribution passed every check.
     pub accept: Vec<bool>,
-    /// By candidate: whether it should be excluded for a while.
+    /// By candidate: whether signed evidence excludes it for a while.
     pub exclude: Vec<bool>,
+    /// By validator of the roster: whether its last vote proved nothing, so that its next ones should not count.
+    pub deny: Vec<bool>,
+    /// Proof that the voter holds the payloads that were accepted last ([`crate::possession`]).
+    pub proof: VoteProof,
 }
+
+/// Bytes by which a vote proves possession: enough that nobody guesses them, and few enough for the field.
+pub type VoteProof = [u8; 16];
 
 /// Why a field of a commitment is not the expected record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,17 +51,17 @@ pub enum WordError {
     Length { found: usize, expected: usize },
     #[error("it is about window {found}, not {expected}")]
     Window { found: u32, expected: u32 },
-    #[error("bits are set beyond the last candidate")]
+    #[error("bits are set beyond the last candidate or validator")]
     Padding,
 }
 
-/// The fields of a commitment, for a node whose bucket field is `bucket`.
-pub fn fields(bucket: &[u8], header: Option<&HeaderWord>, vote: Option<&Vote>) -> Vec<Vec<u8>> {
-    let mut fields = vec![bucket.to_vec(), header.map(HeaderWord::encode).unwrap_or_default()];
+/// The fields of a commitment, for a node whose first field is `locator`.
+pub fn fields(locator: &[u8], header: Option<&HeaderWord>, vote: Option<&Vote>) -> Vec<Vec<u8>> {
+    let mut fields = vec![locator.to_vec(), header.map(HeaderWord::encode).unwrap_or_default()];
     if let Some(vote) = vote {
         fields.push(vote.encode());
     } else if header.is_none() {
-        fields.truncate(BUCKET_FIELD + 1);
+        fields.truncate(LOCATOR_FIELD + 1);
     }
     fields
 }
@@ -82,7 +89,20 @@ impl Vote {
         field.extend_from_slice(self.root.as_bytes());
         field.extend(bitmap(&self.accept));
         field.extend(bitmap(&self.exclude));
+        field.extend(bitmap(&self.deny));
+        field.extend(self.proof);
         field
+    }
+
+    /// The window of the vote that a commitment carries, whatever else is in it.
+    pub fn read_window(commitment: &Commitment) -> Option<u32> {
+        let head = commitment.fields.get(VOTE_FIELD)?.first_chunk::<5>()?;
+        (head[0] == VOTE_TAG).then(|| u32::from_le_bytes([head[1], head[2], head[3], head[4]]))
+    }
+
+    /// The bytes of the field, for whoever keeps them for auditors.
+    pub fn field(commitment: &Commitment) -> &[u8] {
+        commitment.fields.get(VOTE_FIELD).map_or(&[], Vec::as_slice)
     }
 
     /// Reads only the root of a vote on `window`, whatever the number of candidates.
@@ -92,20 +112,31 @@ impl Vote {
         Ok(Hash32(*root))
     }
 
-    /// Reads the vote on `window`, which has `candidates` candidates, from a stranger's commitment.
-    pub fn read(commitment: &Commitment, window: u32, candidates: usize) -> Result<Self, WordError> {
+    /// Reads the vote on `window`, which has `candidates` candidates and `validators` validators, from a stranger's
+    /// commitment.
+    pub fn read(
+        commitment: &Commitment,
+        window: u32,
+        candidates: usize,
+        validators: usize,
+    ) -> Result<Self, WordError> {
         let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
-        let expected = 32 + 2 * candidates.div_ceil(8);
+        let (each, all) = (candidates.div_ceil(8), validators.div_ceil(8));
+        let expected = 32 + 2 * each + all + size_of::<VoteProof>();
         if body.len() != expected {
             return Err(WordError::Length { found: body.len() + 5, expected: expected + 5 });
         }
         let (root, bits) = body.split_at(32);
-        let (accept, exclude) = bits.split_at(candidates.div_ceil(8));
+        let (accept, bits) = bits.split_at(each);
+        let (exclude, bits) = bits.split_at(each);
+        let (deny, proof) = bits.split_at(all);
         Ok(Self {
             window,
             root: Hash32(root.try_into().expect("split at 32")),
             accept: unpack(accept, candidates)?,
             exclude: unpack(exclude, candidates)?,
+            deny: unpack(deny, validators)?,
+            proof: proof.try_into().expect("the length was checked"),
         })
     }
 }
@@ -145,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::commitment::FIELD_BYTES_MAX;
-    use crate::run::CANDIDATES_MAX;
+    use crate::run::{CANDIDATES_MAX, VALIDATORS_MAX};
 
     fn commitment(fields: Vec<Vec<u8>>) -> Commitment {
         Commitment { block: 1, fields }
@@ -158,10 +189,14 @@ mod tests {
             root: Hash32::of(b"root"),
             accept: vec![true; CANDIDATES_MAX as usize],
             exclude: vec![false; CANDIDATES_MAX as usize],
+            deny: vec![true; VALIDATORS_MAX],
+            proof: [7; 16],
         };
         let fields = fields(b"bucket", None, Some(&vote));
         assert!(fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX));
-        assert_eq!(Vote::read(&commitment(fields), u32::MAX, CANDIDATES_MAX as usize).unwrap(), vote);
+        let read = Vote::read(&commitment(fields.clone()), u32::MAX, CANDIDATES_MAX as usize, VALIDATORS_MAX);
+        assert_eq!(read.unwrap(), vote);
+        assert_eq!(Vote::read_window(&commitment(fields)), Some(u32::MAX));
     }
 
     #[test]
@@ -176,10 +211,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn votes_are_total_and_canonical(field in proptest::collection::vec(any::<u8>(), 0..140), n in 0usize..40) {
+        fn votes_are_total_and_canonical(field in proptest::collection::vec(any::<u8>(), 0..140), n in 0usize..40, v in 0usize..20) {
             let bytes = commitment(vec![vec![], vec![], field.clone()]);
             let window = field.get(1..5).map_or(0, |w| u32::from_le_bytes(w.try_into().unwrap()));
-            if let Ok(vote) = Vote::read(&bytes, window, n) {
+            if let Ok(vote) = Vote::read(&bytes, window, n, v) {
                 prop_assert_eq!(vote.encode(), field);
             }
         }
@@ -187,9 +222,10 @@ mod tests {
         #[test]
         fn votes_round_trip(accept in proptest::collection::vec(any::<bool>(), 0..256), root in any::<[u8; 32]>()) {
             let exclude: Vec<bool> = accept.iter().map(|a| !a).collect();
-            let n = accept.len();
-            let vote = Vote { window: 9, root: Hash32(root), accept, exclude };
-            let read = Vote::read(&commitment(fields(b"b", None, Some(&vote))), 9, n).unwrap();
+            let (n, deny) = (accept.len(), accept.iter().take(30).copied().collect::<Vec<bool>>());
+            let v = deny.len();
+            let vote = Vote { window: 9, root: Hash32(root), accept, exclude, deny, proof: [3; 16] };
+            let read = Vote::read(&commitment(fields(b"b", None, Some(&vote))), 9, n, v).unwrap();
             prop_assert_eq!(read, vote);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Write as _};
 
+use crate::hash::{Hash32, Hasher};
 use crate::run::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
 
 use Bound::{At, Of};
@@ -35,9 +36,13 @@ pub enum Values {
         bytes_max: usize,
     },
     /// 64 hexadecimal digits.
-    Hash,
-    Choice(&'static [&'static str]),
-    Switch,
+    Hash(fn(&RunSpec) -> Hash32),
+    /// A name, and the number that stands for it in the run's encoding.
+    Choice {
+        get: fn(&RunSpec) -> u8,
+        names: &'static [&'static str],
+    },
+    Switch(fn(&RunSpec) -> bool),
 }
 
 /// One end of a range.
@@ -76,7 +81,7 @@ const INTEGER_MAX: u64 = i64::MAX as u64;
 pub static KEYS: &[RunKey] = &[
     integer("protocol", |run| run.protocol.into(), (At(PROTOCOL_VERSION as u64), At(PROTOCOL_VERSION as u64)), "", "The version of the protocol. It says nothing about the version of the binary."),
     RunKey { key: "name", values: Values::Text { get: |run| &run.name, bytes_max: 64 }, unit: "", doc: "A name for people." },
-    RunKey { key: "chain.genesis", values: Values::Hash, unit: "", doc: "Hash of the chain's block 0." },
+    RunKey { key: "chain.genesis", values: Values::Hash(|run| run.chain.genesis), unit: "", doc: "Hash of the chain's block 0." },
     integer("chain.netuid", |run| run.chain.netuid.into(), (At(0), At(u16::MAX as u64)), "", "The subnet."),
     integer("chain.start_block", |run| run.chain.start_block, (At(1), At(1 << 40)), "block", "First block of window 0."),
     integer("model.vocab_size", |run| run.model.vocab_size.into(), (At(2), At(1 << 20)), "tokens", "Tokens that the model knows."),
@@ -88,12 +93,12 @@ pub static KEYS: &[RunKey] = &[
     integer("model.seq_len", |run| run.model.seq_len.into(), (At(2), At(1 << 20)), "tokens", "Longest sequence."),
     number("model.rope_theta", |run| run.model.rope_theta, (At(1.0), At(1e12)), "", "Base of the rotary position embedding."),
     number("model.norm_eps", |run| run.model.norm_eps, (At(1e-12), At(1e-1)), "", "What RMS norms add to the mean square."),
-    RunKey { key: "model.tied_embeddings", values: Values::Switch, unit: "", doc: "Whether the output projection is the embedding itself." },
+    RunKey { key: "model.tied_embeddings", values: Values::Switch(|run| run.model.tied_embeddings), unit: "", doc: "Whether the output projection is the embedding itself." },
     integer("theta0.seed", |run| run.theta0.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the initial parameters."),
-    RunKey { key: "theta0.root", values: Values::Hash, unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`." },
-    RunKey { key: "data.manifest", values: Values::Hash, unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples." },
+    RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`." },
+    RunKey { key: "data.manifest", values: Values::Hash(|run| run.data.manifest), unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples." },
     integer("data.seed", |run| run.data.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the order of the samples, epoch by epoch."),
-    RunKey { key: "codec.kind", values: Values::Choice(&["topk-sign", "dense-f32", "topk-2bit"]), unit: "", doc: "How a contribution becomes bytes." },
+    RunKey { key: "codec.kind", values: Values::Choice { get: |run| run.codec.kind as u8, names: &["topk-sign", "dense-f32", "topk-2bit"] }, unit: "", doc: "How a contribution becomes bytes." },
     integer("codec.chunk", |run| run.codec.chunk.into(), (At(16), At(CHUNK_MAX as u64)), "values", "Values per chunk."),
     integer("codec.k", |run| run.codec.k.into(), (At(1), Of("codec.chunk", |run| run.codec.chunk.into())), "values", "Values sent per full chunk."),
     number("codec.error_decay", |run| run.codec.error_decay, (At(0.0), At(1.0)), "", "β: how much of the error feedback survives a window."),
@@ -111,7 +116,7 @@ pub static KEYS: &[RunKey] = &[
     integer("inner.decay_steps", |run| run.inner.decay_steps, (At(1), At(1 << 40)), "steps", "Inner steps from the end of the warm-up to the end of the cosine."),
     number("inner.final_lr_fraction", |run| run.inner.final_lr_fraction, (At(0.0), At(1.0)), "of lr", "Learning rate after the cosine."),
     number("outer.rate", |run| run.outer.rate, (At(1e-6), At(16.0)), "", "α: the outer learning rate."),
-    RunKey { key: "outer.mean_over", values: Values::Choice(&["peers", "senders"]), unit: "", doc: "What a coordinate's sum is divided by: the number of all contributing peers, or of those that sent it." },
+    RunKey { key: "outer.mean_over", values: Values::Choice { get: |run| run.outer.mean_over as u8, names: &["peers", "senders"] }, unit: "", doc: "What a coordinate's sum is divided by: the number of all contributing peers, or of those that sent it." },
     integer("outer.min_senders", |run| run.outer.min_senders.into(), (At(1), At(CANDIDATES_MAX as u64)), "peers", "With `outer.mean_over = \"senders\"`, a coordinate is divided by at least this many."),
     integer("windows.blocks", |run| run.windows.blocks, (At(10), At(1_000_000)), "blocks", "Length of a window."),
     integer("windows.snapshot_lag_blocks", |run| run.windows.snapshot_lag_blocks, (At(1), Of("the lower of windows.blocks and chain.start_block", |run| run.windows.blocks.min(run.chain.start_block))), "blocks", "How long before a window its roster is fixed. The window's seed is known from then on, never earlier than the start of the previous window."),
@@ -125,12 +130,14 @@ pub static KEYS: &[RunKey] = &[
     integer("roster.active_blocks", |run| run.roster.active_blocks, (Of("windows.blocks", |run| run.windows.blocks), At(INTEGER_MAX)), "blocks", "A neuron whose last commitment is older is not in the roster."),
     integer("roster.stake_age_blocks", |run| run.roster.stake_age_blocks, (At(0), Of("chain.start_block", |run| run.chain.start_block)), "blocks", "Blocks between the two snapshots of stake; the lower stake counts."),
     integer("roster.exclusion_windows", |run| run.roster.exclusion_windows, (At(0), At(1_000_000)), "windows", "How long a certified exclusion lasts."),
-    number("roster.overlap_max", |run| run.roster.overlap_max, (Of("2 · codec.k / codec.chunk, or 0.05 if that is more", common_by_chance), At(1.0)), "of positions", "Share of common positions from which the later of two contributions is a duplicate."),
+    integer("roster.silent_windows", |run| run.roster.silent_windows, (At(2), At(1_000_000)), "windows", "A validator whose last vote is about an older window than this many ago is not in the roster, so that a run that too many left goes on without them."),
     integer("scoring.draws", |run| run.scoring.draws.into(), (At(1), At(256)), "miners", "Miners that a validator evaluates per window."),
     integer("scoring.sequences", |run| run.scoring.sequences.into(), (At(1), At(4096)), "sequences", "Sequences of each kind (assigned, unseen) per evaluation."),
     number("scoring.step_fraction", |run| run.scoring.step_fraction, (At(1e-6), At(1.0)), "of the step", "c: a miner is evaluated at θ − c·α·contribution."),
     number("scoring.memory", |run| run.scoring.memory, (At(0.0), At(0.9999)), "", "How much of the moving averages survives an evaluation."),
     integer("scoring.weights_every_windows", |run| run.scoring.weights_every_windows, (At(1), At(10_000)), "windows", "Windows between two settings of weights."),
+    integer("incentive.budget_tokens", |run| run.incentive.budget_tokens, (At(1), At(INTEGER_MAX)), "tokens", "Tokens per window that all pay is for: a miner's share is its verified tokens over these, and what nobody earned is burnt."),
+    integer("incentive.burn_uid", |run| run.incentive.burn_uid.into(), (At(0), At(u16::MAX as u64)), "", "The uid to which pay goes that nobody earned: on Bittensor the subnet owner's, whose share the chain burns."),
 ];
 
 const fn integer(
@@ -159,15 +166,22 @@ fn last_vote(run: &RunSpec) -> u64 {
     run.windows.blocks - 1 + u64::from(run.windows.delay_windows) * run.windows.put_block
 }
 
-/// Contributions that send much have much in common by chance.
-fn common_by_chance(run: &RunSpec) -> f64 {
-    (2.0 * (f64::from(run.codec.k) / f64::from(run.codec.chunk))).clamp(0.05, 1.0)
-}
-
 impl RunKey {
     /// The key with that name.
     pub fn find(key: &str) -> Option<&'static Self> {
         KEYS.iter().find(|known| known.key == key)
+    }
+
+    /// Absorbs its value in `run`. The kind of a key's value never changes, so nothing else need be absorbed.
+    pub(super) fn absorb(&self, run: &RunSpec, hasher: &mut Hasher) {
+        match &self.values {
+            Values::Integer { get, .. } => hasher.update_value(&get(run)),
+            Values::Number { get, .. } => hasher.update_value(&get(run).to_bits()),
+            Values::Text { get, .. } => hasher.update_value(get(run)),
+            Values::Hash(get) => hasher.update_value(&get(run)),
+            Values::Choice { get, .. } => hasher.update_value(&get(run)),
+            Values::Switch(get) => hasher.update_value(&get(run)),
+        };
     }
 
     /// Both ends of a number's range, in words where they follow from other keys.
@@ -187,9 +201,9 @@ impl RunKey {
             Values::Integer { min, max, .. } => format!("a whole number in {min} ..= {max}{unit}"),
             Values::Number { min, max, .. } => format!("a number in {min} ..= {max}{unit}"),
             Values::Text { bytes_max, .. } => format!("text of 1 ..= {bytes_max} bytes"),
-            Values::Hash => "64 hexadecimal digits, 0-9 and a-f".to_owned(),
-            Values::Choice(names) => format!("one of {}", names.join(", ")),
-            Values::Switch => "true or false".to_owned(),
+            Values::Hash(_) => "64 hexadecimal digits, 0-9 and a-f".to_owned(),
+            Values::Choice { names, .. } => format!("one of {}", names.join(", ")),
+            Values::Switch(_) => "true or false".to_owned(),
         }
     }
 
@@ -202,7 +216,7 @@ impl RunKey {
             Values::Integer { get, min, max } => within(&get(run), min, max),
             Values::Number { get, min, max } => get(run).is_finite() && within(&get(run), min, max),
             Values::Text { get, bytes_max } => (1..=*bytes_max).contains(&get(run).len()),
-            Values::Hash | Values::Choice(_) | Values::Switch => true,
+            Values::Hash(_) | Values::Choice { .. } | Values::Switch(_) => true,
         }
     }
 

@@ -5,14 +5,17 @@ use std::fmt;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
-use crate::hash::Hash32;
+use crate::hash::{Hash32, Hasher};
 use crate::layout::{Layout, ModelSpec};
+use crate::run::keys::KEYS;
 
 /// The protocol version. It is part of every run, and says nothing about the version of the binary.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Most candidates of a window: two bitmaps of this length fit the field of a vote, beside tag, window and root.
 pub const CANDIDATES_MAX: u32 = 256;
+/// Most validators of a window, which have a bit each in every vote: as many as Bittensor gives permits to.
+pub const VALIDATORS_MAX: usize = 64;
 /// Most values in a chunk of the codec: positions are 16-bit integers.
 pub const CHUNK_MAX: u32 = 1 << 16;
 /// Range of `codec.max_abs`: the codec's scales begin at 2^-28.
@@ -56,6 +59,7 @@ pub struct RunSpec {
     pub windows: WindowSpec,
     pub roster: RosterSpec,
     pub scoring: ScoringSpec,
+    pub incentive: IncentiveSpec,
 }
 
 /// Which chain and subnet the run lives on.
@@ -194,8 +198,9 @@ pub struct RosterSpec {
     pub stake_age_blocks: u64,
     /// Windows for which a certified exclusion lasts.
     pub exclusion_windows: u64,
-    /// Share of common positions from which the later of two contributions is a duplicate.
-    pub overlap_max: f64,
+    /// A validator whose last vote is about an older window than this many ago is not in the roster, so that a run that
+    /// too many of them left goes on without them.
+    pub silent_windows: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -213,10 +218,25 @@ pub struct ScoringSpec {
     pub weights_every_windows: u64,
 }
 
+/// What miners are paid for.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IncentiveSpec {
+    /// Tokens per window that all pay is for. If fewer are trained on and verified, the rest of the pay is burnt.
+    pub budget_tokens: u64,
+    /// The uid that pay goes to which nobody earned: on Bittensor the subnet owner's, whose share the chain burns.
+    pub burn_uid: u16,
+}
+
 impl RunSpec {
-    /// BLAKE3 of the canonical encoding.
+    /// BLAKE3 of the canonical encoding: name and value of every key, in the order of [`KEYS`].
     pub fn id(&self) -> RunId {
-        RunId(Hash32::of_value("templar v1 run id", self))
+        let mut hasher = Hasher::new("templar v2 run id");
+        for key in KEYS {
+            hasher.update_value(key.key);
+            key.absorb(self, &mut hasher);
+        }
+        RunId(hasher.finish())
     }
 
     pub fn layout(&self) -> Layout {

@@ -44,8 +44,8 @@ impl RunSpec {
         let parsed = match &known.values {
             Values::Integer { .. } => value.parse().map(Value::Integer).map_err(|_| bad())?,
             Values::Number { .. } => value.parse().map(Value::Float).map_err(|_| bad())?,
-            Values::Switch => value.parse().map(Value::Boolean).map_err(|_| bad())?,
-            Values::Text { .. } | Values::Hash | Values::Choice(_) => Value::String(value.to_owned()),
+            Values::Switch(_) => value.parse().map(Value::Boolean).map_err(|_| bad())?,
+            Values::Text { .. } | Values::Hash(_) | Values::Choice { .. } => Value::String(value.to_owned()),
         };
         // TOML has no integers above i64::MAX, which no valid run has either.
         let too_large = |error: toml::ser::Error| SetError::Unwritable { reason: error.to_string() };

@@ -17,7 +17,7 @@ impl RunSpec {
                 Values::Number { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
                 Values::Text { get, bytes_max } => check("name (length)", get(self).len(), 1, *bytes_max)?,
                 // Every value that parses is valid.
-                Values::Hash | Values::Switch | Values::Choice(_) => {}
+                Values::Hash(_) | Values::Switch(_) | Values::Choice { .. } => {}
             }
         }
         let (model, inner, roster) = (&self.model, &self.inner, &self.roster);

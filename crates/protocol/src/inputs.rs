@@ -1,0 +1,108 @@
+//! What a settled window was decided from. The run state names it by its digest, and the next window's votes certify
+//! that, so an archive can be content-addressed: whoever has these bytes can compute the certificate again.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::hash::Hash32;
+use crate::roster::{EntryId, Roster, Snapshot};
+use crate::word::{HeaderWord, Vote};
+
+/// Everything that the rules read from the chain for one window.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct WindowInputs {
+    pub window: u64,
+    /// Hash of the block S_w: it gives the window's seed.
+    pub snapshot_hash: Hash32,
+    /// Hash of the block D_put: it gives the evaluation draws.
+    pub put_hash: Hash32,
+    pub miners: Vec<MinerInput>,
+    pub validators: Vec<ValidatorInput>,
+}
+
+/// A miner of the roster, and what it had on chain at the put deadline.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct MinerInput {
+    pub entry: EntryId,
+    pub incentive: u16,
+    pub work_class: u8,
+    /// [`crate::bucket::BucketLocator::identity`] of its bucket.
+    pub bucket: Hash32,
+    /// The header that it committed for this window, if there is one.
+    pub header: Option<Hash32>,
+}
+
+/// A validator of the roster, and what it had on chain at the vote deadline.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ValidatorInput {
+    pub entry: EntryId,
+    pub stake_rao: u64,
+    /// The field of its vote as it stands on chain, whatever is in it; empty if there is none.
+    pub ballot: Vec<u8>,
+}
+
+impl WindowInputs {
+    /// The inputs of `window` from its roster and the snapshots at its deadlines.
+    pub fn new(window: u64, snapshot_hash: Hash32, roster: &Roster, at_put: &Snapshot, at_vote: &Snapshot) -> Self {
+        let header = |entry: &EntryId| {
+            HeaderWord::read(at_put.commitment_of(entry)?, window as u32).ok().map(|word| word.header_hash)
+        };
+        let ballot = |entry: &EntryId| at_vote.commitment_of(entry).map_or(Vec::new(), |of| Vote::field(of).to_vec());
+        let miners = roster.miners.iter().map(|miner| MinerInput {
+            entry: miner.entry,
+            incentive: miner.incentive,
+            work_class: miner.work_class,
+            bucket: miner.bucket.identity(),
+            header: header(&miner.entry),
+        });
+        let validators = roster.validators.iter().map(|validator| ValidatorInput {
+            entry: validator.entry,
+            stake_rao: validator.stake_rao,
+            ballot: ballot(&validator.entry),
+        });
+        Self {
+            window,
+            snapshot_hash,
+            put_hash: at_put.block_hash,
+            miners: miners.collect(),
+            validators: validators.collect(),
+        }
+    }
+
+    /// What the run state after the window names.
+    pub fn digest(&self) -> Hash32 {
+        Hash32::of_value("templar v2 window inputs", self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commitment::Commitment;
+    use crate::roster::Neuron;
+    use crate::testing::{entry, roster};
+    use crate::word::fields;
+
+    #[test]
+    fn inputs_hold_what_is_on_chain_and_nothing_of_other_windows() {
+        let roster = roster(2, 1);
+        let neuron = |uid, fields| Neuron {
+            entry: entry(uid),
+            stake_rao: 1,
+            permit: false,
+            incentive: 0,
+            commitment: Some(Commitment { block: 1, fields }),
+        };
+        let word = |window| HeaderWord { window, header_hash: Hash32::of(b"header") };
+        let snapshot = |neurons| Snapshot { block: 9, block_hash: Hash32::of(b"put"), neurons };
+        let headers = [(0, 7), (1, 6)].map(|(uid, window)| neuron(uid, fields(b"l", Some(&word(window)), None)));
+        let ballots = vec![neuron(2, vec![vec![], vec![], vec![9; 3]])];
+        let inputs =
+            WindowInputs::new(7, Hash32::of(b"seed"), &roster, &snapshot(headers.to_vec()), &snapshot(ballots));
+        let found: Vec<Option<Hash32>> = inputs.miners.iter().map(|miner| miner.header).collect();
+        assert_eq!(found, [Some(Hash32::of(b"header")), None]);
+        assert_eq!(inputs.validators[0].ballot, [9; 3]);
+        let mut other = inputs.clone();
+        other.validators[0].ballot.push(0);
+        assert_ne!(other.digest(), inputs.digest());
+    }
+}
