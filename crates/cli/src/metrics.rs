@@ -81,7 +81,8 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
         Event::Settled { window, verdict, .. } => {
             let ended = match verdict {
                 Verdict::Certified { .. } => "certified",
-                Verdict::NoQuorum => "no-quorum",
+                Verdict::Withheld { .. } => "withheld",
+                Verdict::TooFewVotes => "too-few-votes",
                 Verdict::NoMajority => "no-majority",
             };
             counter!("templar_verdicts_total", "node" => node.clone(), "verdict" => ended).increment(1);
@@ -238,7 +239,7 @@ mod tests {
             Event::Misvoted { window: 0, uid: Uid(3), fault: VoteFault::Length, cause: "300 bytes".to_owned() };
         let certified = Verdict::Certified { accepted: vec![Uid(1)], excluded: vec![] };
         let lines =
-            scraped(&[settled(6, certified.clone()), settled(7, Verdict::NoQuorum), settled(8, certified), misvoted]);
+            scraped(&[settled(6, certified.clone()), settled(7, Verdict::TooFewVotes), settled(8, certified), misvoted]);
         for line in [
             r#"templar_verdicts_total{node="miner-0",verdict="certified"} 2"#,
             r#"templar_verdicts_total{node="miner-0",verdict="no-quorum"} 1"#,

@@ -241,7 +241,8 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         Event::Settled { window, verdict, state_root, .. } => {
             let verdict = match verdict {
                 Verdict::Certified { accepted, .. } => format!("certified with {} contributions", accepted.len()),
-                Verdict::NoQuorum => "null: less than a third of the stake voted".to_owned(),
+                Verdict::Withheld { .. } => "withheld: an accepted payload cannot be had, so nobody's counts".to_owned(),
+                Verdict::TooFewVotes => "null: at most half of the stake voted".to_owned(),
                 Verdict::NoMajority => "null: no state has more than half of the votes".to_owned(),
             };
             format!("window {window}: {verdict}, root {}", state_root.short())

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use templar_protocol::hash::Hash32;
 use templar_protocol::layout::Layout;
 use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN};
+use templar_protocol::tree;
 
 use crate::contribution::Contribution;
 use crate::format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits};
@@ -75,9 +77,26 @@ impl Codec {
         &self.plan.layout
     }
 
-    /// Whether it chooses which values are sent, so that the positions of a contribution are as good as a fingerprint.
-    pub fn selects_positions(&self) -> bool {
-        self.plan.kind != CodecKind::DenseF32
+    /// The digest of every segment of error feedback `e`, in canonical order, and the root over them: what a miner's header
+    /// says of what it still owes.
+    ///
+    /// # Panics
+    /// If `e` does not have the length of the run's parameters.
+    pub fn feedback_root(&self, e: &[f32]) -> Hash32 {
+        tree::root(&self.feedback_segments(e))
+    }
+
+    /// The leaves under [`Codec::feedback_root`].
+    ///
+    /// # Panics
+    /// If `e` does not have the length of the run's parameters.
+    pub fn feedback_segments(&self, e: &[f32]) -> Vec<Hash32> {
+        assert_eq!(e.len(), self.plan.layout.len(), "e does not fit the layout");
+        let digest = |segment: &Segment| {
+            let bytes: Vec<[u8; 4]> = e[segment.params()].iter().map(|value| value.to_le_bytes()).collect();
+            Hash32::derive("templar v2 feedback segment", bytes.as_flattened())
+        };
+        self.plan.segments.par_iter().map(digest).collect()
     }
 
     /// Length of the largest valid payload of this run, in bytes: nothing larger is ever downloaded.
@@ -85,7 +104,7 @@ impl Codec {
         *self.plan.payload_bytes.end() as u64
     }
 
-    /// e ← β·e + Δ, in place, for a window in which nothing is sent; otherwise [`Codec::encode`] does it.
+    /// e ← β·e + Δ, in place: what [`Codec::encode`] begins with.
     ///
     /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end.
     ///

@@ -61,26 +61,6 @@ impl Sent<'_> {
             Self::Dense(values) => values.len(),
         }
     }
-
-    /// How many positions two chunks at the same place have in common.
-    fn common(self, other: Self) -> usize {
-        match (self, other) {
-            (Self::Sparse(a, _), Self::Sparse(b, _)) => count_common(a, b),
-            _ => self.len().min(other.len()),
-        }
-    }
-}
-
-/// Number of positions that two chunks have in common.
-fn count_common(a: &[Entry], b: &[Entry]) -> usize {
-    let (mut i, mut j, mut common) = (0, 0, 0);
-    while i < a.len() && j < b.len() {
-        let (a, b) = (a[i].position(), b[j].position());
-        common += usize::from(a == b);
-        i += usize::from(a <= b);
-        j += usize::from(b <= a);
-    }
-    common
 }
 
 /// Unpacks the chunks of one segment one after the other, into memory of its own.
@@ -141,35 +121,6 @@ impl Contribution {
         shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
             self.arch.dispatch(AddScaled { chunks: self.chunks(index), params, chunk_len: segment.chunk_len, factor });
         });
-    }
-
-    /// How alike the choices of two contributions to one run are: the share of a chunk's positions that both have in
-    /// common, 0 ..= 1, averaged over the chunks, weighted by their numbers of values.
-    ///
-    /// Chunks in which either sends nothing are left out, because their positions are filler; the overlap is 0 if no
-    /// chunk remains. By chance it is k / chunk; for dense contributions it is always 1.
-    ///
-    /// # Panics
-    /// If the two belong to different layouts or codecs.
-    pub fn overlap(&self, other: &Self) -> f64 {
-        self.assert_same_run(other);
-        let segments = 0..self.plan.segments.len();
-        let (common, sent) = segments
-            .into_par_iter()
-            .map(|index| {
-                let (mut a, mut b) = (self.chunks(index), other.chunks(index));
-                let (mut common, mut sent) = (0, 0);
-                for _ in 0..self.plan.segments[index].chunks {
-                    let (a, b) = (a.next(), b.next());
-                    if a.len() > 0 && b.len() > 0 {
-                        common += a.common(b);
-                        sent += a.len();
-                    }
-                }
-                (common, sent)
-            })
-            .reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        if sent == 0 { 0.0 } else { common as f64 / sent as f64 }
     }
 
     /// The one payload that decodes to this contribution.

@@ -112,6 +112,13 @@ impl Vote {
         Ok(Hash32(*root))
     }
 
+    /// Reads only the root of a vote on `window` and its proof, whatever the numbers of candidates and validators.
+    pub fn read_proof(commitment: &Commitment, window: u32) -> Option<(Hash32, VoteProof)> {
+        let body = body(commitment, VOTE_FIELD, VOTE_TAG, window).ok()?;
+        let (root, rest) = body.split_first_chunk()?;
+        Some((Hash32(*root), *rest.last_chunk()?))
+    }
+
     /// Reads the vote on `window`, which has `candidates` candidates and `validators` validators, from a stranger's
     /// commitment.
     pub fn read(
@@ -196,7 +203,8 @@ mod tests {
         assert!(fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX));
         let read = Vote::read(&commitment(fields.clone()), u32::MAX, CANDIDATES_MAX as usize, VALIDATORS_MAX);
         assert_eq!(read.unwrap(), vote);
-        assert_eq!(Vote::read_window(&commitment(fields)), Some(u32::MAX));
+        assert_eq!(Vote::read_window(&commitment(fields.clone())), Some(u32::MAX));
+        assert_eq!(Vote::read_proof(&commitment(fields), u32::MAX), Some((vote.root, vote.proof)));
     }
 
     #[test]

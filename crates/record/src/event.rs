@@ -1,6 +1,7 @@
 //! What a node reports about itself: one stream of typed events for progress, reports, logs and simulations.
 
 use serde::{Deserialize, Serialize};
+pub use templar_protocol::locator::Role;
 use templar_protocol::certificate::NullReason;
 use templar_protocol::fault::{BucketFault, CheckpointFault, Fault, FaultKind, VoteFault};
 use templar_protocol::hash::Hash32;
@@ -139,26 +140,21 @@ pub enum Event {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    Miner,
-    Validator,
-}
-
 /// How a window ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Certified { accepted: Vec<Uid>, excluded: Vec<Uid> },
-    NoQuorum,
+    /// What most of the votes accept does not count for anybody, because a payload of it could not be had.
+    Withheld { accepted: Vec<Uid> },
+    TooFewVotes,
     NoMajority,
 }
 
 impl From<NullReason> for Verdict {
     fn from(reason: NullReason) -> Self {
         match reason {
-            NullReason::NoQuorum => Self::NoQuorum,
+            NullReason::TooFewVotes => Self::TooFewVotes,
             NullReason::NoMajority => Self::NoMajority,
         }
     }

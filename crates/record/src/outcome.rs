@@ -19,6 +19,9 @@ pub enum Outcome {
     /// The contribution was opened, but every seat went to other candidates. Its content stays in the error feedback.
     #[error("no seat: all {seats} seats went to other miners")]
     NoSeat { seats: u64 },
+    /// The contribution was accepted, but nobody's counts, because the payload of another that was accepted cannot be had.
+    #[error("withheld: accepted, but an accepted payload could not be had, so nobody's contribution counts")]
+    Withheld,
     /// The window is null: nobody's contribution counts.
     #[error("null: the validators reached no certificate")]
     Null,
@@ -53,6 +56,7 @@ impl Outcome {
             Self::Counted => "counted",
             Self::NotAccepted => "not-accepted",
             Self::NoSeat { .. } => "no-seat",
+            Self::Withheld => "withheld",
             Self::Null => "null",
             Self::NotListed => "not-listed",
             Self::Missed { .. } => "missed",
@@ -111,6 +115,9 @@ pub enum Abstention {
     /// The state that the window starts from was not at hand.
     #[error("the state that the window starts from was not at hand")]
     NoBase,
+    /// A vote proves that its voter holds the payloads that counted last, and they were not at hand.
+    #[error("the payloads that counted last were not at hand, so that it could not prove to hold them")]
+    NoPayloads,
     /// The window was seen too late, for example after a restart.
     #[error("too little of the window was left to judge it")]
     NoTimeLeft,

@@ -10,6 +10,13 @@ pub enum Trouble {
     /// A step of the node failed. The node retries it at the next block.
     #[error("{cause}")]
     Step { part: Part, cause: String },
+    /// Most validators accepted a contribution that nobody serves. The node goes on from the state in which nobody's
+    /// contribution to that window counts; the next votes decide.
+    #[error(
+        "nobody serves the accepted contribution of uid {uid} to window {window}: going on as if none counted, until the \
+         payload comes or the next votes decide"
+    )]
+    Withheld { window: u64, uid: u16 },
     /// The network's state cannot be reached from this node's, so it takes over a certified one.
     #[error("{cause}; taking over a certified state")]
     Resynchronising { cause: String },

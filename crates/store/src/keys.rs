@@ -64,6 +64,11 @@ pub fn checkpoint_previous(run: RunId, state: &Hash32) -> String {
     format!("v1/{run}/checkpoint/{state}/previous")
 }
 
+/// The digests of all parts of a checkpoint's parameters, one after the other.
+pub fn checkpoint_parts(run: RunId, state: &Hash32) -> String {
+    format!("v1/{run}/checkpoint/{state}/parts")
+}
+
 /// One part of a checkpoint's parameters, by the digest of its run state.
 pub fn checkpoint_theta(run: RunId, state: &Hash32, part: u32) -> String {
     format!("v1/{run}/checkpoint/{state}/theta/{part:05}")
@@ -124,6 +129,7 @@ mod tests {
             (checkpoints(run), format!("v1/{r}/checkpoint")),
             (checkpoint_state(run, &hash), format!("v1/{r}/checkpoint/{h}/state")),
             (checkpoint_previous(run, &hash), format!("v1/{r}/checkpoint/{h}/previous")),
+            (checkpoint_parts(run, &hash), format!("v1/{r}/checkpoint/{h}/parts")),
             (checkpoint_theta(run, &hash, 42), format!("v1/{r}/checkpoint/{h}/theta/00042")),
             (data(&hash), format!("v1/data/{h}")),
         ];

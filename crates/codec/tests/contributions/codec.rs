@@ -163,7 +163,6 @@ fn an_empty_chunk_has_one_encoding_and_sends_nothing() {
     assert_eq!(codec.encode(&mut e, &[-0.0; 16]).unwrap(), payload);
     contribution.add_scaled(&mut e, 1.0);
     assert!(e.iter().all(|value| value.to_bits() == (-0.0f32).to_bits()));
-    assert_eq!(contribution.overlap(&contribution), 0.0);
 }
 
 #[test]
@@ -310,19 +309,17 @@ fn bytes_and_the_first_error_are_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn overlap_counts_common_positions() {
-    let codec = codec(CodecKind::TopkSign, &[64, 32], 64, 4, 4.0);
-    let contribution = |positions: &[usize]| {
-        let mut e = vec![0.0; 96];
-        for &position in positions {
-            e[position] = 1.0;
-        }
-        round_trip(&codec, &e)
+fn the_feedback_root_is_over_segments() {
+    let codec = codec(CodecKind::TopkSign, &[100, 70_000], 64, 4, 4.0);
+    let e: Vec<f32> = (0..70_100u32).map(|nth| nth as f32).collect();
+    let segments = codec.feedback_segments(&e);
+    // Chunks of 64: one and a rest of 36 in the first tensor; 1024 to a segment and 69 chunks and a rest in the second.
+    let bounds = [0, 64, 100, 100 + 65_536, 100 + 1093 * 64, 70_100];
+    let digest = |part: &[f32]| {
+        let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Hash32::derive("templar v2 feedback segment", &bytes)
     };
-    let a = contribution(&[1, 5, 9, 33, 64, 65]);
-    let b = contribution(&[5, 9, 40, 63, 65, 95]);
-    assert_eq!((a.overlap(&b), b.overlap(&a)), (0.5, 0.5));
-    assert_eq!(a.overlap(&a), 1.0);
-    // The second tensor of the other contribution is empty, so only the first counts: two of four.
-    assert_eq!(a.overlap(&contribution(&[5, 9, 40, 63])), 0.5);
+    let expected: Vec<Hash32> = bounds.windows(2).map(|bound| digest(&e[bound[0]..bound[1]])).collect();
+    assert_eq!(segments, expected);
+    assert_eq!(codec.feedback_root(&e), templar_protocol::tree::root(&expected));
 }

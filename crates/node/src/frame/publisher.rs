@@ -2,7 +2,9 @@
 
 use templar_chain::ChainError;
 use templar_protocol::hash::Hash32;
+use templar_protocol::locator::Locator;
 use templar_protocol::roster::EntryId;
+use templar_protocol::run::VALIDATORS_MAX;
 use templar_protocol::word::{self, HeaderWord, Vote};
 
 use crate::frame::context::Context;
@@ -16,7 +18,8 @@ const PATIENCE_BLOCKS: u64 = 3;
 /// What this node wants to stand on the chain.
 #[derive(Debug)]
 pub struct Publisher {
-    bucket: Vec<u8>,
+    role: Role,
+    locator: Vec<u8>,
     fields: Vec<Vec<u8>>,
     submitted_at: Option<u64>,
     /// The block from which the chain takes commitments again: this node has used up its quota.
@@ -26,13 +29,17 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub fn new(ctx: &Context) -> Result<Self, NodeError> {
-        let bucket = ctx.store.own().encode()?;
-        let fields = word::fields(&bucket, None, None);
-        Ok(Self { bucket, fields, submitted_at: None, refused_until: 0, listing_checked_at: None })
+    pub fn new(ctx: &Context, role: Role) -> Result<Self, NodeError> {
+        let locator = Locator::new(role, ctx.store.own().clone()).encode()?;
+        let fields = word::fields(&locator, None, None);
+        Ok(Self { role, locator, fields, submitted_at: None, refused_until: 0, listing_checked_at: None })
     }
 
-    /// Publishes the bucket if the chain does not have it, or will soon count this node as inactive.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Publishes the locator if the chain does not have it, or counts this node as inactive or silent, or soon will.
     pub async fn keep_listed(&mut self, ctx: &Context, entry: &EntryId, head: u64) -> Result<(), NodeError> {
         let interval = (ctx.spec.roster.active_blocks / 4).max(1);
         if self.listing_checked_at.is_some_and(|at| head < at + interval) {
@@ -41,7 +48,11 @@ impl Publisher {
         let snapshot = ctx.snapshot(head).await?;
         let listed = snapshot.commitment_of(entry).is_some_and(|commitment| {
             let fresh = commitment.block + ctx.spec.roster.active_blocks / 2 > head;
-            fresh && commitment.fields.first() == Some(&self.bucket)
+            let window = ctx.schedule.window_at(head).unwrap_or_default();
+            let silent = self.role == Role::Validator
+                && Vote::read_window(commitment)
+                    .is_some_and(|voted| u64::from(voted) + ctx.spec.roster.silent_windows <= window);
+            fresh && !silent && commitment.fields.first() == Some(&self.locator)
         });
         if !listed && !self.submit(ctx, self.fields.clone(), head).await? {
             return Ok(());
@@ -58,7 +69,7 @@ impl Publisher {
         header: &HeaderWord,
         head: u64,
     ) -> Result<(), NodeError> {
-        self.ensure(ctx, entry, word::fields(&self.bucket, Some(header), None), head).await
+        self.ensure(ctx, entry, word::fields(&self.locator, Some(header), None), head).await
     }
 
     /// Makes sure that the vote gets onto the chain; to be called again at later blocks.
@@ -69,7 +80,7 @@ impl Publisher {
         vote: &Vote,
         head: u64,
     ) -> Result<(), NodeError> {
-        self.ensure(ctx, entry, word::fields(&self.bucket, None, Some(vote)), head).await
+        self.ensure(ctx, entry, word::fields(&self.locator, None, Some(vote)), head).await
     }
 
     async fn ensure(
@@ -107,15 +118,16 @@ impl Publisher {
         Ok(submitted.map(|()| true)?)
     }
 
-    /// Says so if the words of a node of this role, one a window, do not fit the chain's quota.
-    pub async fn check_quota(&self, ctx: &Context, role: Role) -> Result<(), NodeError> {
+    /// Says so if this node's records, one per window, do not fit the chain's quota.
+    pub async fn check_quota(&self, ctx: &Context) -> Result<(), NodeError> {
         let limits = ctx.chain.hyperparams(ctx.spec.chain.netuid).await?;
         let most = vec![false; (ctx.spec.roster.gather + ctx.spec.roster.reserve) as usize];
         let header = HeaderWord { window: 0, header_hash: Hash32::default() };
-        let vote = Vote { window: 0, root: Hash32::default(), accept: most.clone(), exclude: most };
-        let longest = match role {
-            Role::Miner => word::fields(&self.bucket, Some(&header), None),
-            Role::Validator => word::fields(&self.bucket, None, Some(&vote)),
+        let (root, deny) = (Hash32::default(), vec![false; VALIDATORS_MAX]);
+        let vote = Vote { window: 0, root, accept: most.clone(), exclude: most, deny, proof: [0; 16] };
+        let longest = match self.role {
+            Role::Miner => word::fields(&self.locator, Some(&header), None),
+            Role::Validator => word::fields(&self.locator, None, Some(&vote)),
         };
         let bytes: usize = longest.iter().map(Vec::len).sum();
         let cost_bytes = (bytes as u64).max(limits.commitment_min_cost_bytes);

@@ -19,8 +19,10 @@ pub trait Record: BorshSerialize + BorshDeserialize {
     /// Goes up with every change of the layout.
     const VERSION: u8 = 1;
 
-    /// From the layout of the first release, which had no version.
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self>;
+    /// From the layout of the first release, which had no version and belonged to runs of protocol 1.
+    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
+        Err(io::Error::other("it belongs to a run of protocol 1"))
+    }
 }
 
 /// Why the bytes of a record cannot be read.
@@ -68,19 +70,27 @@ pub enum FloatFormat {
     Bf16,
 }
 
-/// e: what was learned and not yet sent, in a file of its own.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+/// e: what was learned and not yet sent. Without either, it is zeros.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ErrorFeedbackRecord {
+    /// After the last header that the chain had in time.
+    pub confirmed: Option<KeptFeedback>,
+    /// After the newest one, of which that is not known yet.
+    pub sealed: Option<KeptFeedback>,
+}
+
+/// e after the payload of one window left it, in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct KeptFeedback {
     pub file: String,
     pub format: FloatFormat,
+    pub window: u64,
+    /// Hash of that window's header.
+    pub header: Hash32,
 }
 
 impl Record for ErrorFeedbackRecord {
     const NAME: &'static str = "error";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        Ok(Self { file: borsh::from_slice(bytes)?, format: FloatFormat::F32 })
-    }
 }
 
 /// The inner optimiser's state, as the trainer exported it, in a file of its own.
@@ -91,16 +101,14 @@ pub struct OptimiserRecord {
 
 impl Record for OptimiserRecord {
     const NAME: &'static str = "optimiser";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        Ok(Self { file: borsh::from_slice(bytes)? })
-    }
 }
 
 /// What a miner sealed and has not seen decided, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, BorshSerialize, BorshDeserialize)]
 pub struct PendingRecord {
     pub contributions: Vec<SealedRecord>,
+    /// Window and file of payloads that did not count, and are still to go back into the error feedback.
+    pub owed: Vec<(u64, String)>,
 }
 
 /// One sealed contribution. Its payload is in a file of its own.
@@ -115,15 +123,6 @@ pub struct SealedRecord {
 
 impl Record for PendingRecord {
     const NAME: &'static str = "pending";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        let stored: Vec<(String, SignedHeader, Vec<u8>, bool)> = borsh::from_slice(bytes)?;
-        let one = |(payload_file, header, key, is_opened): (String, SignedHeader, Vec<u8>, bool)| {
-            let key = <[u8; 32]>::try_from(key).map_err(|_| io::Error::other("a key has not 32 bytes"))?;
-            Ok(SealedRecord { payload_file, header, key, is_opened })
-        };
-        Ok(Self { contributions: stored.into_iter().map(one).collect::<io::Result<_>>()? })
-    }
 }
 
 /// The newest vote: a restarted validator says what it said.
@@ -133,28 +132,26 @@ pub struct VoteRecord {
     pub root: Hash32,
     pub accept: Vec<bool>,
     pub exclude: Vec<bool>,
+    pub deny: Vec<bool>,
+    pub proof: [u8; 16],
 }
 
 impl From<&Vote> for VoteRecord {
     fn from(vote: &Vote) -> Self {
-        let Vote { window, root, accept, exclude } = vote.clone();
-        Self { window, root, accept, exclude }
+        let Vote { window, root, accept, exclude, deny, proof } = vote.clone();
+        Self { window, root, accept, exclude, deny, proof }
     }
 }
 
 impl From<VoteRecord> for Vote {
     fn from(record: VoteRecord) -> Self {
-        let VoteRecord { window, root, accept, exclude } = record;
-        Self { window, root, accept, exclude }
+        let VoteRecord { window, root, accept, exclude, deny, proof } = record;
+        Self { window, root, accept, exclude, deny, proof }
     }
 }
 
 impl Record for VoteRecord {
     const NAME: &'static str = "vote";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        borsh::from_slice(bytes)
-    }
 }
 
 /// A validator's ratings of miners.
@@ -165,10 +162,6 @@ pub struct ScoresRecord {
 
 impl Record for ScoresRecord {
     const NAME: &'static str = "scores";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        borsh::from_slice(bytes)
-    }
 }
 
 /// Digests of the checkpoints in a validator's bucket, oldest first.
@@ -179,10 +172,6 @@ pub struct CheckpointsRecord {
 
 impl Record for CheckpointsRecord {
     const NAME: &'static str = "checkpoints";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        borsh::from_slice(bytes)
-    }
 }
 
 /// Contributions that a validator serves because it voted for them, oldest first: window and hash of the header.
@@ -193,10 +182,6 @@ pub struct HeldRecord {
 
 impl Record for HeldRecord {
     const NAME: &'static str = "held";
-
-    fn from_unversioned(bytes: &[u8]) -> io::Result<Self> {
-        borsh::from_slice(bytes)
-    }
 }
 
 /// Which windows' ends this node has told, so that each is told once.
@@ -210,10 +195,6 @@ pub struct OutcomesRecord {
 
 impl Record for OutcomesRecord {
     const NAME: &'static str = "outcomes";
-
-    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
-        Err(io::Error::other("no release without versions wrote it"))
-    }
 }
 
 /// A replicated state, and where its θ is. Stored in a table of its own, by the number of windows settled.
@@ -247,10 +228,6 @@ impl StateRecord {
 
 impl Record for StateRecord {
     const NAME: &'static str = "state";
-
-    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
-        Err(io::Error::other("a state without a version is read with its row's number"))
-    }
 }
 
 /// The unversioned bytes of a record called `name` with their version; as they are if no record is called that.
@@ -287,14 +264,5 @@ mod tests {
         assert_eq!(decode::<CheckpointsRecord>(&newer), Err(RecordError::Newer { found: 2, newest: 1 }));
         let cut = decode::<CheckpointsRecord>(&bytes[..9]);
         assert!(matches!(cut, Err(RecordError::Layout { version: 1, .. })), "{cut:?}");
-    }
-
-    #[test]
-    fn an_unversioned_vote_gets_its_version() {
-        let vote = (7u32, Hash32::of(b"root"), vec![true], vec![false]);
-        let migrated = migrate("vote", borsh::to_vec(&vote).unwrap()).unwrap();
-        let expected = VoteRecord { window: 7, root: vote.1, accept: vote.2, exclude: vote.3 };
-        assert_eq!(decode::<VoteRecord>(&migrated).unwrap(), expected);
-        assert_eq!(migrate("vote", vec![1]).unwrap_err().0, "vote");
     }
 }

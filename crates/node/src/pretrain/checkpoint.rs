@@ -1,8 +1,8 @@
 //! Certified checkpoints in validators' buckets: how a newcomer gets θ without trusting anybody.
 //!
 //! A checkpoint is named by the digest of its [`RunState`]. Whoever knows from the chain that the digest is certified
-//! needs no signature: the state hashes to the digest, and θ to the root in the state. That root is over all of θ, so
-//! a wrong θ of the right length shows only when the last byte is there; who served one is not asked again for a while.
+//! needs no signature: the state hashes to the digest, and the list of the parts' digests to the root in the state. So a
+//! wrong part is known when it arrives, before another is fetched; who served one is not asked again for a while.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::CheckpointFault;
 use templar_protocol::hash::{Hash32, Hasher};
+use templar_protocol::layout::{PART_VALUES, part_hash};
 use templar_protocol::roster::{EntryId, Roster, Validator};
 use templar_protocol::state::{RunState, STATE_BYTES_MAX};
 use templar_store::{StoreError, keys};
@@ -23,8 +24,6 @@ use crate::pretrain::fetch::SMALL_PATIENCE;
 use crate::pretrain::state::State;
 use templar_record::event::Event;
 
-/// Values in one part of θ: 64 MiB.
-const PART_VALUES: usize = 16 << 20;
 /// Checkpoints that a validator keeps: the newest may not be certified yet.
 const KEPT: usize = 3;
 /// Most time that a validator may take to serve all of θ: so long, and a second for so many bytes.
@@ -89,6 +88,10 @@ async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> R
         let key = keys::checkpoint_previous(ctx.run, &digest);
         ctx.store.put(&key, Bytes::from(previous.to_bytes())).await?;
     }
+    let (codec, theta) = (ctx.codec.clone(), state.theta.clone());
+    let parts = ctx.compute.run(move || codec.layout().part_hashes(&theta)).await;
+    let parts: Vec<u8> = parts.iter().flat_map(|hash| *hash.as_bytes()).collect();
+    ctx.store.put(&keys::checkpoint_parts(ctx.run, &digest), Bytes::from(parts)).await?;
     for (part, values) in state.theta.chunks(PART_VALUES).enumerate() {
         let key = keys::checkpoint_theta(ctx.run, &digest, part as u32);
         ctx.store.put(&key, Bytes::from(to_bytes(values))).await?;
@@ -102,7 +105,8 @@ async fn retire(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreE
         let digest = published[0];
         ctx.store.delete(&keys::checkpoint_state(ctx.run, &digest)).await?;
         ctx.store.delete(&keys::checkpoint_previous(ctx.run, &digest)).await?;
-        for part in 0..ctx.codec.layout().len().div_ceil(PART_VALUES) {
+        ctx.store.delete(&keys::checkpoint_parts(ctx.run, &digest)).await?;
+        for part in 0..ctx.codec.layout().parts() {
             ctx.store.delete(&keys::checkpoint_theta(ctx.run, &digest, part as u32)).await?;
         }
         published.remove(0);
@@ -163,17 +167,11 @@ async fn fetch_from(
     let run = run_state(ctx, bucket, &keys::checkpoint_state(ctx.run, digest), digest).await?;
     let theta_bytes = 4 * ctx.codec.layout().len() as u64;
     let patience = THETA_PATIENCE + Duration::from_secs(theta_bytes / THETA_BYTES_PER_S);
-    let theta = tokio::time::timeout(patience, theta(ctx, bucket, digest)).await;
+    let theta = tokio::time::timeout(patience, theta(ctx, bucket, digest, &run.theta_root)).await;
     let theta = theta.unwrap_or_else(|_| {
         ctx.access.note_silence();
         Err(CheckpointFault::TooSlow)
     })?;
-    let codec = ctx.codec.clone();
-    let hash = move || (codec.layout().state_root(&theta), theta);
-    let (root, theta) = ctx.compute.run(hash).await;
-    if root != run.theta_root {
-        return Err(Some(CheckpointFault::ThetaMismatch));
-    }
     let previous = keys::checkpoint_previous(ctx.run, digest);
     let previous = run_state(ctx, bucket, &previous, &run.previous).await.ok();
     if previous.is_none() && ctx.schedule.settled_before(run.settled) != run.settled {
@@ -182,27 +180,44 @@ async fn fetch_from(
     Ok((State { run, theta: Arc::new(theta) }, previous))
 }
 
-/// All parts of θ, each of the right length.
-async fn theta(ctx: &Context, bucket: &BucketLocator, digest: &Hash32) -> Result<Vec<f32>, CheckpointFault> {
-    let length = ctx.codec.layout().len();
+/// All parts of θ, each checked as it comes against the list of their digests, and that against the root.
+async fn theta(
+    ctx: &Context,
+    bucket: &BucketLocator,
+    digest: &Hash32,
+    root: &Hash32,
+) -> Result<Vec<f32>, CheckpointFault> {
+    let (length, parts) = (ctx.codec.layout().len(), ctx.codec.layout().parts());
+    let bytes = part(ctx, bucket, &keys::checkpoint_parts(ctx.run, digest), 32 * parts as u64).await?;
+    let hashes: Vec<Hash32> = bytes.as_chunks().0.iter().map(|hash| Hash32(*hash)).collect();
+    if ctx.codec.layout().root_of_parts(&hashes) != *root {
+        return Err(CheckpointFault::ThetaMismatch);
+    }
     let mut theta = Vec::with_capacity(length);
-    for part in 0..length.div_ceil(PART_VALUES) {
-        let expected_bytes = 4 * PART_VALUES.min(length - part * PART_VALUES) as u64;
-        let key = keys::checkpoint_theta(ctx.run, digest, part as u32);
-        let bytes = loop {
-            match ctx.get(bucket, &key, expected_bytes).await {
-                Ok(bytes) => break bytes,
-                Err(StoreError::TooLarge { .. }) => return Err(CheckpointFault::ThetaLength),
-                Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
-                Err(_) => return Err(CheckpointFault::ThetaMissing),
-            }
-        };
-        if bytes.len() as u64 != expected_bytes {
-            return Err(CheckpointFault::ThetaLength);
+    for (nth, expected) in hashes.into_iter().enumerate() {
+        let expected_bytes = 4 * PART_VALUES.min(length - nth * PART_VALUES) as u64;
+        let key = keys::checkpoint_theta(ctx.run, digest, nth as u32);
+        let bytes = part(ctx, bucket, &key, expected_bytes).await?;
+        let (found, bytes) = ctx.compute.run(move || (part_hash(&bytes), bytes)).await;
+        if found != expected {
+            return Err(CheckpointFault::ThetaMismatch);
         }
         theta.extend(from_bytes(&bytes));
     }
     Ok(theta)
+}
+
+/// An object of exactly so many bytes.
+async fn part(ctx: &Context, bucket: &BucketLocator, key: &str, bytes: u64) -> Result<Bytes, CheckpointFault> {
+    let found = loop {
+        match ctx.get(bucket, key, bytes).await {
+            Ok(found) => break found,
+            Err(StoreError::TooLarge { .. }) => return Err(CheckpointFault::ThetaLength),
+            Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
+            Err(_) => return Err(CheckpointFault::ThetaMissing),
+        }
+    };
+    if found.len() as u64 == bytes { Ok(found) } else { Err(CheckpointFault::ThetaLength) }
 }
 
 async fn run_state(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use templar_data::Split;
 use templar_incentive::score::{draw, draws};
+use templar_protocol::assignment::Assignment;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::{Hash32, Stream};
 use templar_protocol::roster::EntryId;
@@ -25,7 +26,7 @@ pub struct Task {
     pub window: u64,
     base: Arc<Vec<f32>>,
     miners: Vec<Drawn>,
-    unseen: Vec<u64>,
+    unseen: Unseen,
     /// θ to validate on held-out text, and on how many of its samples.
     validation: Option<(Arc<Vec<f32>>, u64)>,
 }
@@ -35,6 +36,13 @@ pub struct Task {
 struct Drawn {
     entry: EntryId,
     verdict: Result<Arc<Opened>, FaultKind>,
+    samples: Vec<u64>,
+}
+
+/// Samples that nobody trains on in the window.
+#[derive(Debug)]
+struct Unseen {
+    split: Split,
     samples: Vec<u64>,
 }
 
@@ -68,7 +76,7 @@ impl Task {
         let stream = &mut stream;
         let count = ctx.spec.scoring.sequences as usize;
         let assignment = &intake.window.assignment;
-        let unseen = assignment.draw_unassigned(stream, count);
+        let unseen = Unseen::draw(ctx, assignment, stream, count);
         let miners = intake
             .verdicts()
             .filter(|(entry, _)| drawn.contains(entry))
@@ -94,7 +102,7 @@ impl Task {
     fn evaluate(&self, ctx: &Context, signals: &Signals, trainer: &mut dyn Trainer) -> Result<Report, NodeError> {
         let mut report = Report::default();
         let step = -ctx.spec.scoring.step_fraction * ctx.spec.outer.rate;
-        let unseen = self.unseen_batch(ctx)?;
+        let unseen = batch(ctx, self.unseen.split, &self.unseen.samples)?;
         let unseen_before = mean(&trainer.evaluate(&self.base, &unseen)?);
         for Drawn { entry, verdict, samples } in &self.miners {
             signals.check()?;
@@ -119,15 +127,6 @@ impl Task {
         Ok(report)
     }
 
-    /// A dataset so small that the window used all of it leaves held-out text as the only unseen one.
-    fn unseen_batch(&self, ctx: &Context) -> Result<TokenBatch, NodeError> {
-        if !self.unseen.is_empty() {
-            return batch(ctx, Split::Train, &self.unseen);
-        }
-        let count = u64::from(ctx.spec.scoring.sequences).min(ctx.dataset.samples(Split::HeldOut));
-        batch(ctx, Split::HeldOut, &(0..count).collect::<Vec<_>>())
-    }
-
     fn validate(&self, ctx: &Context, signals: &Signals, trainer: &mut dyn Trainer) -> Result<Option<f64>, NodeError> {
         let Some((theta, samples)) = &self.validation else { return Ok(None) };
         let available = ctx.dataset.samples(Split::HeldOut);
@@ -140,6 +139,19 @@ impl Task {
             losses.extend(trainer.evaluate(theta, &batch(ctx, Split::HeldOut, group)?)?);
         }
         Ok(Some(mean(&losses)))
+    }
+}
+
+impl Unseen {
+    /// Drawn anew in each window, so that nobody can know them. A dataset so small that the window used all of it leaves
+    /// held-out text as the only unseen one.
+    fn draw(ctx: &Context, assignment: &Assignment, stream: &mut Stream, count: usize) -> Self {
+        let samples = assignment.draw_unassigned(stream, count);
+        if !samples.is_empty() {
+            return Self { split: Split::Train, samples };
+        }
+        let held_out: Vec<u64> = (0..ctx.dataset.samples(Split::HeldOut)).collect();
+        Self { split: Split::HeldOut, samples: draw(stream, &held_out, count) }
     }
 }
 
@@ -156,9 +168,9 @@ fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len().max(1) as f64
 }
 
-/// The miners that this validator evaluates in a window, from its whole roster, and the stream for further draws.
+/// The candidates that this validator evaluates in a window, and the stream for further draws.
 pub fn drawn_miners(ctx: &Context, own: &EntryId, window: &Window, put_hash: &Hash32) -> (Vec<EntryId>, Stream) {
-    let miners: Vec<EntryId> = window.roster.miners.iter().map(|miner| miner.entry).collect();
+    let candidates: Vec<EntryId> = window.candidates.iter().map(|candidate| candidate.entry).collect();
     let mut stream = draws(put_hash, own);
-    (draw(&mut stream, &miners, ctx.spec.scoring.draws as usize), stream)
+    (draw(&mut stream, &candidates, ctx.spec.scoring.draws as usize), stream)
 }

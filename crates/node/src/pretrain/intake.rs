@@ -8,8 +8,10 @@
 mod fetching;
 mod slot;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::roster::{EntryId, Snapshot};
@@ -25,7 +27,7 @@ use crate::pretrain::intake::fetching::Fetch;
 use crate::pretrain::intake::slot::{Fetched, Slot};
 use crate::pretrain::window::Window;
 
-/// All slots of one window: candidates first, in their order, then miners drawn for evaluation.
+/// The slots of one window, one for each candidate, in their order.
 #[derive(Debug)]
 pub struct Intake {
     pub window: Window,
@@ -49,36 +51,26 @@ enum Phase {
 impl Intake {
     /// Slots for the candidates of `window`, whose base has the parameters `theta`.
     pub async fn new(ctx: &Arc<Context>, window: Window, theta: &Arc<Vec<f32>>) -> Self {
-        let entries = window.candidates.iter().map(|candidate| candidate.entry).collect();
-        let mut intake = Self {
-            window,
-            slots: Vec::new(),
-            phase: Phase::Committing { read_at: None },
-            fetches: JoinSet::new(),
-            turns: Arc::new(Semaphore::new(PARALLEL_FETCHES)),
-        };
-        intake.add(ctx, entries, theta).await;
-        intake
-    }
-
-    /// Adds those miners of the roster that have no slot yet.
-    pub async fn add(&mut self, ctx: &Arc<Context>, entries: Vec<EntryId>, theta: &Arc<Vec<f32>>) {
-        let is_new = |entry: &EntryId| !self.slots.iter().any(|slot| slot.entry == *entry);
-        let entries: Vec<EntryId> = entries.into_iter().filter(is_new).collect();
-        if entries.is_empty() {
-            return;
-        }
-        let (shared, window, theta, of) = (ctx.clone(), self.window.clone(), theta.clone(), entries.clone());
+        let entries: Vec<EntryId> = window.candidates.iter().map(|candidate| candidate.entry).collect();
+        let (shared, known, theta, of) = (ctx.clone(), window.clone(), theta.clone(), entries.clone());
         // Reads and hashes slices, and chunks of θ.
-        let contexts = move || of.iter().map(|entry| window.context(&shared, entry, &theta)).collect::<Vec<_>>();
+        let contexts = move || of.iter().map(|entry| known.context(&shared, entry, &theta)).collect::<Vec<_>>();
         let contexts = ctx.compute.run(contexts).await;
+        let mut slots = Vec::new();
         for (entry, context) in entries.into_iter().zip(contexts) {
-            let Some(miner) = self.window.roster.miner(&entry) else { continue };
-            let location = Location::of_miner(ctx, miner, self.window.number);
+            let Some(miner) = window.roster.miner(&entry) else { continue };
+            let location = Location::of_miner(ctx, miner, window.number);
             if let Err(error) = &context {
                 ctx.trouble(Trouble::DataDamaged { uid: entry.uid.0, cause: error.to_string() }).await;
             }
-            self.slots.push(Slot::new(entry, location, context.ok()));
+            slots.push(Slot::new(entry, location, context.ok()));
+        }
+        Self {
+            window,
+            slots,
+            phase: Phase::Committing { read_at: None },
+            fetches: JoinSet::new(),
+            turns: Arc::new(Semaphore::new(PARALLEL_FETCHES)),
         }
     }
 
@@ -126,10 +118,6 @@ impl Intake {
             Phase::Closed { .. } => return,
         };
         for (nth, slot) in self.slots.iter_mut().enumerate() {
-            // Slots added after the put deadline have not read their word.
-            if let Some(at_put) = at_put {
-                slot.read_word(at_put, self.window.number, true);
-            }
             if let Some(fetch) = Fetch::new(ctx, nth, slot, head, at_put.is_some()) {
                 slot.started(self.fetches.spawn(fetch.run(self.turns.clone())), head);
             }
@@ -172,8 +160,8 @@ impl Intake {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
-    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that repeat a candidate's.
-    pub async fn close(&mut self, ctx: &Context) {
+    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that are an earlier one's copy.
+    pub fn close(&mut self) {
         let Phase::Opening { at_put, since } = &self.phase else { return };
         self.phase = Phase::Closed { at_put: at_put.clone(), since: *since };
         self.fetches = JoinSet::new();
@@ -184,21 +172,16 @@ impl Intake {
             }
             slot.close();
         }
-        if !ctx.codec.selects_positions() {
-            return;
-        }
         let passed = self.slots.iter().enumerate().filter_map(|(nth, slot)| {
             let (committed_at_block, opened) = slot.passed()?;
-            Some((committed_at_block, nth, opened.clone()))
+            Some(((committed_at_block, nth), opened.contribution.payload().clone()))
         });
-        let (passed, candidates) = (passed.collect::<Vec<_>>(), self.window.candidates.len());
-        let overlap_max = ctx.spec.roster.overlap_max;
-        for nth in ctx.compute.run(move || duplicates(&passed, candidates, overlap_max)).await {
+        for nth in copies(&passed.collect::<Vec<_>>()) {
             self.slots[nth].decide(Err(FaultKind::Duplicate));
         }
     }
 
-    /// Verdicts, candidates first.
+    /// Verdicts in the order of candidates.
     pub fn verdicts(&self) -> impl Iterator<Item = (&EntryId, Result<&Arc<Opened>, FaultKind>)> {
         self.slots.iter().map(|slot| (&slot.entry, slot.verdict()))
     }
@@ -207,23 +190,31 @@ impl Intake {
         self.verdicts().filter_map(|(_, verdict)| verdict.ok())
     }
 
-    /// The candidates' contributions that have passed so far.
-    pub fn accepted(&self) -> impl Iterator<Item = &Arc<Opened>> {
-        self.verdicts().take(self.window.candidates.len()).filter_map(|(_, verdict)| verdict.ok())
-    }
 }
 
-/// Which of `passed` (block of the commitment, slot, contribution) repeat an earlier candidate's. Commitment blocks
-/// cannot be forged, so the earlier of two is the original; within one block both are suspect, and the one that stands
-/// later in the list yields.
-fn duplicates(passed: &[(u64, usize, Arc<Opened>)], candidates: usize, overlap_max: f64) -> Vec<usize> {
-    let repeats = |(block, nth, own): &(u64, usize, Arc<Opened>)| {
-        // Candidates only: who else is here depends on this validator's draws, and votes should not.
-        passed.iter().any(|(other_block, other, earlier)| {
-            *other < candidates
-                && (other_block, other) < (block, nth)
-                && own.contribution.overlap(&earlier.contribution) >= overlap_max
-        })
-    };
-    passed.iter().filter(|slot| repeats(slot)).map(|(_, nth, _)| *nth).collect()
+/// Which of `passed` (block of the commitment and slot, payload) are an earlier one's copy, byte for byte. Blocks of
+/// commitments cannot be forged, so the earlier of two is the original; within one block the one that stands later in the
+/// list yields.
+fn copies(passed: &[((u64, usize), Bytes)]) -> Vec<usize> {
+    let mut firsts: BTreeMap<Hash32, (u64, usize)> = BTreeMap::new();
+    let hashes: Vec<Hash32> = passed.iter().map(|(_, payload)| Hash32::of(payload)).collect();
+    for (hash, (at, _)) in hashes.iter().zip(passed) {
+        let first = firsts.entry(*hash).or_insert(*at);
+        *first = (*first).min(*at);
+    }
+    hashes.iter().zip(passed).filter(|(hash, (at, _))| firsts[hash] != *at).map(|(_, (at, _))| at.1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_payloads_is_the_original() {
+        let passed = |at: &[(u64, &'static [u8])]| {
+            at.iter().enumerate().map(|(nth, (block, bytes))| ((*block, nth), Bytes::from_static(bytes))).collect()
+        };
+        let found: Vec<_> = passed(&[(7, b"a"), (5, b"a"), (5, b"a"), (5, b"b"), (9, b"c")]);
+        assert_eq!(copies(&found), [0, 2]);
+    }
 }

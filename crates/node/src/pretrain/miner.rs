@@ -27,7 +27,7 @@ use crate::frame::signals::Signals;
 use crate::pretrain::miner::feedback::ErrorFeedback;
 use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::outcomes::Outcomes;
-use crate::pretrain::pending::{Pending, Stage};
+use crate::pretrain::pending::{Owed, Pending, Stage};
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};
 use crate::pretrain::upload::Uploads;
@@ -52,6 +52,8 @@ pub struct Miner {
     moments: Option<OptimiserRecord>,
     /// Committed and not settled, oldest first.
     pending: VecDeque<Pending>,
+    /// Payloads that did not count, until a committed header has them back in its error feedback; oldest first.
+    owed: Vec<Owed>,
     uploads: Uploads,
     outcomes: Outcomes,
     /// The newest block.
@@ -65,7 +67,7 @@ enum Work {
     #[default]
     Idle,
     Training(Window),
-    /// Trained, but windows before it are not settled yet: only with a delay of one window.
+    /// Trained, but it is not known yet whether the chain had the last header in time.
     Trained(Window, TrainOutcome),
 }
 
@@ -122,6 +124,7 @@ impl Miner {
             error_feedback,
             moments,
             pending: restored.whole.into(),
+            owed: restored.owed,
             uploads: Uploads::default(),
             outcomes,
             head: 0,
@@ -155,19 +158,19 @@ impl Miner {
         }
     }
 
-    /// In the end error feedback is reduced only by what was certified.
+    /// What did not count goes back into the error feedback with the next contribution.
     fn settle_pending(&mut self, settled: Settled) -> Result<(), NodeError> {
-        let Settled { window, certificate, .. } = settled;
+        let Settled { window, certificate, is_applied, .. } = settled;
         let nth = self.pending.iter().position(|pending| pending.window == window.number);
         let pending = nth.and_then(|nth| self.pending.remove(nth));
         let entry = pending.as_ref().map_or(self.seat.entry, |pending| pending.header.header.entry);
         let miss = self.missed(window.number, pending.as_ref());
         let gather = u64::from(self.ctx.spec.roster.gather);
-        let outcome = outcomes::outcome(&window, &certificate, &entry, miss, gather);
-        if let Some(pending) = pending
-            && outcome != Outcome::Counted
-        {
-            self.take_back(&pending.payload);
+        let outcome = outcomes::outcome(&window, &certificate, is_applied, &entry, miss, gather);
+        // A window that a node goes back to is settled again.
+        self.owed.retain(|owed| owed.window != window.number || outcome != Outcome::Counted);
+        if let Some(pending) = pending.filter(|pending| pending.is_opened() && outcome != Outcome::Counted) {
+            self.owed.push(Owed { window: pending.window, payload: pending.payload });
         }
         self.outcomes.settle(window.number, outcome);
         self.save()
@@ -186,14 +189,20 @@ impl Miner {
     }
 
     /// After a start or a state that was taken over: windows may have been jumped over. They are not settled here.
-    /// Whatever was opened in them probably counted: to lose it is better than to send it twice.
+    /// Whether what was opened in them counted is not known: error feedback begins anew, because to lose something is better
+    /// than to send it twice.
     fn drop_skipped(&mut self) {
         let settled = self.seat.replica.newest().run.settled;
         let all = std::mem::take(&mut self.pending);
         let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
         self.pending = kept;
-        for pending in skipped.iter().filter(|pending| !pending.is_opened()) {
-            self.take_back(&pending.payload);
+        for pending in &skipped {
+            if pending.is_opened() {
+                self.error_feedback.reset();
+                self.owed.clear();
+            } else {
+                self.lose_feedback(pending.window);
+            }
         }
         self.outcomes.skip_to(settled);
     }
@@ -236,7 +245,7 @@ impl Duty for Miner {
         steps.take(&ctx, self.settle(head).await).await?;
         steps.take(&ctx, self.publish(head).await).await?;
         steps.take(&ctx, self.seat.keep_listed(head).await).await?;
-        steps.take(&ctx, self.seal_if_settled(head).await).await?;
+        steps.take(&ctx, self.seal_if_ready(head).await).await?;
         let job = steps.take(&ctx, self.start_training(head).await).await?;
         Ok((job.flatten(), steps))
     }

@@ -25,7 +25,7 @@ pub enum Stage {
     Opened,
     /// Its key is in the bucket.
     Published,
-    /// The chain did not have its header in time: its values go back into the error feedback.
+    /// The chain did not have its header in time: it never was.
     Lost(Miss),
 }
 
@@ -54,32 +54,55 @@ pub struct Pending {
     stage: Stage,
 }
 
+/// What a miner says of its own work in a header.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Hash of its last header that the chain had in time; zeros if its error feedback began anew.
+    pub previous: Hash32,
+    pub steps: u32,
+    pub tokens: u64,
+    pub feedback_root: Hash32,
+}
+
+/// A payload that did not count.
+#[derive(Clone, Debug)]
+pub struct Owed {
+    pub window: u64,
+    pub payload: Vec<u8>,
+}
+
 /// What a restarted miner finds of its contributions.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Oldest first.
     pub whole: Vec<Pending>,
+    pub owed: Vec<Owed>,
     /// Windows whose payload is gone or changed, and what is wrong with it.
     pub damaged: Vec<(u64, String)>,
 }
 
 impl Pending {
     /// Seals `payload` and signs its header, which says what `context` says that it must.
-    pub fn new(ctx: &Context, context: &HeaderContext, payload: Vec<u8>, tokens: u64) -> Self {
+    pub fn new(ctx: &Context, context: &HeaderContext, work: Work, payload: Vec<u8>) -> Self {
         let HeaderContext { run, window, entry, base, sample_digest, possession, .. } = *context;
         let key = SealKey::derive(&ctx.keypair, run, window, &payload);
         let ciphertext = key.seal(payload.clone());
+        let Work { previous, steps, tokens, feedback_root } = work;
         let header = Header {
             run,
             window,
             entry,
             base,
+            previous,
+            profile: 0,
+            steps,
+            tokens,
+            sample_digest,
+            possession,
+            feedback_root,
             ciphertext_hash: Hash32::of(&ciphertext),
             ciphertext_bytes: ciphertext.len() as u64,
             key_commitment: key.commitment(),
-            sample_digest,
-            tokens,
-            possession,
         };
         Self { window, header: header.sign(&ctx.keypair), payload, key, stage: Stage::Sealed }
     }
@@ -109,7 +132,11 @@ impl Pending {
     }
 
     /// Writes the payloads to files; returns what the database has to keep.
-    pub fn store<'a>(all: impl IntoIterator<Item = &'a Self>, local: &Local) -> Result<PendingRecord, NodeError> {
+    pub fn store<'a>(
+        all: impl IntoIterator<Item = &'a Self>,
+        owed: &[Owed],
+        local: &Local,
+    ) -> Result<PendingRecord, NodeError> {
         let one = |pending: &Self| {
             Ok(SealedRecord {
                 payload_file: local.put_file("payload", &pending.payload)?,
@@ -118,13 +145,24 @@ impl Pending {
                 is_opened: pending.is_opened(),
             })
         };
-        Ok(PendingRecord { contributions: all.into_iter().map(one).collect::<Result<_, NodeError>>()? })
+        let owed = owed.iter().map(|owed| Ok((owed.window, local.put_file("payload", &owed.payload)?)));
+        Ok(PendingRecord {
+            contributions: all.into_iter().map(one).collect::<Result<_, NodeError>>()?,
+            owed: owed.collect::<Result<_, NodeError>>()?,
+        })
     }
 
     /// What [`Pending::store`] kept.
     pub fn load(local: &Local) -> Result<Restored, NodeError> {
         let mut restored = Restored::default();
-        for record in local.get::<PendingRecord>()?.unwrap_or_default().contributions {
+        let PendingRecord { contributions, owed } = local.get::<PendingRecord>()?.unwrap_or_default();
+        for (window, file) in owed {
+            match local.file(&file) {
+                Ok(payload) => restored.owed.push(Owed { window, payload }),
+                Err(damage) => restored.damaged.push((window, damage.to_string())),
+            }
+        }
+        for record in contributions {
             let window = record.header.header.window;
             match Self::restore(record, local) {
                 Ok(pending) => restored.whole.push(pending),

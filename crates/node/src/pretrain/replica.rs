@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use templar_codec::outer_step;
+use templar_protocol::assignment::Cursor;
 use templar_protocol::certificate::{Certificate, Outcome, certified_root, certify, read_ballots};
 use templar_protocol::hash::Hash32;
-use templar_protocol::roster::{EntryId, Roster, Uid};
-use templar_protocol::state::RunState;
+use templar_protocol::inputs::WindowInputs;
+use templar_protocol::roster::{EntryId, Roster, Snapshot, Uid};
+use templar_protocol::state::{OuterStep, RunState, Settlement};
 use templar_protocol::word::{Ballots, WordError};
 
 use crate::frame::context::Context;
@@ -31,10 +33,31 @@ const SEARCH_PERIODS: u64 = 8;
 pub struct Settled {
     pub window: Window,
     pub certificate: Certificate,
+    /// Whether the outer step was taken, or withheld because an accepted payload could not be had.
+    pub is_applied: bool,
     /// What the validators of the roster said, as of the vote deadline.
     pub ballots: Ballots,
     /// θ that the window's contributions were trained from, if this node still has it.
     pub base_theta: Option<Arc<Vec<f32>>>,
+}
+
+/// A window as the chain decides it.
+struct Decided {
+    window: Window,
+    certificate: Certificate,
+    ballots: Ballots,
+    at_put: Snapshot,
+    at_vote: Snapshot,
+}
+
+/// What [`Replica::advance`] did.
+#[derive(Debug)]
+pub enum Advance {
+    /// Nothing is due, or what it takes is not here yet.
+    Nothing,
+    Settled(Box<Settled>),
+    /// A payload that could not be had has come after all: the states since are void, and its window is settled anew.
+    WentBack,
 }
 
 /// The recent states of one node, newest last.
@@ -46,6 +69,10 @@ pub struct Replica {
     older: Option<RunState>,
     /// What was fetched of a window that could not be settled yet, by the hash of its header.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
+    /// The window whose outer step was withheld last, as long as the network may decide otherwise.
+    withheld: Option<u64>,
+    /// What the outer step to the newest state applied, as far as it is known: a vote proves that its voter holds it.
+    applied: Option<Vec<Arc<Opened>>>,
     /// Who served false checkpoints, and until when it is left alone.
     backoff: Backoff,
     /// The window whose malformed votes and buckets were told last: a window that cannot be settled is tried again and again.
@@ -85,7 +112,15 @@ impl Replica {
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
         let recent = VecDeque::from([state]);
-        Self { recent, older, fetched: BTreeMap::new(), backoff: Backoff::new(), told: None }
+        Self {
+            recent,
+            older,
+            fetched: BTreeMap::new(),
+            withheld: None,
+            applied: None,
+            backoff: Backoff::new(),
+            told: None,
+        }
     }
 
     pub fn newest(&self) -> &State {
@@ -104,6 +139,31 @@ impl Replica {
         nth.map_or(self.older.as_ref(), |nth| Some(&self.recent[nth].run))
     }
 
+    /// A window as this node's states give it. Fails if the state that it starts from is not at hand.
+    pub async fn window(&self, ctx: &Context, number: u64) -> Result<Window, NodeError> {
+        let base = self.run_of(ctx.schedule.settled_before(number)).ok_or(NodeError::NoBase { window: number })?;
+        let cursor = self.cursor(ctx, number).await?;
+        Window::load(ctx, number, base, cursor).await
+    }
+
+    /// Where all windows before `number` end in the samples. With a delay of one window the one before it may not be
+    /// settled yet; its candidates are known all the same.
+    async fn cursor(&self, ctx: &Context, number: u64) -> Result<Cursor, NodeError> {
+        if let Some(run) = self.run_of(number) {
+            return Ok(run.cursor);
+        }
+        let newest = &self.newest().run;
+        let base = self.run_of(ctx.schedule.settled_before(newest.settled));
+        let base = base.filter(|_| number == newest.settled + 1).ok_or(NodeError::NoBase { window: number })?;
+        let before = Window::load(ctx, newest.settled, base, newest.cursor).await?;
+        Ok(before.assignment.next_cursor())
+    }
+
+    /// The state after `settled` windows, if this node has it.
+    fn run_of(&self, settled: u64) -> Option<&RunState> {
+        self.recent.iter().map(|state| &state.run).chain(&self.older).find(|run| run.settled == settled)
+    }
+
     /// Settles the next window if its vote deadline is at or before `head`. `opened` is what this node has opened
     /// itself; the rest is fetched from whoever serves it.
     pub async fn advance(
@@ -111,49 +171,139 @@ impl Replica {
         ctx: &Context,
         head: u64,
         opened: &[Arc<Opened>],
-    ) -> Result<Option<Settled>, NodeError> {
+    ) -> Result<Advance, NodeError> {
+        if self.go_back(ctx, head).await? {
+            return Ok(Advance::WentBack);
+        }
         let number = self.newest().run.settled;
         if ctx.schedule.vote_deadline(number) > head {
-            return Ok(None);
+            return Ok(Advance::Nothing);
         }
-        let base = self.base(ctx, number).cloned();
-        let base_run = base.as_ref().map(|state| &state.run).or(self.older.as_ref());
-        let base_run = base_run.filter(|run| run.settled == ctx.schedule.settled_before(number));
-        let window = Window::load(ctx, number, base_run.ok_or(NodeError::NoBase { window: number })?).await?;
-        let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(number)).await?;
-        let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
+        let base_theta = self.base(ctx, number).map(|state| state.theta.clone());
+        let Decided { window, certificate, ballots, at_put, at_vote } = self.decided(ctx, number).await?;
         if self.told.replace(number) != Some(number) {
             emit_misvotes(ctx, number, &ballots).await;
             emit_unlisted(ctx, &window).await;
         }
-        let certificate = certify(number, &window.roster, &window.candidates, ctx.spec.roster.gather, &ballots);
-        // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that a vote of
+        // A node whose standing differs has other candidates and finds the others' bitmaps malformed, so that a vote of
         // its own may even seem to be all there is; the others' roots speak to it all the same.
         let roots = [certified_root(number, &window.roster, &at_vote), certificate.root()];
         if let Some(certified) = roots.into_iter().flatten().find(|root| *root != window.base_digest) {
             ctx.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
             return Err(NodeError::Diverged { window: number });
         }
-        let contributions = self.collect(ctx, head, &window, &certificate, opened).await?;
-        let stepped = self.step(ctx, &window, &certificate, &contributions).await;
-        self.push(ctx, stepped);
+        let inputs = WindowInputs::new(number, window.snapshot_hash, &window.roster, &at_put, &at_vote).digest();
+        let cursor = window.assignment.next_cursor();
+        let (roster, candidates) = (&window.roster, &window.candidates);
+        let settlement = Settlement { roster, candidates, certificate: &certificate, cursor, inputs };
+        let stepped = match self.collect(ctx, head, number, roster, &certificate, &at_put, opened).await {
+            Ok(contributions) => Some((self.step(ctx, &settlement, &contributions).await, contributions)),
+            Err(NodeError::ContributionGone { window, uid }) => {
+                let run = self.newest().run.settle(&ctx.spec, &settlement, OuterStep::Withheld);
+                match self.withholding(ctx, head, &run).await? {
+                    Withholding::Wait => return Ok(Advance::Nothing),
+                    Withholding::Refused => return Err(NodeError::ContributionGone { window, uid }),
+                    Withholding::Allowed => {}
+                }
+                ctx.trouble(Trouble::Withheld { window, uid }).await;
+                self.push(ctx, State { run, theta: self.newest().theta.clone() });
+                self.withheld = Some(number);
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let is_applied = stepped.is_some();
+        let (stepped, contributions) = stepped.unzip();
+        stepped.into_iter().for_each(|state| self.push(ctx, state));
+        let contributions = contributions.unwrap_or_default();
+        emit_settled(ctx, &certificate, is_applied, &contributions, self.newest()).await;
+        self.applied = Some(contributions);
         self.fetched.clear();
-        emit_settled(ctx, &certificate, &contributions, self.newest()).await;
-        Ok(Some(Settled { window, certificate, ballots, base_theta: base.map(|state| state.theta) }))
+        Ok(Advance::Settled(Box::new(Settled { window, certificate, is_applied, ballots, base_theta })))
     }
 
-    async fn step(
-        &self,
-        ctx: &Context,
-        window: &Window,
-        certificate: &Certificate,
-        contributions: &[Arc<Opened>],
-    ) -> State {
+    /// Whether the state `withheld`, in which the newest window's contributions do not count because one of them cannot be
+    /// had, may take the place of the one in which they do.
+    ///
+    /// Until the first window that starts from it begins, the payload may come. After that window's votes, they say which
+    /// of the two states it is. In between nobody knows, and the run goes on without the payload.
+    async fn withholding(&self, ctx: &Context, head: u64, withheld: &RunState) -> Result<Withholding, NodeError> {
+        let next = withheld.settled + u64::from(ctx.spec.windows.delay_windows);
+        if head < ctx.schedule.first_block(next) {
+            return Ok(Withholding::Wait);
+        }
+        let decided_at = ctx.schedule.vote_deadline(next);
+        if head < decided_at {
+            return Ok(Withholding::Allowed);
+        }
+        let (roster, ..) = participants(ctx, next).await?;
+        let root = certified_root(next, &roster, &ctx.snapshot(decided_at).await?);
+        let is_refused = root.is_some_and(|root| root != withheld.digest());
+        Ok(if is_refused { Withholding::Refused } else { Withholding::Allowed })
+    }
+
+    /// Asks again for what made this node withhold an outer step, until the votes have decided. If it has come, the node
+    /// stands again before that window.
+    async fn go_back(&mut self, ctx: &Context, head: u64) -> Result<bool, NodeError> {
+        let Some(number) = self.withheld else { return Ok(false) };
+        let next = number + 1 + u64::from(ctx.spec.windows.delay_windows);
+        let nth = self.recent.iter().position(|state| state.run.settled == number);
+        let Some(nth) = nth.filter(|_| head < ctx.schedule.vote_deadline(next)) else {
+            self.withheld = None;
+            return Ok(false);
+        };
+        let all = self.recent.clone();
+        self.recent.truncate(nth + 1);
+        let found = self.find_again(ctx, head, number).await;
+        if !matches!(found, Ok(true)) {
+            self.recent = all;
+            return Ok(false);
+        }
+        self.withheld = None;
+        Ok(true)
+    }
+
+    /// Whether everything that `number`'s certificate accepts can be had by now. What comes is kept.
+    async fn find_again(&mut self, ctx: &Context, head: u64, number: u64) -> Result<bool, NodeError> {
+        let Decided { window, certificate, at_put, .. } = self.decided(ctx, number).await?;
+        Ok(self.collect(ctx, head, number, &window.roster, &certificate, &at_put, &[]).await.is_ok())
+    }
+
+    /// What the chain says of a window whose vote deadline is past.
+    async fn decided(&self, ctx: &Context, number: u64) -> Result<Decided, NodeError> {
+        let window = self.window(ctx, number).await?;
+        let at_put = ctx.snapshot(ctx.schedule.put_deadline(number)).await?;
+        let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(number)).await?;
+        let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
+        let (candidates, gather) = (&window.candidates, ctx.spec.roster.gather);
+        let certificate = certify(number, &window.roster, candidates, &window.base.standing, gather, &ballots);
+        Ok(Decided { window, certificate, ballots, at_put, at_vote })
+    }
+
+    /// What the outer step to the newest state applied, in the order of candidates. After a start or a state that was
+    /// taken over it is fetched first.
+    pub async fn applied(&mut self, ctx: &Context, head: u64) -> Result<&[Arc<Opened>], NodeError> {
+        let newest = &self.newest().run;
+        if self.applied.is_none() {
+            let before = self.previous().map_or(newest.outer_steps, |before| before.outer_steps);
+            let number = newest.settled.checked_sub(1).filter(|_| newest.outer_steps > before);
+            let applied = match number {
+                None => Vec::new(),
+                Some(number) => {
+                    let Decided { window, certificate, at_put, .. } = self.decided(ctx, number).await?;
+                    self.collect(ctx, head, number, &window.roster, &certificate, &at_put, &[]).await?
+                }
+            };
+            self.applied = Some(applied);
+        }
+        Ok(self.applied.as_deref().unwrap_or_default())
+    }
+
+    async fn step(&self, ctx: &Context, settlement: &Settlement<'_>, contributions: &[Arc<Opened>]) -> State {
         let newest = self.newest();
-        let cursor = window.assignment.next_cursor();
         if contributions.is_empty() {
-            let run = newest.run.settle(&ctx.spec, certificate, cursor, newest.run.theta_root);
-            return State { run, theta: newest.theta.clone() };
+            let taken = OuterStep::Taken { theta_root: newest.run.theta_root };
+            return State { run: newest.run.settle(&ctx.spec, settlement, taken), theta: newest.theta.clone() };
         }
         let (mut theta, contributions) = (newest.theta.to_vec(), contributions.to_vec());
         let (codec, outer) = (ctx.codec.clone(), ctx.spec.outer.clone());
@@ -163,8 +313,9 @@ impl Replica {
             let root = codec.layout().state_root(&theta);
             (theta, root)
         };
-        let (theta, root) = ctx.compute.run(work).await;
-        State { run: newest.run.settle(&ctx.spec, certificate, cursor, root), theta: Arc::new(theta) }
+        let (theta, theta_root) = ctx.compute.run(work).await;
+        let run = newest.run.settle(&ctx.spec, settlement, OuterStep::Taken { theta_root });
+        State { run, theta: Arc::new(theta) }
     }
 
     /// Keeps the present state, the one before it, from which what is late was trained, and with a delay of one window
@@ -188,7 +339,7 @@ impl Replica {
         let newest_window = newest_voted_window(ctx, head);
         let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
         for window in (oldest..newest_window).rev() {
-            let (roster, _) = participants(ctx, window).await?;
+            let (roster, ..) = participants(ctx, window).await?;
             let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(window)).await?;
             let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
             if let Some(run) = stored.iter().find(|run| run.digest() == root)
@@ -220,17 +371,18 @@ impl Replica {
         &mut self,
         ctx: &Context,
         head: u64,
-        window: &Window,
+        number: u64,
+        roster: &Roster,
         certificate: &Certificate,
+        at_put: &Snapshot,
         opened: &[Arc<Opened>],
     ) -> Result<Vec<Arc<Opened>>, NodeError> {
         if certificate.accepted().is_empty() {
             return Ok(Vec::new());
         }
-        let at_put = ctx.snapshot(ctx.schedule.put_deadline(window.number)).await?;
-        let gone = |entry: &EntryId| NodeError::ContributionGone { window: window.number, uid: entry.uid.0 };
+        let gone = |entry: &EntryId| NodeError::ContributionGone { window: number, uid: entry.uid.0 };
         let committed = certificate.accepted().iter().map(|entry| {
-            committed_header(window.number, entry, &at_put).map(|header| (*entry, header)).ok_or_else(|| gone(entry))
+            committed_header(number, entry, at_put).map(|header| (*entry, header)).ok_or_else(|| gone(entry))
         });
         let committed: Vec<(EntryId, Hash32)> = committed.collect::<Result<_, _>>()?;
         let own = opened.iter().map(|opened| (opened.header.header.hash(), opened.clone()));
@@ -241,7 +393,7 @@ impl Replica {
         }
         let silences = ctx.access.unanswered();
         let fetch = |(entry, header): &(EntryId, Hash32)| {
-            let (locations, header) = (locations(ctx, window, entry, header), *header);
+            let (locations, header) = (locations(ctx, number, roster, entry, header), *header);
             async move { (header, fetch::certified(ctx, &locations, &header).await) }
         };
         let fetches: Vec<_> = missing.into_iter().map(fetch).collect();
@@ -262,9 +414,18 @@ impl Replica {
     async fn adopt(&mut self, ctx: &Context, state: State, previous: Option<RunState>, from: Source) {
         let (settled, state_root) = (state.run.settled, state.run.theta_root);
         (self.recent, self.older) = (VecDeque::from([state]), previous);
+        (self.withheld, self.applied) = (None, None);
         self.fetched.clear();
         ctx.emit(Event::Adopted { settled, state_root, from }).await;
     }
+}
+
+/// What to do about a window of which an accepted payload cannot be had.
+enum Withholding {
+    Wait,
+    Allowed,
+    /// The network has the payload, and this node needs a checkpoint.
+    Refused,
 }
 
 /// Windows before this one have had their vote.
@@ -280,13 +441,10 @@ fn before(ctx: &Context, run: &RunState, stored: &[RunState]) -> Option<RunState
 }
 
 /// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
-fn locations(ctx: &Context, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
-    let miner = window.roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window.number));
-    let holder = |roster: &Roster| -> Vec<Location> {
-        let validators = roster.validators.iter();
-        validators.map(|holder| Location::of_holder(ctx, holder, window.number, committed)).collect()
-    };
-    miner.into_iter().chain(holder(&window.roster)).collect()
+fn locations(ctx: &Context, window: u64, roster: &Roster, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
+    let miner = roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window));
+    let holders = roster.validators.iter().map(|holder| Location::of_holder(ctx, holder, window, committed));
+    miner.into_iter().chain(holders).collect()
 }
 
 /// Whose votes do not count, and why. Whoever has not voted at all is no news.
@@ -308,9 +466,16 @@ async fn emit_unlisted(ctx: &Context, window: &Window) {
     }
 }
 
-async fn emit_settled(ctx: &Context, certificate: &Certificate, contributions: &[Arc<Opened>], newest: &State) {
+async fn emit_settled(
+    ctx: &Context,
+    certificate: &Certificate,
+    is_applied: bool,
+    contributions: &[Arc<Opened>],
+    newest: &State,
+) {
     let uids = |entries: &[EntryId]| entries.iter().map(|entry| entry.uid).collect::<Vec<Uid>>();
     let verdict = match &certificate.outcome {
+        Outcome::Certified { accepted, .. } if !is_applied => Verdict::Withheld { accepted: uids(accepted) },
         Outcome::Certified { accepted, excluded, .. } => {
             Verdict::Certified { accepted: uids(accepted), excluded: uids(excluded) }
         }

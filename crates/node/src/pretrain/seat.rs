@@ -11,7 +11,7 @@ use crate::frame::local::Local;
 use crate::frame::publisher::Publisher;
 use crate::frame::records::Stored;
 use crate::pretrain::fetch::Opened;
-use crate::pretrain::replica::{Replica, Settled};
+use crate::pretrain::replica::{Advance, Replica, Settled};
 use templar_record::event::{Event, Role};
 use templar_record::trouble::Trouble;
 
@@ -46,12 +46,12 @@ impl Seat {
     /// Takes up where the local state ends.
     pub async fn open(ctx: Arc<Context>, mut local: Local, role: Role) -> Result<Self, NodeError> {
         let entry = ctx.own_entry().await?;
-        let publisher = Publisher::new(&ctx)?;
+        let publisher = Publisher::new(&ctx, role)?;
         let replica = Replica::open(&ctx, &mut local).await?;
         let newest = &replica.newest().run;
         let (settled, state_root) = (newest.settled, newest.theta_root);
         ctx.emit(Event::Started { uid: entry.uid, role, settled, state_root }).await;
-        publisher.check_quota(&ctx, role).await?;
+        publisher.check_quota(&ctx).await?;
         let (entry_read_in, resynchronised_at, stuck_at) = (None, None, None);
         Ok(Self { ctx, entry, local, replica, publisher, entry_read_in, resynchronised_at, stuck_at })
     }
@@ -66,7 +66,7 @@ impl Seat {
         self.entry_read_in = window;
         if entry != self.entry {
             self.entry = entry;
-            self.publisher = Publisher::new(&self.ctx)?;
+            self.publisher = Publisher::new(&self.ctx, self.publisher.role())?;
             self.ctx.emit(Event::Registered { uid: entry.uid }).await;
         }
         Ok(())
@@ -85,8 +85,9 @@ impl Seat {
         }
         let error = match self.replica.advance(&self.ctx, head, opened).await {
             // Without access to storage it goes on in the block in which that comes back: see [`crate::frame::access`].
-            Ok(None) | Err(NodeError::OwnStorage) => return Ok(Progress::Nothing),
-            Ok(Some(settled)) => return Ok(Progress::Settled(Box::new(settled))),
+            Ok(Advance::Nothing) | Err(NodeError::OwnStorage) => return Ok(Progress::Nothing),
+            Ok(Advance::Settled(settled)) => return Ok(Progress::Settled(settled)),
+            Ok(Advance::WentBack) => return Ok(Progress::Adopted),
             Err(error) if error.needs_resynchronisation() => error,
             Err(error) => return Err(error),
         };

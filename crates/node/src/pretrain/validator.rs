@@ -4,6 +4,7 @@
 //! |---|---|
 //! | the window being judged, up to the vote | `judge` |
 //! | the copies of what it votes for, in its own bucket | `held` |
+//! | that it holds what counted last, and who else does | `proofs` |
 //! | sweeps and checkpoints, beside everything else | `upkeep` |
 //! | ratings and weights | `scoring` |
 //! | how each window ended for it | `endings` |
@@ -11,6 +12,7 @@
 mod endings;
 mod held;
 mod judge;
+mod proofs;
 mod scoring;
 mod upkeep;
 

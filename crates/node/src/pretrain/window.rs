@@ -1,10 +1,11 @@
 //! A window as every node derives it from the run and the finalised chain.
 
 use templar_data::Split;
-use templar_protocol::assignment::{Assignment, window_seed};
+use templar_protocol::assignment::{Assignment, Cursor, window_seed};
 use templar_protocol::candidates::{self, Candidate};
 use templar_protocol::hash::Hash32;
-use templar_protocol::header::{HeaderContext, possession_proof, sample_digest};
+use templar_protocol::header::{HeaderContext, sample_digest};
+use templar_protocol::possession;
 use templar_protocol::roster::{EntryId, Roster, Snapshot};
 use templar_protocol::state::RunState;
 use templar_protocol::word::HeaderWord;
@@ -18,6 +19,8 @@ pub struct Window {
     pub number: u64,
     pub roster: Roster,
     pub seed: Hash32,
+    /// Hash of the block of its snapshot.
+    pub snapshot_hash: Hash32,
     pub candidates: Vec<Candidate>,
     pub assignment: Assignment,
     /// The state that the window starts from, and its digest.
@@ -26,19 +29,16 @@ pub struct Window {
 }
 
 impl Window {
-    /// `base` is the state after [`templar_protocol::clock::Schedule::settled_before`] windows.
-    pub async fn load(ctx: &Context, number: u64, base: &RunState) -> Result<Self, NodeError> {
+    /// `base` is the state after [`templar_protocol::clock::Schedule::settled_before`] windows; `cursor` is where all
+    /// windows before this one end, settled or not.
+    pub async fn load(ctx: &Context, number: u64, base: &RunState, cursor: Cursor) -> Result<Self, NodeError> {
         assert_eq!(base.settled, ctx.schedule.settled_before(number), "not the base of window {number}");
+        let (roster, seed, snapshot_hash) = participants(ctx, number).await?;
+        let candidates = candidates::select(number, &roster, &base.standing, &ctx.spec.roster, &seed);
         let samples = ctx.dataset.samples(Split::Train);
-        let mut cursor = base.cursor;
-        for earlier in base.settled..number {
-            let (roster, seed) = participants(ctx, earlier).await?;
-            cursor = Assignment::new(&ctx.spec, cursor, &roster, &seed, samples).next_cursor();
-        }
-        let (roster, seed) = participants(ctx, number).await?;
-        let assignment = Assignment::new(&ctx.spec, cursor, &roster, &seed, samples);
-        let candidates = candidates::select(number, &roster, &base.exclusions, &ctx.spec.roster, &seed);
-        Ok(Self { number, roster, seed, candidates, assignment, base: base.clone(), base_digest: base.digest() })
+        let assignment = Assignment::new(&ctx.spec, cursor, &candidates, &seed, samples);
+        let (base, base_digest) = (base.clone(), base.digest());
+        Ok(Self { number, roster, seed, snapshot_hash, candidates, assignment, base, base_digest })
     }
 
     /// What the header of `entry` has to say in this window, whose base has the parameters `theta`. Reads and hashes
@@ -55,8 +55,9 @@ impl Window {
             entry: *entry,
             base: self.base_digest,
             sample_digest: sample_digest(&hashes.collect::<Result<Vec<_>, _>>()?),
-            possession: possession_proof(theta, &entry.hotkey, &self.seed),
+            possession: possession::of_theta(theta, &entry.hotkey, &self.seed),
             ciphertext_bytes_max: Self::ciphertext_bytes_max(ctx),
+            steps_max: ctx.spec.inner.steps,
             tokens_max,
         })
     }
@@ -67,13 +68,13 @@ impl Window {
     }
 }
 
-/// Roster and seed of a window: functions of finalised chain state alone.
-pub async fn participants(ctx: &Context, window: u64) -> Result<(Roster, Hash32), NodeError> {
+/// Roster, seed and block hash of a window's snapshot: functions of finalised chain state alone.
+pub async fn participants(ctx: &Context, window: u64) -> Result<(Roster, Hash32, Hash32), NodeError> {
     let block = ctx.schedule.snapshot_block(window);
     let now = ctx.snapshot(block).await?;
     let earlier = ctx.snapshot(block.saturating_sub(ctx.spec.roster.stake_age_blocks)).await?;
     let seed = window_seed(ctx.run, window, &now.block_hash);
-    Ok((Roster::new(&now, &earlier, &ctx.spec.roster), seed))
+    Ok((Roster::new(window, &now, &earlier, &ctx.spec), seed, now.block_hash))
 }
 
 /// The header hash that a miner had on chain at the put deadline.

@@ -437,7 +437,7 @@ mod tests {
     }
 
     fn settled(window: u64) -> NodeEvent {
-        let (verdict, state_root) = (Verdict::NoQuorum, Hash32::of(b"r"));
+        let (verdict, state_root) = (Verdict::TooFewVotes, Hash32::of(b"r"));
         let event = Event::Settled { window, verdict, state_root, payload_bytes: 0, values: 0, tokens: 0 };
         NodeEvent { node: "validator-0".to_owned(), event }
     }

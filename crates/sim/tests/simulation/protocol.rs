@@ -76,7 +76,7 @@ fn without_a_quorum_theta_stays() {
     assert_eq!(certified(&outcome), [true, true, false, false, true, true, true]);
     let root = |nth: usize| outcome.report.windows[nth].state_root;
     assert!(root(1) == root(2) && root(2) == root(3) && root(3) != root(4));
-    let no_quorum = |event: &Event| matches!(event, Event::Settled { verdict: Verdict::NoQuorum, window: 2, .. });
+    let no_quorum = |event: &Event| matches!(event, Event::Settled { verdict: Verdict::TooFewVotes, window: 2, .. });
     assert!(any(&outcome, "miner-0", no_quorum));
 }
 

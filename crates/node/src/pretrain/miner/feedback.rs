@@ -1,86 +1,177 @@
 //! e, the error feedback: what was learned and not yet sent.
 //!
+//! Anybody can check it, because it follows from what a miner committed: before a window it is e after the last header
+//! that the chain had in time (`previous`), plus every own payload that did not count as of the window's base, in the
+//! order of windows. A contribution that the chain did not have in time never was: e goes back to what it was before.
+//! Where that is not known any more, e begins anew with zeros, and the next header names no header before it.
+//!
 //! On the disk of a sparing miner it is in bf16: a restart then rounds each value by at most one part in 256, which is far
-//! less than the codec's one or two bits a value leave of it anyway.
+//! less than the codec's one or two bits per value leave of it anyway.
+
+use templar_protocol::hash::Hash32;
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{floats, to_bf16, to_bytes};
 use crate::frame::local::{Local, Saving};
-use crate::frame::records::{ErrorFeedbackRecord, FloatFormat};
+use crate::frame::records::{ErrorFeedbackRecord, FloatFormat, KeptFeedback};
 
 #[derive(Debug)]
 pub(super) struct ErrorFeedback {
     values: Vec<f32>,
-    /// The file that has these values; none since they changed.
-    record: Option<ErrorFeedbackRecord>,
+    record: ErrorFeedbackRecord,
 }
 
 impl ErrorFeedback {
     /// The `length` values on disk, or zeros; and what is wrong with what is on disk, if something is.
     pub(super) fn load(local: &Local, length: usize) -> Result<(Self, Option<String>), NodeError> {
-        let Some(record) = local.get::<ErrorFeedbackRecord>()? else { return Ok((Self::zero(length), None)) };
-        let cause = match local.file(&record.file) {
-            Ok(bytes) => {
-                let values = floats(&bytes, record.format);
-                if values.len() == length && values.iter().all(|value| value.is_finite()) {
-                    return Ok((Self { values, record: Some(record) }, None));
-                }
-                format!("{} has {} values, and not {length} finite ones", record.file, values.len())
-            }
-            Err(damage) => damage.to_string(),
-        };
-        Ok((Self::zero(length), Some(cause)))
+        let record = local.get::<ErrorFeedbackRecord>()?.unwrap_or_default();
+        let newest = record.sealed.as_ref().or(record.confirmed.as_ref());
+        Ok(match newest.map(|kept| read(local, kept, length)).transpose() {
+            Ok(values) => (Self { values: values.unwrap_or_else(|| vec![0.0; length]), record }, None),
+            Err(cause) => (Self::zero(length), Some(cause)),
+        })
     }
 
     fn zero(length: usize) -> Self {
-        Self { values: vec![0.0; length], record: None }
+        Self { values: vec![0.0; length], record: ErrorFeedbackRecord::default() }
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut Vec<f32> {
-        self.record = None;
-        &mut self.values
+    /// Begins anew.
+    pub(super) fn reset(&mut self) {
+        self.values.fill(0.0);
+        self.record = ErrorFeedbackRecord::default();
     }
 
-    /// Writes it, if it has changed since.
-    pub(super) fn store(&mut self, local: &Local, saving: Saving) -> Result<ErrorFeedbackRecord, NodeError> {
-        if let Some(record) = &self.record {
-            return Ok(record.clone());
-        }
+    /// Hash of the last header that the chain had in time since e began; zeros if there is none.
+    pub(super) fn previous(&self) -> Hash32 {
+        self.record.confirmed.as_ref().map(|kept| kept.header).unwrap_or_default()
+    }
+
+    /// The window of a contribution that the chain may have in time, or not.
+    pub(super) fn undecided(&self) -> Option<u64> {
+        self.record.sealed.as_ref().map(|kept| kept.window)
+    }
+
+    /// The values, to be worked on; they come back through [`ErrorFeedback::seal`], or e begins anew.
+    pub(super) fn take_values(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.values)
+    }
+
+    /// e after the payload of `window` has left it, whose header has this hash. It counts from the block in which the chain
+    /// has that header.
+    pub(super) fn seal(
+        &mut self,
+        local: &Local,
+        saving: Saving,
+        values: Vec<f32>,
+        (window, header): (u64, Hash32),
+    ) -> Result<(), NodeError> {
         let (format, bytes) = match saving {
-            Saving::Exact => (FloatFormat::F32, to_bytes(&self.values)),
-            Saving::Sparing => (FloatFormat::Bf16, to_bf16(&self.values)),
+            Saving::Exact => (FloatFormat::F32, to_bytes(&values)),
+            Saving::Sparing => (FloatFormat::Bf16, to_bf16(&values)),
         };
         let file = local.put_file("error", &bytes)?;
-        Ok(self.record.insert(ErrorFeedbackRecord { file, format }).clone())
+        self.values = values;
+        self.record.sealed = Some(KeptFeedback { file, format, window, header });
+        Ok(())
     }
+
+    /// The chain had the header of `window` in time.
+    pub(super) fn confirm(&mut self, window: u64) {
+        if self.undecided() == Some(window) {
+            self.record.confirmed = self.record.sealed.take();
+        }
+    }
+
+    /// The chain did not have the header of `window` in time: e is what it was before. Gives what is wrong with that, if
+    /// something is; e then begins anew.
+    pub(super) fn lose(&mut self, local: &Local, window: u64) -> Option<String> {
+        if self.undecided() != Some(window) {
+            return None;
+        }
+        let length = self.values.len();
+        self.record.sealed = None;
+        match self.record.confirmed.as_ref().map(|kept| read(local, kept, length)).transpose() {
+            Ok(values) => {
+                self.values = values.unwrap_or_else(|| vec![0.0; length]);
+                None
+            }
+            Err(cause) => {
+                *self = Self::zero(length);
+                Some(cause)
+            }
+        }
+    }
+
+    pub(super) fn record(&self) -> &ErrorFeedbackRecord {
+        &self.record
+    }
+}
+
+fn read(local: &Local, kept: &KeptFeedback, length: usize) -> Result<Vec<f32>, String> {
+    let bytes = local.file(&kept.file).map_err(|damage| damage.to_string())?;
+    let values = floats(&bytes, kept.format);
+    if values.len() == length && values.iter().all(|value| value.is_finite()) {
+        return Ok(values);
+    }
+    Err(format!("{} has {} values, and not {length} finite ones", kept.file, values.len()))
 }
 
 #[cfg(test)]
 mod tests {
-    use templar_protocol::hash::Hash32;
     use templar_protocol::keys::Keypair;
     use templar_protocol::run::RunId;
 
     use super::*;
     use crate::frame::files::Disk;
 
+    fn local(folder: &std::path::Path) -> Local {
+        let hotkey = Keypair::insecure_dev(0, "a").hotkey();
+        Local::open(folder, RunId(Hash32::of(b"run")), &hotkey, Disk::Durable).unwrap()
+    }
+
     #[test]
     fn a_sparing_miner_rounds_and_an_exact_one_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let hotkey = Keypair::insecure_dev(0, "a").hotkey();
-        let mut local = Local::open(folder.path(), RunId(Hash32::of(b"run")), &hotkey, Disk::Durable).unwrap();
+        let mut local = local(folder.path());
         let values: Vec<f32> = (1..100u16).map(|nth| 1.0 / f32::from(nth)).collect();
-        for (saving, error, bytes_a_value) in [(Saving::Exact, 0.0, 4), (Saving::Sparing, 1.0 / 256.0, 2)] {
+        for (saving, error, bytes_per_value) in [(Saving::Exact, 0.0, 4), (Saving::Sparing, 1.0 / 256.0, 2)] {
             let mut feedback = ErrorFeedback::zero(values.len());
-            feedback.values_mut().copy_from_slice(&values);
-            let record = feedback.store(&local, saving).unwrap();
-            assert_eq!(local.file(&record.file).unwrap().len(), bytes_a_value * values.len());
+            feedback.seal(&local, saving, values.clone(), (3, Hash32::of(b"header"))).unwrap();
+            feedback.confirm(3);
+            let record = feedback.record().clone();
+            let file = &record.confirmed.as_ref().unwrap().file;
+            assert_eq!(local.file(file).unwrap().len(), bytes_per_value * values.len());
             local.set(&record).unwrap();
             let (loaded, damage) = ErrorFeedback::load(&local, values.len()).unwrap();
             let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * b;
             assert!(damage.is_none() && loaded.values.iter().zip(&values).all(is_near), "{saving:?}");
+            assert_eq!(loaded.previous(), Hash32::of(b"header"));
             // What does not fit this run is damage, and not a shorter one.
             assert!(ErrorFeedback::load(&local, values.len() + 1).unwrap().1.is_some());
         }
+    }
+
+    #[test]
+    fn what_the_chain_did_not_have_in_time_never_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = local(folder.path());
+        let mut feedback = ErrorFeedback::zero(2);
+        let mut seal = |window: u64, value: f32, in_time: bool| {
+            let header = Hash32::of(&window.to_le_bytes());
+            feedback.seal(&local, Saving::Exact, vec![value; 2], (window, header)).unwrap();
+            assert_eq!(feedback.undecided(), Some(window));
+            if in_time {
+                feedback.confirm(window);
+            } else {
+                assert_eq!(feedback.lose(&local, window), None);
+            }
+            (feedback.values.clone(), feedback.previous())
+        };
+        let hash = |window: u64| Hash32::of(&window.to_le_bytes());
+        assert_eq!(seal(0, 9.0, false), (vec![0.0; 2], Hash32::default()));
+        assert_eq!(seal(1, 1.0, true), (vec![1.0; 2], hash(1)));
+        assert_eq!(seal(2, 2.0, false), (vec![1.0; 2], hash(1)));
+        assert_eq!(seal(3, 3.0, true), (vec![3.0; 2], hash(3)));
     }
 }

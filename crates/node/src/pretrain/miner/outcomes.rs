@@ -86,23 +86,24 @@ impl Outcomes {
 pub(super) fn outcome(
     window: &Window,
     certificate: &Certificate,
+    is_applied: bool,
     entry: &EntryId,
     miss: Option<Miss>,
     gather: u64,
 ) -> Outcome {
     let accepted = certificate.accepted();
     if accepted.contains(entry) {
-        return Outcome::Counted;
+        return if is_applied { Outcome::Counted } else { Outcome::Withheld };
     }
     if window.roster.miner(entry).is_none() {
         return Outcome::NotListed;
     }
+    let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
+    let Some(own) = place(entry) else { return Outcome::NoSeat { seats: window.candidates.len() as u64 } };
     if let Some(why) = miss {
         return Outcome::Missed { why };
     }
     let Verdict::Certified { excluded, .. } = &certificate.outcome else { return Outcome::Null };
-    let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
-    let Some(own) = place(entry) else { return Outcome::NoSeat { seats: window.candidates.len() as u64 } };
     // Seats are given in the order of candidates: behind the last of a full house nobody was looked at any more.
     let is_full = accepted.len() as u64 >= gather;
     let last = accepted.last().and_then(place).unwrap_or_default();

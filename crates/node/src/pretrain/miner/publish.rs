@@ -31,7 +31,7 @@ impl Miner {
                 if let Stage::Lost(miss) = pending.stage() {
                     self.outcomes.miss(pending.window, miss.clone());
                 }
-                self.take_back(&pending.payload);
+                self.lose_feedback(pending.window);
             }
             self.save()?;
         }
@@ -83,8 +83,17 @@ impl Miner {
         }
         // On disk before it is public: whoever dies in between must not send the same values again.
         pending.advance(Stage::Opened);
-        let record = Pending::store(&self.pending, &self.seat.local)?;
-        self.seat.local.set(&record)
+        let (window, settled) = (pending.window, self.ctx.schedule.settled_before(pending.window));
+        self.error_feedback.confirm(window);
+        self.owed.retain(|owed| owed.window >= settled);
+        self.save()
+    }
+
+    /// What the chain did not have in time never left the error feedback.
+    pub(super) fn lose_feedback(&mut self, window: u64) {
+        if let Some(cause) = self.error_feedback.lose(&self.seat.local, window) {
+            self.outcomes.miss(window, Miss::ErrorFeedbackLost { cause });
+        }
     }
 
     /// Tells of uploads whose deadline is past. What that costs shows when the window is settled.

@@ -1,6 +1,7 @@
-//! From a pseudo-gradient to a sealed contribution on disk, and back into the error feedback what did not count.
+//! From a pseudo-gradient to a sealed contribution on disk.
 
 use templar_codec::EncodeError;
+use templar_protocol::hash::Hash32;
 use templar_record::outcome::Miss;
 use templar_train::TrainOutcome;
 
@@ -8,7 +9,7 @@ use crate::frame::error::NodeError;
 use crate::frame::local::Saving;
 use crate::frame::records::{OptimiserRecord, Stored};
 use crate::pretrain::miner::{Miner, Work};
-use crate::pretrain::pending::Pending;
+use crate::pretrain::pending::{self, Pending};
 use crate::pretrain::window::Window;
 
 /// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of what is its own, and soon
@@ -16,10 +17,11 @@ use crate::pretrain::window::Window;
 const SPARING_WINDOWS: u64 = 16;
 
 impl Miner {
-    /// Seals what was learned in the present window and publishes it, once all windows before it are settled.
-    pub(super) async fn seal_if_settled(&mut self, head: u64) -> Result<(), NodeError> {
+    /// Seals what was learned in the present window and publishes it, once it is known whether the chain had the last
+    /// header in time.
+    pub(super) async fn seal_if_ready(&mut self, head: u64) -> Result<(), NodeError> {
         match std::mem::take(&mut self.work) {
-            Work::Trained(window, outcome) if self.seat.replica.newest().run.settled >= window.number => {
+            Work::Trained(window, outcome) if self.error_feedback.undecided().is_none() => {
                 self.seal(window, outcome, head).await
             }
             work => {
@@ -44,62 +46,68 @@ impl Miner {
             return Ok(());
         };
         if head >= self.ctx.schedule.put_deadline(number) {
-            let codec = self.ctx.codec.clone();
-            codec.accumulate(self.error_feedback.values_mut(), &outcome.delta);
-            // Nothing is lost: it stays in the error feedback, and the next payload carries it.
+            // What comes too late is dropped: error feedback follows from what was committed alone.
             self.outcomes.miss(number, Miss::TrainedTooLate);
             return self.save();
         }
-        let payload = match self.encode(outcome.delta).await {
-            Ok(payload) => payload,
+        let (ctx, entry, theta) = (self.ctx.clone(), self.seat.entry, base.theta);
+        let context = move || window.context(&ctx, &entry, &theta);
+        let context = match self.ctx.compute.run(context).await {
+            Ok(context) => context,
             Err(error) => {
-                self.error_feedback.values_mut().fill(0.0);
+                self.outcomes.miss(number, Miss::DataDamaged { cause: error.to_string() });
+                return self.save();
+            }
+        };
+        let (steps, tokens) = (outcome.steps.len() as u32, outcome.tokens);
+        let (payload, values, feedback_root) = match self.encode(base.run.settled, outcome.delta).await {
+            Ok(encoded) => encoded,
+            Err(error) => {
+                self.error_feedback.reset();
                 self.outcomes.miss(number, Miss::ErrorFeedbackLost { cause: error.to_string() });
                 return self.save();
             }
         };
-        let (ctx, entry) = (self.ctx.clone(), self.seat.entry);
-        let context = move || window.context(&ctx, &entry, &base.theta);
-        match self.ctx.compute.run(context).await {
-            Ok(context) => self.pending.push_back(Pending::new(&self.ctx, &context, payload, outcome.tokens)),
-            Err(error) => {
-                self.take_back(&payload);
-                self.outcomes.miss(number, Miss::DataDamaged { cause: error.to_string() });
-                return self.save();
-            }
-        }
+        let work = pending::Work { previous: self.error_feedback.previous(), steps, tokens, feedback_root };
+        let pending = Pending::new(&self.ctx, &context, work, payload);
+        let sealed = (number, pending.header.header.hash());
+        self.error_feedback.seal(&self.seat.local, self.saving, values, sealed)?;
+        self.pending.push_back(pending);
         self.save()?;
         self.publish(head).await
     }
 
-    /// e ← β·e + Δ, and its payload, which leaves e until it is known not to have counted.
-    async fn encode(&mut self, delta: Vec<f32>) -> Result<Vec<u8>, EncodeError> {
+    /// e ← β·(e + what is owed of `settled` windows) + Δ, and its payload, which leaves e. Gives payload, e, and its root.
+    async fn encode(&mut self, settled: u64, delta: Vec<f32>) -> Result<(Vec<u8>, Vec<f32>, Hash32), EncodeError> {
         let codec = self.ctx.codec.clone();
-        let mut values = std::mem::take(self.error_feedback.values_mut());
-        let encode = move || (codec.encode(&mut values, &delta), values);
-        let (payload, values) = self.ctx.compute.run(encode).await;
-        *self.error_feedback.values_mut() = values;
-        payload
-    }
-
-    /// Puts back into the error feedback what was taken out of it for `payload`, which did not count.
-    pub(super) fn take_back(&mut self, payload: &[u8]) {
-        if let Ok(contribution) = self.ctx.codec.decode(payload.to_vec()) {
-            contribution.add_scaled(self.error_feedback.values_mut(), 1.0);
-        }
+        let owed: Vec<Vec<u8>> =
+            self.owed.iter().filter(|owed| owed.window < settled).map(|owed| owed.payload.clone()).collect();
+        let mut values = self.error_feedback.take_values();
+        let encode = move || {
+            for contribution in owed.into_iter().filter_map(|payload| codec.decode(payload).ok()) {
+                contribution.add_scaled(&mut values, 1.0);
+            }
+            let payload = codec.encode(&mut values, &delta);
+            let root = codec.feedback_root(&values);
+            (payload, values, root)
+        };
+        let (payload, values, root) = self.ctx.compute.run(encode).await;
+        Ok((payload?, values, root))
     }
 
     /// All of the miner's state as one step; what has not changed is not written again.
     pub(super) fn save(&mut self) -> Result<(), NodeError> {
         let local = &self.seat.local;
-        let error = self.error_feedback.store(local, self.saving)?;
-        let pending = Pending::store(&self.pending, local)?;
+        let error = self.error_feedback.record().clone();
+        let pending = Pending::store(&self.pending, &self.owed, local)?;
         let mut values = vec![Stored::of(&error), Stored::of(&pending), Stored::of(&self.outcomes.record())];
         values.extend(self.moments.as_ref().map(Stored::of));
         self.seat.save(&values)?;
         let local = &self.seat.local;
-        let payloads: Vec<&str> = pending.contributions.iter().map(|one| one.payload_file.as_str()).collect();
-        local.retain_files("error", &[&error.file])?;
+        let payloads = pending.contributions.iter().map(|one| one.payload_file.as_str());
+        let payloads: Vec<&str> = payloads.chain(pending.owed.iter().map(|(_, file)| file.as_str())).collect();
+        let kept = error.confirmed.iter().chain(&error.sealed).map(|kept| kept.file.as_str());
+        local.retain_files("error", &kept.collect::<Vec<_>>())?;
         local.retain_files("payload", &payloads)?;
         local.retain_files("optimiser", &self.moments.iter().map(|moments| &*moments.file).collect::<Vec<_>>())
     }

@@ -12,7 +12,6 @@ use crate::frame::error::NodeError;
 use crate::pretrain::batches::batches;
 use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::{Miner, Work};
-use crate::pretrain::window::Window;
 
 impl Miner {
     /// When training must end to leave time for the upload and the commitment.
@@ -40,7 +39,7 @@ impl Miner {
             self.outcomes.miss(number, Miss::NoBase);
             return Ok(None);
         };
-        let window = Window::load(&self.ctx, number, &base.run).await?;
+        let window = self.seat.replica.window(&self.ctx, number).await?;
         let samples = window.assignment.slice(&self.seat.entry);
         self.next_window = number + 1;
         if samples.is_empty() {
@@ -112,6 +111,6 @@ impl Miner {
         };
         self.ctx.emit(trained).await;
         self.work = Work::Trained(window, outcome);
-        self.seal_if_settled(self.signals.head()).await
+        self.seal_if_ready(self.signals.head()).await
     }
 }

@@ -15,13 +15,12 @@ use crate::frame::access::Finding;
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::records::VoteRecord;
-use crate::pretrain::evaluate::drawn_miners;
 use crate::pretrain::fetch::Opened;
 use crate::pretrain::intake::Intake;
 use crate::pretrain::seat::Seat;
 use crate::pretrain::validator::endings::{Endings, Part};
 use crate::pretrain::validator::held::Held;
-use crate::pretrain::window::Window;
+use crate::pretrain::validator::proofs::Proofs;
 
 /// Windows whose contributions are kept until they are settled.
 const JUDGED_MAX: usize = 2;
@@ -37,6 +36,7 @@ pub(super) struct Judge {
     vote: Option<Vote>,
     /// Judged and not settled yet, oldest first.
     judged: VecDeque<Intake>,
+    proofs: Proofs,
     pub(super) held: Held,
     pub(super) endings: Endings,
 }
@@ -95,7 +95,7 @@ impl Judge {
             next = u64::from(vote.window) + 1;
             endings.note(u64::from(vote.window), Part::Voted);
         }
-        Self { ctx, round: Round::ahead(next), vote, judged: VecDeque::new(), held, endings }
+        Self { ctx, round: Round::ahead(next), vote, judged: VecDeque::new(), proofs: Proofs::default(), held, endings }
     }
 
     /// The window being judged.
@@ -152,7 +152,7 @@ impl Judge {
             self.lapse().await;
         }
         self.begin(seat, head).await?;
-        self.gather(seat, head).await?;
+        self.gather(head).await?;
         self.promise(seat, head).await
     }
 
@@ -178,7 +178,7 @@ impl Judge {
     /// There is no vote without the copies, and no copies.
     async fn cannot_serve(&mut self, intake: Intake) {
         let window = intake.window.number;
-        let lack = intake.accepted().find_map(|opened| self.held.lack(window, opened));
+        let lack = intake.opened().find_map(|opened| self.held.lack(window, opened));
         let cause = lack.map_or_else(|| "the vote came too late".to_owned(), |lack| lack.cause);
         self.held.give_up(window);
         self.endings.note(window, Part::Abstained(Abstention::CannotServe { cause: cause.clone() }));
@@ -209,7 +209,15 @@ impl Judge {
             };
             return Ok(());
         };
-        let loaded = Window::load(&self.ctx, window, &base.run).await?;
+        let loaded = seat.replica.window(&self.ctx, window).await?;
+        match self.proofs.prepare(&self.ctx, &mut seat.replica, &loaded, head).await {
+            Ok(()) => {}
+            Err(NodeError::OwnStorage | NodeError::ContributionGone { .. } | NodeError::NoBase { .. }) => {
+                *lack = Abstention::NoPayloads;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
         let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
         let heals = self.ctx.access.heals();
         self.round =
@@ -218,7 +226,7 @@ impl Judge {
     }
 
     /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
-    async fn gather(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
+    async fn gather(&mut self, head: u64) -> Result<(), NodeError> {
         let last_call = self.last_call(self.round.window());
         let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
         let (ctx, window) = (&self.ctx, intake.window.number);
@@ -228,18 +236,12 @@ impl Judge {
         }
         intake.read(ctx, head).await?;
         let put_hash = intake.put_hash();
-        if let Some(put_hash) = put_hash
-            && let Some(base) = seat.replica.base(ctx, window)
-        {
-            let (drawn, _) = drawn_miners(ctx, &seat.entry, &intake.window, &put_hash);
-            intake.add(ctx, drawn, &base.theta.clone()).await;
-        }
         if let Some(cause) = ctx.access.broken() {
             doubt.lack = Abstention::OwnStorage { cause };
         } else {
             intake.fetch(ctx, head);
         }
-        for opened in intake.accepted() {
+        for opened in intake.opened() {
             self.held.copy(ctx, window, opened, head);
         }
         let is_called = head >= last_call && doubt.asked_afresh_at != Some(head);
@@ -250,7 +252,7 @@ impl Judge {
         if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
             return Ok(());
         }
-        intake.close(ctx).await;
+        intake.close();
         let Round::Open { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
             return Ok(());
         };
@@ -262,7 +264,7 @@ impl Judge {
     async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
         let window = intake.window.number;
-        let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
+        let lacks: Vec<_> = intake.opened().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
             let schedule = &self.ctx.schedule;
             if head + 1 < schedule.vote_deadline(window) {
@@ -290,26 +292,28 @@ impl Judge {
         let Round::Promising { intake, .. } = &self.round else { return Ok(()) };
         let window = intake.window.number;
         let root = intake.window.base_digest;
-        let (candidates, comm_s) = (intake.window.candidates.len(), intake.open_s());
+        let comm_s = intake.open_s();
+        let Some(proof) = self.proofs.proof(window, &seat.entry) else {
+            return Ok(self.endings.note(window, Part::Abstained(Abstention::NoPayloads)));
+        };
+        let deny = self.proofs.denied(&self.ctx, &intake.window).await?;
         let (mut accept, mut exclude, mut faults, mut uids) = (vec![], vec![], vec![], vec![]);
-        for (nth, (entry, verdict)) in intake.verdicts().enumerate() {
+        for (entry, verdict) in intake.verdicts() {
             let verdict = match verdict {
                 // Not the miner's fault, and not served by this node.
-                Ok(opened) if nth < candidates && self.held.lack(window, opened).is_some() => Err(FaultKind::NotJudged),
+                Ok(opened) if self.held.lack(window, opened).is_some() => Err(FaultKind::NotJudged),
                 verdict => verdict,
             };
             if let Err(kind) = verdict {
                 faults.push(Fault { entry: *entry, kind, attributed_to: kind.attributed_to() });
             }
-            if nth < candidates {
-                accept.push(verdict.is_ok());
-                exclude.push(verdict.is_err_and(FaultKind::excludes));
-                uids.extend(verdict.is_ok().then_some(entry.uid));
-            }
+            accept.push(verdict.is_ok());
+            exclude.push(verdict.is_err_and(FaultKind::excludes));
+            uids.extend(verdict.is_ok().then_some(entry.uid));
         }
         seat.local.set(&self.held.record())?;
         // On disk before it is on chain: a restarted validator says what it said.
-        let vote = Vote { window: window as u32, root, accept, exclude };
+        let vote = Vote { window: window as u32, root, accept, exclude, deny, proof };
         seat.local.set(&VoteRecord::from(&vote))?;
         self.vote = Some(vote);
         self.endings.note(window, Part::Voted);
