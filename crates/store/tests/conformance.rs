@@ -1,5 +1,6 @@
 //! The suite that every store passes, on both of them.
 
+use templar_protocol::locator::{Locator, Role};
 use templar_store::conformance::{check_rights, check_store};
 use templar_store::{BucketSpec, MemoryCloud, S3Options, S3Server, S3Store, dev_credentials};
 
@@ -20,7 +21,7 @@ async fn s3_store_over_the_embedded_server() {
     });
     let server = S3Server::start(root.path(), "127.0.0.1:0".parse().unwrap(), buckets.into()).await.unwrap();
     let (a, b) = (server.own_bucket("alice").unwrap(), server.own_bucket("bob").unwrap());
-    assert!(a.locator.encode().is_ok(), "a local locator fits a commitment field");
+    assert!(Locator::new(Role::Miner, a.locator.clone()).encode().is_ok(), "a local locator fits a commitment field");
     let options = S3Options { allow_http_loopback: true, ..S3Options::default() };
     let open = |own| S3Store::new(own, options.clone()).unwrap();
     check_store(&open(a.clone()), &open(b.clone())).await;

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, EncodeError};
+use templar_protocol::hash::Hash32;
 use templar_protocol::run::{CodecKind, CodecSpec};
 
 use crate::plain;
