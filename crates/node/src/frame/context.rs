@@ -15,7 +15,7 @@ use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::{RunId, RunSpec};
 use templar_store::{Store, StoreError, keys};
 
-use crate::frame::access::{Access, Finding};
+use crate::frame::access::{Access, Finding, Tally};
 use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
@@ -109,14 +109,24 @@ impl Context {
     /// Reads an object of anybody's bucket. What becomes of it is noted in [`Context::access`].
     pub async fn get(&self, from: &BucketLocator, key: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
         let result = self.store.get(from, key, bytes_max).await;
-        self.access.note(from, key, &result);
+        self.access.note(from, key, &result).await;
         result
     }
 
-    /// Whether this node is to blame for what went unanswered since there were `silences` unanswered operations. Waits for
-    /// a probe if there were more.
-    pub async fn is_cut_off(&self, head: u64, silences: u64) -> bool {
-        self.access.unanswered() > silences && matches!(self.access.find_out(head).await, Finding::Broken { .. })
+    /// Whether this node is, or may be, to blame for what went unanswered since `before`. Waits a while for a probe if
+    /// something did.
+    pub async fn is_cut_off(&self, head: u64, before: Tally) -> bool {
+        self.access.tally().unanswered > before.unanswered && self.access.find_out(head).await != Finding::Works
+    }
+
+    /// Whether nobody else has answered since `before`, though somebody was asked: then this node is isolated.
+    pub async fn is_isolated(&self, before: Tally) -> bool {
+        let now = self.access.tally();
+        let is_isolated = now.unanswered > before.unanswered && now.answered == before.answered;
+        if is_isolated {
+            self.access.isolate("whoever should serve what is certified is silent".to_owned()).await;
+        }
+        is_isolated
     }
 
     pub async fn emit(&self, event: Event) {

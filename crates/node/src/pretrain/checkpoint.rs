@@ -130,11 +130,11 @@ pub async fn fetch(
         if backoff.contains_key(&validator.entry) {
             continue;
         }
-        let silences = ctx.access.unanswered();
+        let before = ctx.access.tally();
         match fetch_from(ctx, &validator.bucket, digest).await {
             Ok(found) => return Ok(Some(found)),
             // No validator is to blame for what this node cannot reach, and none of the others can be reached.
-            Err(_) if ctx.is_cut_off(head, silences).await => return Err(NodeError::OwnStorage),
+            Err(_) if ctx.is_cut_off(head, before).await => return Err(NodeError::OwnStorage),
             // Most validators have published nothing under this digest: that is no news.
             Err(None) => {}
             Err(Some(fault)) => {

@@ -167,6 +167,17 @@ impl Intake {
         self.slots.iter().find_map(Slot::silence)
     }
 
+    /// Why this node is isolated, if it is: several candidates are committed, and no bucket of any of them answers.
+    pub fn isolation(&self) -> Option<String> {
+        let candidates = || self.slots.iter().take(self.window.candidates.len());
+        if candidates().any(Slot::is_heard) {
+            return None;
+        }
+        let mut silences = candidates().filter_map(Slot::silence);
+        let cause = silences.next()?;
+        silences.next().map(|_| cause)
+    }
+
     /// Forgets what stood in the way of contributions that are not here yet: this node was to blame.
     pub fn ask_afresh(&mut self) {
         self.slots.iter_mut().for_each(Slot::ask_afresh);

@@ -184,6 +184,7 @@ impl Replica {
             // No other state would be any nearer to what the network has.
             return Err(NodeError::OwnStorage);
         }
+        let asked = ctx.access.tally();
         let stored = local.states(ctx.run)?;
         let newest_window = newest_voted_window(ctx, head);
         let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
@@ -205,6 +206,9 @@ impl Replica {
                 self.adopt(ctx, state, previous, Source::Checkpoint).await;
                 return Ok(());
             }
+        }
+        if ctx.is_isolated(asked).await {
+            return Err(NodeError::OwnStorage);
         }
         if oldest > 0 {
             return Err(NodeError::NoCheckpoint { window: newest_window });
@@ -239,7 +243,7 @@ impl Replica {
         if !missing.is_empty() && ctx.access.broken().is_some() {
             return Err(NodeError::OwnStorage);
         }
-        let silences = ctx.access.unanswered();
+        let before = ctx.access.tally();
         let fetch = |(entry, header): &(EntryId, Hash32)| {
             let (locations, header) = (locations(ctx, window, entry, header), *header);
             async move { (header, fetch::certified(ctx, &locations, &header).await) }
@@ -251,7 +255,13 @@ impl Replica {
         }
         let is_whole = committed.iter().all(|(_, header)| self.fetched.contains_key(header));
         // Gone is what is said to be gone. What nobody answered about may be there, and this node be cut off.
-        if !is_whole && ctx.is_cut_off(head, silences).await {
+        if !is_whole && ctx.is_cut_off(head, before).await {
+            return Err(NodeError::OwnStorage);
+        }
+        // Once there must be a later checkpoint, that is looked for: whoever served this window may be gone for good.
+        let behind = newest_voted_window(ctx, head).saturating_sub(window.number);
+        let is_recent = behind <= ctx.spec.windows.checkpoint_every_windows;
+        if !is_whole && is_recent && ctx.is_isolated(before).await {
             return Err(NodeError::OwnStorage);
         }
         let found =

@@ -209,6 +209,23 @@ impl Slot {
         }
     }
 
+    /// Whether its bucket has answered the last question about it. What nobody has asked for yet says nothing.
+    pub(super) fn is_heard(&self) -> bool {
+        let fault = match &self.stage {
+            Stage::Uncommitted { .. } => return false,
+            Stage::Coming(coming) => {
+                let obstacle = coming.obstacle.borrow();
+                if obstacle.silence().is_some() {
+                    return false;
+                }
+                obstacle.fault()
+            }
+            Stage::Decided { verdict: Ok(_), .. } => return true,
+            Stage::Decided { verdict: Err(fault), .. } => *fault,
+        };
+        !matches!(fault, FaultKind::NotJudged | FaultKind::NotCommitted | FaultKind::WordMalformed)
+    }
+
     /// The block of its commitment, and the contribution, if it passed.
     pub(super) fn passed(&self) -> Option<(u64, &Arc<Opened>)> {
         match &self.stage {

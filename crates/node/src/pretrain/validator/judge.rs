@@ -201,7 +201,7 @@ impl Judge {
             return Ok(());
         }
         let Some(base) = seat.replica.base(&self.ctx, window).cloned() else {
-            *lack = match self.ctx.access.broken() {
+            *lack = match self.ctx.access.doubt() {
                 Some(cause) => Abstention::OwnStorage { cause },
                 // Once it is healed, the window is too old.
                 None if matches!(lack, Abstention::OwnStorage { .. }) => return Ok(()),
@@ -248,6 +248,12 @@ impl Judge {
         }
         // Whose silence it is has to be known before anybody is blamed for it.
         if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
+            return Ok(());
+        }
+        // An own bucket nearby answers whatever the clock says: see `frame::access`.
+        if let Some(cause) = intake.isolation() {
+            doubt.lack = Abstention::OwnStorage { cause: cause.clone() };
+            ctx.access.isolate(cause).await;
             return Ok(());
         }
         intake.close(ctx).await;
