@@ -28,7 +28,7 @@ const PART_BYTES: usize = 8 << 20;
 /// What S3 allows.
 const PARTS_MAX: usize = 10_000;
 const PARTS_IN_FLIGHT: usize = 4;
-/// How long a failed upload may take to be withdrawn.
+/// How long a failed or dropped upload may take to be withdrawn.
 const ABORT: Duration = Duration::from_secs(5);
 
 /// All storage over S3: writes with the own write credential, reads with those that owners publish.
@@ -71,13 +71,34 @@ impl S3Store {
     async fn put_in_parts(&self, path: &Path, bytes: Bytes) -> Result<(), Failure> {
         let late = |_| Failure::Remote(timed_out());
         let deadline = tokio::time::Instant::now() + self.request_timeout;
-        let mut upload = tokio::time::timeout_at(deadline, self.writer.put_multipart(path)).await.map_err(late)??;
-        let sent = tokio::time::timeout_at(deadline, send_parts(upload.as_mut(), bytes)).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            // Parts that are left behind cost their owner money. If this fails too, the bucket's own rules expire them.
-            let _ = tokio::time::timeout(ABORT, upload.abort()).await;
+        let upload = tokio::time::timeout_at(deadline, self.writer.put_multipart(path)).await.map_err(late)??;
+        let mut upload = Upload(Some(upload));
+        tokio::time::timeout_at(deadline, upload.send(bytes)).await.map_err(late)?
+    }
+}
+
+/// An upload in parts, which is withdrawn unless it is completed: parts that are left behind cost their owner money.
+/// Withdrawing goes on beside whoever drops this, for some seconds. If it fails too, or the process ends before it does,
+/// the bucket's own rules expire them.
+struct Upload(Option<Box<dyn MultipartUpload>>);
+
+impl Upload {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        if let Some(upload) = &mut self.0 {
+            send_parts(upload.as_mut(), bytes).await?;
         }
-        sent.map_err(late)?
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(mut upload) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { tokio::time::timeout(ABORT, upload.abort()).await });
+        }
     }
 }
 

@@ -66,10 +66,10 @@ pub(super) struct Denied;
 
 /// The server refuses a request because of its time.
 #[derive(Debug, thiserror::Error)]
-#[error("this machine's clock and the server's are {ahead_s} s apart")]
+#[error("this machine's clock and the server's are too far apart")]
 pub(super) struct ClockSkew {
-    /// This machine's clock minus the server's.
-    pub(super) ahead_s: i64,
+    /// This machine's clock minus the server's; none if the server does not give its time.
+    pub(super) ahead_s: Option<i64>,
 }
 
 impl ClockSkew {
@@ -80,7 +80,7 @@ impl ClockSkew {
         }
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        Some(Self { ahead_s: date.map_or(0, |date| seconds(now).saturating_sub(seconds(date))) })
+        Some(Self { ahead_s: date.map(|date| seconds(now).saturating_sub(seconds(date))) })
     }
 }
 
