@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, ContextCompat as _, Result, bail, ensure};
+use color_eyre::eyre::{Context, Result, bail, ensure, eyre};
 use templar_data::{Dataset, Split};
 use templar_model::hf;
 use templar_record::report::Report;
@@ -54,7 +54,7 @@ impl ModelOut {
     /// Writes the model, if that was asked for; says where it is.
     pub(crate) fn write(&self, outcome: &Outcome, folder: &Path) -> Result<Option<&Path>> {
         let Some(out) = &self.out else { return Ok(None) };
-        let theta = outcome.theta.as_ref().wrap_err("there is no model to write: no validator has settled a window")?;
+        let theta = outcome.theta.as_ref().map_err(|missing| eyre!("there is no model to write: {missing}"))?;
         let dataset = Dataset::open(folder)?;
         let model = &outcome.spec.model;
         hf::export(out, model, theta, Some(dataset.manifest().end_of_text))

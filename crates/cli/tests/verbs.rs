@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Exit code, standard output and standard error, without the folder's name.
 fn command(folder: &Path) -> Command {
@@ -362,4 +363,27 @@ fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
     assert!(waits && node.try_wait().unwrap().is_none());
     node.kill().unwrap();
     node.wait().unwrap();
+}
+
+#[test]
+fn a_simulation_ends_when_nobody_reads_it_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["sim", "--windows", "100000", "--miners", "1", "--validators", "1"];
+    let mut sim = command(folder.path()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(sim.stdout.take().unwrap());
+    lines.read_line(&mut String::new()).unwrap();
+    drop(lines);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        if let Some(status) = sim.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            sim.kill().unwrap();
+            sim.wait().unwrap();
+            panic!("it goes on though nobody reads it");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(status.code(), Some(141));
 }

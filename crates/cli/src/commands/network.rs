@@ -12,9 +12,9 @@ use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
 use templar_record::report::Report;
 use templar_sim::local::error::NetworkError;
-use templar_sim::local::kept::{Definition, Ring};
+use templar_sim::local::kept::{Definition, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
 use templar_sim::local::needs::{self, Machine};
-use templar_sim::local::network::{Network, Outcome, Text};
+use templar_sim::local::network::{Network, NoTheta, Outcome, Text};
 use templar_sim::plan::{Behaviour, Plan};
 
 use crate::commands::corpus::CorpusArgs;
@@ -29,13 +29,13 @@ use crate::show::{self, Loss};
 #[derive(Debug, Args)]
 pub(crate) struct RehearsalArgs {
     /// Windows to train.
-    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=WINDOWS_MAX))]
     pub(crate) windows: u64,
     /// Miners.
-    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
+    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=i64::from(MINERS_MAX)))]
     miners: u16,
     /// Validators.
-    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(VALIDATORS_MAX)))]
     validators: u16,
     /// Everything that is drawn follows from it: keys, data, θ₀, blocks.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
@@ -175,8 +175,8 @@ impl NetworkArgs {
             return Ok(Folder::Temporary(folder.wrap_err("no temporary folder can be made; name one with --folder")?));
         };
         if !Definition::is_in(path) && path.exists() {
-            let is_empty = std::fs::read_dir(path).wrap_err_with(|| path.display().to_string())?.next().is_none();
-            ensure!(is_empty, "{} is not empty: name another folder, or remove what is in it", path.display());
+            let is_free = Definition::is_free(path).wrap_err_with(|| path.display().to_string())?;
+            ensure!(is_free, "{} is not empty: name another folder, or remove what is in it", path.display());
         }
         Ok(Folder::Kept(path.clone()))
     }
@@ -257,7 +257,7 @@ impl NetworkArgs {
             let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
             return Err(left(ring, "the network failed", Some(&outcome), folder, eyre!("{}", failures.join("\n  "))));
         }
-        if outcome.stopped && outcome.theta.is_none() {
+        if outcome.stopped && matches!(outcome.theta, Err(NoTheta::NothingSettled)) {
             return Ok(End::Stopped);
         }
         let written = match self.out.write(&outcome, &folder.path().join("dataset")) {
@@ -309,7 +309,7 @@ fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error
     let folder = folder.keep();
     let (shown, verb) = (folder.display(), ring.verb());
     let mut advice = format!("{what}; its files are left in {shown}:\n  look into them, or remove them: rm -r {shown}");
-    if outcome.is_some_and(|outcome| outcome.theta.is_some()) {
+    if outcome.is_some_and(|outcome| outcome.theta.is_ok()) {
         let _ = write!(
             advice,
             "\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE"

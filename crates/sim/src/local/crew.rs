@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use templar_node::frame::error::NodeError;
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Local;
 use templar_protocol::clock::Schedule;
@@ -16,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::chain_record;
 use crate::local::error::NetworkError;
-use crate::local::network::{Moment, News, NodeFailure, Outcome, Phase};
+use crate::local::network::{Moment, News, NoTheta, NodeFailure, Outcome, Phase};
 use crate::local::services::{Services, state_folder};
 use crate::local::steps::Steps;
 use crate::local::wait::{sleep_until, stopped};
@@ -221,27 +222,62 @@ fn hear(event: &NodeEvent, services: &mut Services, tell: &mut dyn FnMut(News<'_
     tell(News::Event(event, &services.kept.recorder));
 }
 
-/// θ from the disk of the first validator, once it has stopped. Whoever started the network may look there; its nodes
-/// may not, and do not.
-pub(crate) fn final_theta(folder: &Path, members: &[Member], spec: &RunSpec, windows: u64) -> Option<Vec<f32>> {
-    let validator = members.iter().find(|member| member.role == Role::Validator)?;
+/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started the
+/// network may look there; its nodes may not, and do not.
+pub(crate) fn final_theta(
+    folder: &Path,
+    members: &[Member],
+    spec: &RunSpec,
+    windows: u64,
+) -> Result<Vec<f32>, NoTheta> {
+    let mut newest: Option<(u64, Vec<f32>)> = None;
+    let mut missing = NoTheta::NothingSettled;
+    for validator in members.iter().filter(|member| member.role == Role::Validator) {
+        match theta_of(folder, validator, spec, windows) {
+            Ok(Some((settled, theta))) if settled == windows => return Ok(theta),
+            Ok(Some((settled, theta))) if newest.as_ref().is_none_or(|(other, _)| settled > *other) => {
+                newest = Some((settled, theta));
+            }
+            Ok(_) => {}
+            Err(reason) => {
+                tracing::warn!(node = validator.name, reason, "a validator's disk gives no θ");
+                missing = NoTheta::Unreadable { node: validator.name.clone(), reason };
+            }
+        }
+    }
+    newest.map(|(_, theta)| theta).ok_or(missing)
+}
+
+/// θ from the disk of one validator, and how many windows it has settled; none if it has settled nothing.
+fn theta_of(
+    folder: &Path,
+    validator: &Member,
+    spec: &RunSpec,
+    windows: u64,
+) -> Result<Option<(u64, Vec<f32>)>, String> {
     let state_folder = state_folder(folder, validator);
     if !state_folder.exists() {
-        return None;
+        return Ok(None);
     }
-    let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).ok()?;
-    let states = local.states(spec.id()).ok()?;
+    let text = |error: NodeError| error.to_string();
+    let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).map_err(text)?;
+    let states = local.states(spec.id()).map_err(text)?;
     // A network on a clock may have gone on meanwhile.
-    let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();
-    local.theta(&state, &spec.layout()).ok()
+    let Some(state) = states.iter().find(|state| state.settled == windows).or(states.first()) else { return Ok(None) };
+    let theta = local.theta(state, &spec.layout()).map_err(|damage| damage.to_string())?;
+    Ok(Some((state.settled, theta)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
+    use std::sync::Arc;
+
     use templar_chain::{BlockTime, DevError};
+    use templar_protocol::hash::Hash32;
     use templar_protocol::run::CodecKind;
+    use templar_protocol::state::RunState;
 
     use super::*;
     use crate::local::kept::Ring;
@@ -279,10 +315,40 @@ mod tests {
     }
 
     #[test]
+    fn theta_comes_from_whichever_validator_has_it_and_a_damaged_disk_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan =
+            Plan { miners: 1, validators: 2, windows: 3, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
+        let spec = plan.spec(Hash32::of(b"g"), Hash32::of(b"m"));
+        let members = plan.members();
+        let ask = || final_theta(folder.path(), &members, &spec, 3);
+        assert_eq!(ask(), Err(NoTheta::NothingSettled));
+        let theta = Arc::new(spec.layout().theta0(&spec.model, 0));
+        let root = spec.layout().state_root(&theta);
+        let settle = |nth: usize, settled: u64| {
+            let (member, run) = (&members[1 + nth], RunState::genesis(&spec));
+            let folder = state_folder(folder.path(), member);
+            let mut local = Local::open(&folder, spec.id(), &member.keypair.hotkey(), Disk::Volatile).unwrap();
+            local.save(&RunState { settled, theta_root: root, ..run }, &theta, &[]).unwrap();
+            local.folder().to_owned()
+        };
+        let first = settle(0, 3);
+        for file in std::fs::read_dir(&first).unwrap().map(|file| file.unwrap().path()) {
+            if file.file_name().unwrap().to_string_lossy().starts_with("theta-") {
+                std::fs::write(file, "damaged").unwrap();
+            }
+        }
+        let Err(NoTheta::Unreadable { node, reason }) = ask() else { panic!("it is damaged") };
+        assert!(node == "validator-0" && !reason.is_empty(), "{node}: {reason}");
+        settle(1, 2);
+        assert_eq!(ask().unwrap(), *theta);
+    }
+
+    #[test]
     fn a_moment_says_what_the_nodes_do_and_how_far_the_window_is() {
         let plan =
             Plan { miners: 1, validators: 1, windows: 1, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
-        let spec = plan.spec(templar_protocol::hash::Hash32::of(b"g"), templar_protocol::hash::Hash32::of(b"m"));
+        let spec = plan.spec(Hash32::of(b"g"), Hash32::of(b"m"));
         let schedule = Schedule::new(&spec);
         let at = |into: u64, steps| moment(schedule.first_block(3) + into, &spec, &schedule, steps);
         assert_eq!(moment(0, &spec, &schedule, None).phase, Phase::Waiting);

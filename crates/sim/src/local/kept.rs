@@ -32,6 +32,12 @@ const DEFINITION: &str = "network.toml";
 const RUN: &str = "run.toml";
 const EVENTS: &str = "events.jsonl";
 const LOCK: &str = "lock";
+/// Ending of a file that is being written.
+const TEMPORARY: &str = "tmp";
+/// What the verbs start at most.
+pub const WINDOWS_MAX: u64 = 100_000;
+pub const MINERS_MAX: u16 = 128;
+pub const VALIDATORS_MAX: u16 = 32;
 /// What an earlier start may have left of a network that never stood.
 const LEFTOVERS: [&str; 6] = ["dataset", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
 /// Longest file that is read as a whole.
@@ -146,6 +152,18 @@ impl Definition {
         folder.join(DEFINITION).is_file()
     }
 
+    /// Whether a network may begin in `folder`: nothing is in it but what a start leaves that is killed at its beginning.
+    pub fn is_free(folder: &Path) -> std::io::Result<bool> {
+        let temporary = Path::new(DEFINITION).with_extension(TEMPORARY);
+        for entry in fs::read_dir(folder)? {
+            let name = entry?.file_name();
+            if name != LOCK && name != temporary {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn read(folder: &Path) -> Result<Self, KeptError> {
         let path = folder.join(DEFINITION);
         if !path.exists() {
@@ -156,7 +174,49 @@ impl Definition {
         if definition.format != FORMAT {
             return Err(malformed(format!("it has format {}, and this binary reads {FORMAT}", definition.format)));
         }
+        definition.check().map_err(malformed)?;
         Ok(definition)
+    }
+
+    /// Anybody may have written the file: what no verb would start is no network.
+    fn check(&self) -> Result<(), String> {
+        let counts = [
+            ("windows", self.windows, WINDOWS_MAX),
+            ("miners", self.miners as u64, u64::from(MINERS_MAX)),
+            ("validators", self.validators as u64, u64::from(VALIDATORS_MAX)),
+        ];
+        for (key, count, max) in counts {
+            if !(1..=max).contains(&count) {
+                return Err(format!("{key} is {count}, but a network has 1 to {max}"));
+            }
+        }
+        if self.adversaries.len() >= self.miners {
+            return Err(format!("{} of {} miners misbehave: one must not", self.adversaries.len(), self.miners));
+        }
+        Ok(())
+    }
+
+    /// Adds the guests of an earlier start: they are registered on the chain, and have their buckets. A guest that is new
+    /// gets a name that is.
+    fn keep_guests(&mut self, was: Vec<Invited>) {
+        let new = std::mem::replace(&mut self.guests, was);
+        for mut guest in new {
+            if self.guests.iter().any(|known| known.hotkey == guest.hotkey) {
+                continue;
+            }
+            let is_taken = |name: &str| self.guests.iter().any(|known| known.name == name);
+            if is_taken(&guest.name) {
+                let mut names = (0..).map(|nth| format!("guest-{nth}"));
+                guest.name = names.find(|name| !is_taken(name)).expect("there are more names than guests");
+            }
+            self.guests.push(guest);
+        }
+    }
+
+    /// Those who may join.
+    pub(crate) fn guests(&self) -> Vec<Guest> {
+        let guest = |guest: &Invited| Guest { name: guest.name.clone(), role: guest.role, hotkey: guest.hotkey };
+        self.guests.iter().map(guest).collect()
     }
 
     fn write(&self, folder: &Path) -> Result<(), KeptError> {
@@ -258,6 +318,8 @@ impl Kept {
             spec = read_run(folder)?;
             if spec.is_none() {
                 remove_leftovers(folder)?;
+            } else {
+                definition.keep_guests(was.guests);
             }
         }
         let recorder = replay(folder, &definition)?;
@@ -402,7 +464,7 @@ fn remove_leftovers(folder: &Path) -> Result<(), KeptError> {
 
 /// Writes a file as a whole or not at all.
 fn replace(path: &Path, text: &str) -> Result<(), KeptError> {
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(TEMPORARY);
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(text.as_bytes())?;
@@ -486,6 +548,63 @@ mod tests {
         let localnet = Definition::new(Ring::Localnet, &network(1, 2), &[]);
         let said = Kept::open(folder.path(), &localnet).unwrap_err().to_string();
         assert!(said.contains("it is of `templar demo`"), "{said}");
+    }
+
+    #[test]
+    fn guests_stay_when_a_network_goes_on_without_naming_them() {
+        let (folder, network) = (tempfile::tempdir().unwrap(), network(1, 2));
+        let guest = |name: &str, key: &str| Guest {
+            name: name.to_owned(),
+            role: Role::Miner,
+            hotkey: templar_protocol::keys::Keypair::insecure_dev(1, key).hotkey(),
+        };
+        let open =
+            |guests: &[Guest]| Kept::open(folder.path(), &Definition::new(Ring::Localnet, &network, guests)).unwrap();
+        let first = guest("guest-0", "a");
+        stand(&mut open(std::slice::from_ref(&first)), &network);
+        assert_eq!(open(&[]).definition.guests(), std::slice::from_ref(&first));
+        assert_eq!(open(std::slice::from_ref(&first)).definition.guests(), std::slice::from_ref(&first));
+        // Who is new takes nobody's bucket.
+        assert_eq!(open(&[guest("guest-0", "b")]).definition.guests(), [first.clone(), guest("guest-1", "b")]);
+        assert_eq!(open(&[]).definition.guests(), [first, guest("guest-1", "b")]);
+    }
+
+    #[test]
+    fn a_definition_that_no_verb_would_write_is_refused() {
+        let (folder, network) = (tempfile::tempdir().unwrap(), network(1, 2));
+        stand(&mut open(folder.path(), &network).unwrap(), &network);
+        let path = folder.path().join(DEFINITION);
+        let whole = fs::read_to_string(&path).unwrap();
+        for (was, is) in [
+            ("windows = 2", "windows = 0"),
+            ("windows = 2", "windows = 100001"),
+            ("miners = 1", "miners = 4000000000"),
+            ("validators = 1", "validators = 0"),
+            ("adversaries = []", "adversaries = [\"noise\"]"),
+        ] {
+            assert!(whole.contains(was), "{whole}");
+            fs::write(&path, whole.replace(was, is)).unwrap();
+            for refused in [Kept::read(folder.path()).map(|(kept, _)| kept), open(folder.path(), &network)] {
+                assert!(matches!(refused, Err(KeptError::Malformed { .. })), "{is}: {refused:?}");
+            }
+            let exported = crate::local::export::outcome(folder.path());
+            assert!(exported.is_err_and(|error| error.to_string().contains("network.toml")), "{is}");
+        }
+    }
+
+    #[test]
+    fn a_folder_in_which_a_start_was_killed_at_once_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_free = || Definition::is_free(folder.path()).unwrap();
+        assert!(is_free());
+        drop(lock(folder.path()).unwrap());
+        fs::write(folder.path().join("network.tmp"), "# How this").unwrap();
+        assert!(is_free());
+        drop(open(folder.path(), &network(1, 2)).unwrap());
+        assert!(!is_free() && !folder.path().join("network.tmp").exists());
+        let foreign = tempfile::tempdir().unwrap();
+        fs::write(foreign.path().join("letter.txt"), "mine").unwrap();
+        assert!(!Definition::is_free(foreign.path()).unwrap());
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Localnet {
                 Process { name, binary, arguments, log, kills, kill_after, events }.supervise(stop)
             });
         }
-        for guest in &self.guests {
+        for guest in &services.kept.definition.guests() {
             let folder = services.folder.join("guests").join(&guest.name);
             let windows = self.network.plan.windows;
             let invitation =

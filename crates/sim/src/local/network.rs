@@ -86,13 +86,23 @@ pub enum Phase {
     Judging,
 }
 
+/// Why there is no θ.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoTheta {
+    #[error("no validator has settled a window")]
+    NothingSettled,
+    #[error("no validator's disk gives θ. {node}: {reason}")]
+    Unreadable { node: String, reason: String },
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub struct Outcome {
     pub report: Report,
     pub spec: RunSpec,
-    /// θ after the last window, as the first validator has it.
-    pub theta: Option<Vec<f32>>,
+    /// θ after the last window, from the disk of a validator that has it.
+    pub theta: Result<Vec<f32>, NoTheta>,
     /// Whether it was told to stop before its last window.
     pub stopped: bool,
     /// Nodes that ended too early.

@@ -51,7 +51,7 @@ pub struct Services {
 
 impl Services {
     /// Prepares the text and starts everything but the nodes, at `address`; none if `stop` came first. A network that
-    /// stood in the folder before goes on. `guests` are registered after the members, and have buckets too. `time`
+    /// stood in the folder before goes on, with the guests that it had. `guests` are registered after the members, and have buckets too. `time`
     /// makes the blocks.
     pub async fn start(
         ring: Ring,
@@ -75,7 +75,8 @@ impl Services {
         let Some(spec) = spec(network, &kept, chain.genesis_hash(), manifest, stop, tell).await? else {
             return Ok(None);
         };
-        let open = Self::open(network, address, guests, &dataset, (kept, chain, spec), time);
+        let guests = kept.definition.guests();
+        let open = Self::open(network, address, &guests, &dataset, (kept, chain, spec), time);
         tokio::select! {
             biased;
             () = stopped(stop) => Ok(None),

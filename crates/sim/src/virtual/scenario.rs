@@ -101,6 +101,8 @@ pub struct Scenario {
     /// Incidents need the latter.
     pub pace_cap: Option<Duration>,
     pub on_event: Option<OnEvent>,
+    /// Ends it before its last window once this is true.
+    pub stop: Option<watch::Receiver<bool>>,
 }
 
 /// What came of it.
@@ -160,6 +162,7 @@ impl Scenario {
             seams: Seams::default(),
             pace_cap: None,
             on_event: None,
+            stop: None,
         }
     }
 
@@ -181,11 +184,16 @@ impl Scenario {
         }
         let schedule = Schedule::new(&world.spec);
         let end = schedule.first_block(self.plan.windows) + world.spec.windows.put_block - 1;
+        let stop = self.stop.take();
+        let is_stopped = || stop.as_ref().is_some_and(|stop| *stop.borrow());
         if let Some(cap) = self.pace_cap {
-            world.pace_until(end, cap, &members).await;
+            world.pace_until(end, cap, &members, &is_stopped).await;
             return world.finish(&self.plan).await;
         }
         for block in 2..=end {
+            if is_stopped() {
+                break;
+            }
             tokio::time::sleep(BLOCK).await;
             for incident in &self.incidents {
                 world.happen(incident, block, &schedule, &members).await;
@@ -289,12 +297,12 @@ impl World {
     }
 
     /// Lets the nodes set the pace of the chain, as in a demo.
-    async fn pace_until(&self, end: u64, cap: Duration, members: &[Member]) {
+    async fn pace_until(&self, end: u64, cap: Duration, members: &[Member], is_stopped: &dyn Fn() -> bool) {
         let participants = members.iter().map(|member| member.keypair.hotkey()).collect();
         let (stop, stopped) = watch::channel(false);
         let blocks = tokio::spawn(run_blocks(self.chain.clone(), BlockTime::Paced { participants, cap }, stopped));
         let mut heads = self.chain.heads().await.expect("an in-memory chain has heads");
-        while heads.next().await.is_some_and(|head| head.number < end) {}
+        while heads.next().await.is_some_and(|head| head.number < end) && !is_stopped() {}
         let _ = stop.send(true);
         let _ = blocks.await;
     }
