@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod fetch;
 pub mod intake;
 pub mod miner;
+mod pauses;
 pub mod pending;
 pub mod replica;
 pub mod seat;

@@ -175,7 +175,7 @@ impl Access {
 
     /// Notes, and tells once, that nobody but the own bucket answers. It ends with the first answer of somebody else.
     pub async fn isolate(&self, cause: String) {
-        let cause = format!("nobody but its own bucket answers: {cause}");
+        let cause = format!("of the buckets that it needs, none but its own answers: {cause}");
         {
             let mut isolated = lock(&self.shared.isolated);
             if isolated.is_some() {

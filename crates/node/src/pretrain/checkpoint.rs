@@ -41,6 +41,8 @@ pub struct Renewal {
     pub previous: Option<RunState>,
     /// Digests of the checkpoints in the bucket, oldest first.
     pub published: Vec<Hash32>,
+    /// Digests of checkpoints of which parts may be in the bucket: their upload failed, or was given up.
+    pub incomplete: Vec<Hash32>,
     /// Contributions that are in a checkpoint long since: they need not be served any more.
     pub expired: Vec<(u64, Hash32)>,
 }
@@ -51,6 +53,8 @@ pub struct Renewed {
     pub settled: u64,
     /// Digests of the checkpoints in the bucket now, oldest first.
     pub published: Vec<Hash32>,
+    /// Digests of checkpoints of which parts may be in it.
+    pub incomplete: Vec<Hash32>,
     /// Contributions that the bucket does not have any more.
     pub released: Vec<(u64, Hash32)>,
     /// Why it is incomplete, if it is. The next one is as good.
@@ -62,16 +66,22 @@ impl Renewal {
     pub async fn run(mut self, ctx: Arc<Context>) -> Renewed {
         let (settled, mut released) = (self.state.run.settled, Vec::new());
         let result = self.steps(&ctx, &mut released).await;
-        Renewed { settled, published: self.published, released, result }
+        Renewed { settled, published: self.published, incomplete: self.incomplete, released, result }
     }
 
     async fn steps(&mut self, ctx: &Context, released: &mut Vec<(u64, Hash32)>) -> Result<(), StoreError> {
-        publish(ctx, &self.state, self.previous.as_ref()).await?;
         let digest = self.state.run.digest();
+        // Before anything of it is in the bucket.
+        self.incomplete.retain(|incomplete| *incomplete != digest);
+        self.incomplete.push(digest);
+        publish(ctx, &self.state, self.previous.as_ref()).await?;
+        self.incomplete.pop();
         // A replay comes by the same states again.
         self.published.retain(|published| *published != digest);
         self.published.push(digest);
-        retire(ctx, &mut self.published).await?;
+        retire(ctx, &mut self.published, KEPT).await?;
+        self.incomplete.retain(|incomplete| !self.published.contains(incomplete));
+        retire(ctx, &mut self.incomplete, 0).await?;
         for &(window, header) in &self.expired {
             for key in [keys::held_header, keys::held_key, keys::held_payload] {
                 ctx.store.delete(&key(ctx.run, window, &header)).await?;
@@ -96,16 +106,16 @@ async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> R
     ctx.store.put(&keys::checkpoint_state(ctx.run, &digest), Bytes::from(state.run.to_bytes())).await
 }
 
-/// Removes checkpoints that newer ones have replaced; the state first, so that nobody starts on half of one.
-async fn retire(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
-    while published.len() > KEPT {
-        let digest = published[0];
+/// Removes checkpoints, oldest first, until so many are `kept`; the state first, so that nobody starts on half of one.
+async fn retire(ctx: &Context, digests: &mut Vec<Hash32>, kept: usize) -> Result<(), StoreError> {
+    while digests.len() > kept {
+        let digest = digests[0];
         ctx.store.delete(&keys::checkpoint_state(ctx.run, &digest)).await?;
         ctx.store.delete(&keys::checkpoint_previous(ctx.run, &digest)).await?;
         for part in 0..ctx.codec.layout().len().div_ceil(PART_VALUES) {
             ctx.store.delete(&keys::checkpoint_theta(ctx.run, &digest, part as u32)).await?;
         }
-        published.remove(0);
+        digests.remove(0);
     }
     Ok(())
 }

@@ -173,6 +173,8 @@ pub async fn open(
 pub const PARALLEL_FETCHES: usize = 8;
 /// Most time that one bucket may take to serve a small object that is certified.
 pub const SMALL_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for the own bucket, which is the last to be asked: the node's loop waits for it where nobody has an object.
+const OWN_PATIENCE: Duration = Duration::from_secs(3);
 /// The same for a ciphertext.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How long the buckets asked so far are left alone before the next one is asked, too.
@@ -199,12 +201,13 @@ pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32
 
 /// A certified contribution from one location. What is small comes first: it shows whether the rest is worth the while.
 async fn certified_from(ctx: &Context, location: &Location, committed: &Hash32) -> Option<Arc<Opened>> {
+    let patience = if location.bucket == *ctx.store.own() { OWN_PATIENCE } else { SMALL_PATIENCE };
     let attempt = async {
-        let header = in_time(ctx, SMALL_PATIENCE, header(ctx, location, committed, None)).await?;
+        let header = in_time(ctx, patience, header(ctx, location, committed, None)).await?;
         if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(ctx) {
             return Err(FaultKind::PayloadTooLarge.into());
         }
-        let key = in_time(ctx, SMALL_PATIENCE, key(ctx, location)).await?;
+        let key = in_time(ctx, patience, key(ctx, location)).await?;
         let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?;
         Ok(open(ctx, header, ciphertext, key).await?)
     };

@@ -253,10 +253,9 @@ impl Duty for Miner {
     /// Something is in the bucket, or will not be.
     async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
-        if steps.take(&ctx, self.take_uploads().await).await?.is_some() {
-            let head = self.head.max(self.signals.head());
-            steps.take(&ctx, self.publish(head).await).await?;
-        }
+        self.take_uploads().await;
+        let head = self.head.max(self.signals.head());
+        steps.take(&ctx, self.publish(head).await).await?;
         Ok(steps)
     }
 

@@ -80,7 +80,7 @@ impl Replica {
                 }
             }
         }
-        Ok(Self::from_state(State::genesis(ctx)?, None))
+        Ok(Self::from_state(State::genesis(ctx).await?, None))
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
@@ -213,7 +213,7 @@ impl Replica {
         if oldest > 0 {
             return Err(NodeError::NoCheckpoint { window: newest_window });
         }
-        let genesis = State::genesis(ctx)?;
+        let genesis = State::genesis(ctx).await?;
         self.adopt(ctx, genesis, None, Source::Genesis).await;
         Ok(())
     }
@@ -289,14 +289,16 @@ fn before(ctx: &Context, run: &RunState, stored: &[RunState]) -> Option<RunState
     stored.iter().chain(&genesis).find(|older| older.digest() == run.previous).cloned()
 }
 
-/// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
+/// The miner's bucket first, then those of the validators, who promised to serve what they voted for; the own one last.
 fn locations(ctx: &Context, window: &Window, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
     let miner = window.roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window.number));
     let holder = |roster: &Roster| -> Vec<Location> {
         let validators = roster.validators.iter();
         validators.map(|holder| Location::of_holder(ctx, holder, window.number, committed)).collect()
     };
-    miner.into_iter().chain(holder(&window.roster)).collect()
+    let mut locations: Vec<Location> = miner.into_iter().chain(holder(&window.roster)).collect();
+    locations.sort_by_key(|location| location.bucket == *ctx.store.own());
+    locations
 }
 
 /// Whose votes do not count, and why. Whoever has not voted at all is no news.

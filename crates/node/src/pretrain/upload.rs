@@ -1,6 +1,6 @@
 //! What a miner does to its own bucket: put a contribution, publish its key, remove what is old. All of it beside the
 //! node's loop, so that a bucket that hangs holds up neither the training nor the settling of windows, and each with the
-//! block after which it is of no use any more.
+//! block after which it is of no use any more. What the bucket refuses is put again, with pauses, until that block.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use templar_record::trouble::Put;
 use templar_store::{StoreError, keys};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::frame::context::Context;
+use crate::pretrain::pauses::Pauses;
 use crate::pretrain::pending::Pending;
 use crate::pretrain::sweep;
 
@@ -35,16 +37,73 @@ pub struct Done {
     pub comm_s: f64,
 }
 
+/// Something that the bucket refused, and that is put again until `deadline_block`.
+#[derive(Debug)]
+pub struct Refusal {
+    pub item: Item,
+    pub error: StoreError,
+    pub deadline_block: u64,
+}
+
+/// Something given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Late {
+    pub item: Item,
+    pub deadline_block: u64,
+    /// Whether a [`Refusal`] of it was handed out.
+    pub is_refused: bool,
+}
+
 /// What is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Uploads {
     tasks: JoinSet<Done>,
-    /// By what is done: how to stop it, and the block at which that is due.
-    under_way: BTreeMap<Item, (AbortHandle, u64)>,
+    under_way: BTreeMap<Item, UnderWay>,
+    /// The first refusal of each upload, and where it comes from.
+    refusals: mpsc::UnboundedReceiver<(Item, StoreError)>,
+    refused: mpsc::UnboundedSender<(Item, StoreError)>,
+    /// Refusals that have come, and are not yet taken.
+    news: Vec<(Item, StoreError)>,
     /// Ended, and not yet taken.
     done: Vec<Done>,
     /// Contributions to windows before this one have to go, once the removal that is under way has ended.
     remove_before: Option<u64>,
+}
+
+/// How to stop it, and the block at which that is due.
+#[derive(Debug)]
+struct UnderWay {
+    task: AbortHandle,
+    deadline_block: u64,
+    is_refused: bool,
+}
+
+/// What an upload says to the first refusal.
+struct Complaint {
+    item: Item,
+    refused: Option<mpsc::UnboundedSender<(Item, StoreError)>>,
+}
+
+impl Complaint {
+    /// Puts until it succeeds.
+    async fn put(&mut self, ctx: &Context, key: &str, bytes: Bytes) {
+        let mut pauses = Pauses::default();
+        while let Err(error) = ctx.store.put(key, bytes.clone()).await {
+            if let Some(refused) = self.refused.take() {
+                // Whoever would hear it is gone: so is this task, soon.
+                let _ = refused.send((self.item, error));
+            }
+            pauses.pause().await;
+        }
+    }
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        let (refused, refusals) = mpsc::unbounded_channel();
+        let (tasks, under_way) = (JoinSet::new(), BTreeMap::new());
+        Self { tasks, under_way, refusals, refused, news: Vec::new(), done: Vec::new(), remove_before: None }
+    }
 }
 
 impl Item {
@@ -66,11 +125,12 @@ impl Uploads {
         if self.under_way.contains_key(&item) {
             return;
         }
-        let (ctx, window) = (ctx.clone(), pending.window);
+        let (ctx, window, mut complaint) = (ctx.clone(), pending.window, self.complaint(item));
         let (ciphertext, header) = (pending.ciphertext(), Bytes::from(pending.header.to_bytes()));
         self.start(item, deadline_block, async move {
-            ctx.store.put(&keys::window_payload(ctx.run, window), ciphertext).await?;
-            ctx.store.put(&keys::window_header(ctx.run, window), header).await
+            complaint.put(&ctx, &keys::window_payload(ctx.run, window), ciphertext).await;
+            complaint.put(&ctx, &keys::window_header(ctx.run, window), header).await;
+            Ok(())
         });
     }
 
@@ -80,9 +140,16 @@ impl Uploads {
         if self.under_way.contains_key(&item) {
             return;
         }
-        let (ctx, window) = (ctx.clone(), pending.window);
+        let (ctx, window, mut complaint) = (ctx.clone(), pending.window, self.complaint(item));
         let key = Bytes::copy_from_slice(pending.key.as_bytes());
-        self.start(item, deadline_block, async move { ctx.store.put(&keys::window_key(ctx.run, window), key).await });
+        self.start(item, deadline_block, async move {
+            complaint.put(&ctx, &keys::window_key(ctx.run, window), key).await;
+            Ok(())
+        });
+    }
+
+    fn complaint(&self, item: Item) -> Complaint {
+        Complaint { item, refused: Some(self.refused.clone()) }
     }
 
     /// Contributions to windows before `keep_from` have to go.
@@ -119,21 +186,36 @@ impl Uploads {
             let result = work.await;
             Done { item, result, comm_s: started.elapsed().as_secs_f64() }
         });
-        self.under_way.insert(item, (task, deadline_block));
+        self.under_way.insert(item, UnderWay { task, deadline_block, is_refused: false });
     }
 
-    /// Ends when something is done; then [`Uploads::take`] has it. Never ends if nothing is under way. Dropping it loses
-    /// nothing.
+    /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never ends if
+    /// nothing is under way. Dropping it loses nothing.
     pub async fn arrival(&mut self) {
         loop {
-            match self.tasks.join_next().await {
-                Some(Ok(done)) => return self.done.push(done),
-                Some(Err(error)) if error.is_cancelled() => {}
-                // It stays under way until its deadline, and is reported then.
-                Some(Err(error)) => tracing::error!(%error, "an upload broke its task"),
-                None => return std::future::pending().await,
+            tokio::select! {
+                biased;
+                Some(refusal) = self.refusals.recv() => return self.news.push(refusal),
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(done) => return self.done.push(done),
+                    Err(error) if error.is_cancelled() => {}
+                    // It stays under way until its deadline, and is reported then.
+                    Err(error) => tracing::error!(%error, "an upload broke its task"),
+                },
             }
         }
+    }
+
+    /// Refusals of what is still under way: one for each upload.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        for (item, error) in std::mem::take(&mut self.news) {
+            if let Some(upload) = self.under_way.get_mut(&item) {
+                upload.is_refused = true;
+                refusals.push(Refusal { item, error, deadline_block: upload.deadline_block });
+            }
+        }
+        refusals
     }
 
     pub fn take(&mut self) -> Vec<Done> {
@@ -144,14 +226,12 @@ impl Uploads {
     }
 
     /// Gives up what is of no use any more at `head`.
-    pub fn expire(&mut self, head: u64) -> Vec<(Item, u64)> {
-        let late = self.under_way.iter().filter(|(_, (_, deadline))| head >= *deadline);
-        let late: Vec<(Item, u64)> = late.map(|(item, (_, deadline))| (*item, *deadline)).collect();
-        for (item, _) in &late {
-            if let Some((task, _)) = self.under_way.remove(item) {
-                task.abort();
-            }
-        }
-        late
+    pub fn expire(&mut self, head: u64) -> Vec<Late> {
+        let late = self.under_way.extract_if(.., |_, upload| head >= upload.deadline_block);
+        late.map(|(item, UnderWay { task, deadline_block, is_refused })| {
+            task.abort();
+            Late { item, deadline_block, is_refused }
+        })
+        .collect()
     }
 }

@@ -149,6 +149,7 @@ impl Validator {
             state,
             previous: self.seat.replica.previous().cloned(),
             published: self.upkeep.checkpoints.clone(),
+            incomplete: self.upkeep.incomplete.clone(),
             expired: self.judge.held.expired(keep_from),
         };
         self.upkeep.renew(&self.ctx, renewal, until).await;

@@ -12,6 +12,7 @@ use templar_protocol::keys::Hotkey;
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
 use templar_record::event::{Cause, Event, FaultCount, Source};
+use templar_record::trouble::Trouble;
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
 use templar_store::{Fault, ObjectInfo, OpKind, Store, StoreError};
 
@@ -167,4 +168,29 @@ fn a_checkpoint_that_is_long_under_way_keeps_nobody_from_voting() {
     assert!((0..7).all(|window| voted(&outcome, "validator-0", window)));
     let whole = outcome.cloud.keys("validator-0").iter().any(|key| key.ends_with("/state"));
     assert!(whole, "it is published in the end");
+}
+
+#[test]
+fn a_checkpoint_that_was_given_up_is_removed_by_the_next_one() {
+    let mut scenario = Scenario::new(3, 2, 8, 74);
+    scenario.adjust = |spec| spec.windows.checkpoint_every_windows = 2;
+    // The first checkpoint of validator-0 is never whole: it is given up after four windows.
+    let mut first = None;
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        let is_state = op.kind == OpKind::Put && op.actor == "validator-0" && op.key.ends_with("/state");
+        let hit = is_state && first.get_or_insert_with(|| op.key.clone()) == &op.key;
+        hit.then_some(Fault::Delay(Duration::from_hours(1000)))
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    let failed =
+        |event: &Event| matches!(event, Event::Trouble { trouble: Trouble::CheckpointFailed { settled: 2, .. } });
+    assert_eq!(count(&outcome, "validator-0", failed), 1);
+    let left = outcome.cloud.keys("validator-0");
+    let digests = |object: &str| {
+        let keys = left.iter().filter(|key| key.contains(object));
+        keys.map(|key| key.split('/').nth(3).unwrap()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert!(!digests("/state").is_empty(), "{left:?}");
+    assert_eq!(digests("/theta/"), digests("/state"), "{left:?}");
 }

@@ -1,8 +1,8 @@
 //! A node's own access to storage fails, or its own bucket alone: it knows whose fault that is, waits, and goes on.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +30,56 @@ fn time(window: u64, block: u64) -> Duration {
 fn during(span: Range<Duration>, fault: Fault, mut hit: impl FnMut(&Op) -> bool + Send + 'static) -> CloudFault {
     let mut now = clock();
     Box::new(move |op| (span.contains(&now()) && hit(op)).then_some(fault))
+}
+
+/// When which node told something.
+#[derive(Clone, Default)]
+struct Times(Arc<Mutex<Vec<(String, Duration)>>>);
+
+impl Times {
+    /// To be called right before the scenario runs.
+    fn of(scenario: &mut Scenario, wanted: fn(&Event) -> bool) -> Self {
+        let times = Self::default();
+        let (seen, mut now) = (times.clone(), clock());
+        scenario.on_event = Some(Box::new(move |event, _| {
+            let at = now();
+            if wanted(&event.event) {
+                seen.0.lock().unwrap().push((event.node.clone(), at));
+            }
+        }));
+        times
+    }
+
+    fn seen(&self) -> Vec<(String, Duration)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn a_hanging_own_bucket_and_a_missing_contribution_hold_no_node_up_for_long() {
+    let mut scenario = Scenario::new(3, 3, 5, 111);
+    let mut now = clock();
+    // validator-2 gets nothing of miner-1's in window 2, from anywhere, and its own bucket hangs in all reads.
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        if op.actor != "validator-2" || !(time(2, 0)..time(3, 10)).contains(&now()) {
+            return None;
+        }
+        let reads = matches!(op.kind, OpKind::Get | OpKind::List);
+        if reads && op.bucket == "validator-2" {
+            return Some(Fault::Delay(Duration::from_mins(50)));
+        }
+        let of_window_2 =
+            op.key.contains("/held/00000002/") || op.key.contains("/w/00000002/") && op.bucket == "miner-1";
+        (reads && of_window_2).then_some(Fault::NotFound)
+    }));
+    let times =
+        Times::of(&mut scenario, |event| matches!(event, Event::Trouble { trouble: Trouble::Resynchronising { .. } }));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 5]);
+    assert_one_history(&outcome);
+    let (node, at) = times.seen()[0].clone();
+    let late = at.checked_sub(time(2, 18)).expect("not before the vote deadline");
+    assert!(node == "validator-2" && late <= Duration::from_secs(6), "{node}: {late:?}");
 }
 
 fn told(outcome: &Outcome, node: &str, test: impl Fn(&Trouble) -> bool) -> usize {
@@ -112,7 +162,7 @@ struct Skewed {
 impl Skewed {
     fn check(&self, bucket: &str) -> Result<(), StoreError> {
         let is_wrong = bucket != self.blind && (time(2, 5)..time(4, 5)).contains(&self.since.elapsed());
-        if is_wrong { Err(StoreError::ClockSkew { bucket: bucket.to_owned(), ahead_s: 3600 }) } else { Ok(()) }
+        if is_wrong { Err(StoreError::ClockSkew { bucket: bucket.to_owned(), ahead_s: Some(3600) }) } else { Ok(()) }
     }
 }
 
@@ -262,7 +312,11 @@ fn a_contribution_that_is_opened_at_the_last_moment_keeps_no_validator_from_voti
         let put = op.kind == OpKind::Put && op.key.contains("/held/00000001/") && op.key.ends_with("/payload");
         put.then_some(Fault::Delay(Duration::from_secs(40)))
     }));
+    let times = Times::of(&mut scenario, |event| matches!(event, Event::Voted { window: 1, .. }));
     let outcome = run(scenario);
+    // The last block in which a vote can be cast is the next one.
+    let votes = times.seen();
+    assert!(votes.len() == 2 && votes.iter().all(|(_, vote)| *vote < time(1, 17)), "{votes:?}");
     assert_eq!(certified(&outcome), [true; 3]);
     assert_one_history(&outcome);
     let mut accepted = outcome.report.windows[1].accepted.clone();

@@ -22,6 +22,7 @@ const TURN: Duration = Duration::from_secs(5);
 pub(super) struct Fetch {
     ctx: Arc<Context>,
     nth: usize,
+    generation: u64,
     location: Location,
     context: Arc<HeaderContext>,
     committed: Hash32,
@@ -38,6 +39,7 @@ impl Fetch {
         Some(Self {
             ctx: ctx.clone(),
             nth,
+            generation: slot.generation(),
             location: slot.location.clone(),
             context: coming.context.clone(),
             committed: coming.committed,
@@ -58,8 +60,8 @@ impl Fetch {
                 advance.await
             }
         };
-        let Self { nth, committed, parts, is_final, .. } = self;
-        Fetched { nth, committed, parts, is_final, result }
+        let Self { nth, generation, parts, is_final, .. } = self;
+        Fetched { nth, generation, parts, is_final, result }
     }
 
     /// As far as it gets now.

@@ -22,6 +22,8 @@ pub(super) struct Slot {
     pub(super) entry: EntryId,
     pub(super) location: Location,
     stage: Stage,
+    /// Counts what was begun anew: what an earlier fetch brings is not taken for an answer to a later one.
+    generation: u64,
 }
 
 /// How far it is: to the right only, except that a header may be committed anew up to the put deadline.
@@ -61,9 +63,10 @@ pub(super) struct Parts {
 }
 
 /// What a look after it brought.
+#[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) nth: usize,
-    pub(super) committed: Hash32,
+    pub(super) generation: u64,
     pub(super) parts: Parts,
     pub(super) is_final: bool,
     /// The whole contribution, if it is final; why not, if something is in the way.
@@ -91,7 +94,7 @@ impl Slot {
             Some(context) => Stage::Uncommitted { context: Arc::new(context) },
             None => Stage::Decided { verdict: Err(FaultKind::NotJudged), committed_at_block: 0 },
         };
-        Self { entry, location, stage }
+        Self { entry, location, stage, generation: 0 }
     }
 
     /// Reads what the chain says of it; `is_final` as of the put deadline.
@@ -121,6 +124,10 @@ impl Slot {
         }
     }
 
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// What to fetch of it at `head`: before the put deadline what is committed, after it (`is_final`) the key too.
     pub(super) fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
         let Stage::Coming(coming) = &self.stage else { return None };
@@ -139,13 +146,13 @@ impl Slot {
         }
     }
 
-    /// Takes in what a fetch brought, unless another header stands on the chain by now.
+    /// Takes in what a fetch brought, unless another header stands on the chain by now, or it was asked afresh.
     pub(super) fn take(&mut self, fetched: Fetched) {
-        let Stage::Coming(coming) = &mut self.stage else { return };
-        let Activity::Fetching { looked_at, .. } = coming.activity else { return };
-        if coming.committed != fetched.committed {
+        if self.generation != fetched.generation {
             return;
         }
+        let Stage::Coming(coming) = &mut self.stage else { return };
+        let Activity::Fetching { looked_at, .. } = coming.activity else { return };
         coming.activity = Activity::Idle { looked_at: Some(looked_at) };
         coming.parts = fetched.parts;
         match fetched.result {
@@ -189,7 +196,9 @@ impl Slot {
         }
     }
 
-    fn abort(&self) {
+    /// Ends the fetch that is under way. It may have ended already, and wait to be taken in.
+    fn abort(&mut self) {
+        self.generation += 1;
         if let Stage::Coming(coming) = &self.stage
             && let Activity::Fetching { task, .. } = &coming.activity
         {
@@ -279,5 +288,57 @@ impl Coming {
         );
         self.misreads += 1;
         !may_be_misread || self.misreads >= MISREADS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::run::RunId;
+    use templar_protocol::testing;
+
+    use super::*;
+
+    fn coming() -> Slot {
+        let entry = testing::entry(0);
+        let hash = Hash32::of(b"hash");
+        let context = HeaderContext {
+            run: RunId(hash),
+            window: 0,
+            entry,
+            base: hash,
+            sample_digest: hash,
+            possession: hash,
+            ciphertext_bytes_max: 1,
+            tokens_max: 1,
+        };
+        let text = String::new;
+        let bucket = testing::bucket();
+        let location = Location { owner: entry.uid, window: 0, bucket, header: text(), payload: text(), key: text() };
+        let mut slot = Slot::new(entry, location, None);
+        slot.stage = Stage::Coming(Box::new(Coming::new(Arc::new(context), hash, 7)));
+        slot
+    }
+
+    #[tokio::test]
+    async fn what_a_fetch_from_before_brings_is_no_answer_to_what_was_asked_afresh() {
+        let mut slot = coming();
+        let task = || tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let silence = |slot: &Slot| Fetched {
+            nth: 0,
+            generation: slot.generation(),
+            parts: Parts::default(),
+            is_final: true,
+            result: Err(Obstacle::Silence { fault: FaultKind::NotOpened, cause: "the clock is wrong".to_owned() }),
+        };
+        slot.started(task(), 10);
+        let before = silence(&slot);
+        slot.ask_afresh();
+        assert!(slot.due(10, true).is_some(), "it is asked at once");
+        slot.started(task(), 10);
+        slot.take(before);
+        assert_eq!(slot.silence(), None);
+        assert!(slot.due(11, true).is_none(), "the new one is still under way");
+        slot.take(silence(&slot));
+        assert!(slot.silence().is_some() && slot.due(11, true).is_some());
     }
 }

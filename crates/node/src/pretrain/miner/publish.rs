@@ -10,7 +10,7 @@ use templar_record::trouble::Trouble;
 use crate::frame::error::NodeError;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::pending::{Pending, Stage};
-use crate::pretrain::upload::{Done, Item};
+use crate::pretrain::upload::{Done, Item, Late, Refusal};
 use crate::pretrain::window::committed_header;
 
 impl Miner {
@@ -87,9 +87,12 @@ impl Miner {
         self.seat.local.set(&record)
     }
 
-    /// Tells of uploads whose deadline is past. What that costs shows when the window is settled.
+    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the window is settled.
     async fn give_up_late(&mut self, head: u64) {
-        for (item, deadline_block) in self.uploads.expire(head) {
+        for Late { item, deadline_block, is_refused } in self.uploads.expire(head) {
+            if is_refused {
+                continue;
+            }
             let trouble = match item.put() {
                 Some((window, put)) => Trouble::UploadGivenUp { window, put, deadline_block },
                 None => Trouble::Sweep { cause: "the bucket did not delete them within a window".to_owned() },
@@ -98,19 +101,23 @@ impl Miner {
         }
     }
 
-    /// Takes in what has become of uploads. Gives the first error.
-    pub(super) async fn take_uploads(&mut self) -> Result<(), NodeError> {
-        let mut result = Ok(());
+    /// Takes in what has become of uploads.
+    pub(super) async fn take_uploads(&mut self) {
+        for Refusal { item, error, deadline_block } in self.uploads.take_refusals() {
+            if let Some((window, put)) = item.put() {
+                let cause = error.to_string();
+                self.ctx.trouble(Trouble::UploadRefused { window, put, cause, deadline_block }).await;
+            }
+        }
         for Done { item, result: ended, comm_s } in self.uploads.take() {
             match (item, ended) {
-                (Item::Removal, Ok(())) => {}
+                // What is put ends well, or is given up.
+                (Item::Removal, Ok(())) | (Item::Contribution(_) | Item::Key(_), Err(_)) => {}
                 (Item::Removal, Err(error)) => self.ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await,
                 (Item::Contribution(window), Ok(())) => self.note_uploaded(window, comm_s).await,
                 (Item::Key(window), Ok(())) => self.note_published(window).await,
-                (_, Err(error)) => result = result.and(Err(error.into())),
             }
         }
-        result
     }
 
     async fn note_uploaded(&mut self, window: u64, comm_s: f64) {

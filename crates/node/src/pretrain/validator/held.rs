@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use templar_protocol::hash::Hash32;
@@ -18,15 +17,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::frame::context::Context;
 use crate::frame::records::HeldRecord;
 use crate::pretrain::fetch::Opened;
+use crate::pretrain::pauses::Pauses;
 
 /// Incomplete copies that are remembered until they are removed; older ones wait for the sweep of the next start.
 const GIVEN_UP_MAX: usize = 1024;
 
 /// Copies under way at a time.
 const PARALLEL_PUTS: usize = 4;
-/// Pause before a refused object is put again: doubled each time, from the first to the second.
-const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// Window, and hash of the header.
 pub(super) type Name = (u64, Hash32);
@@ -173,13 +170,12 @@ impl Copy {
 
     /// Tries until it succeeds.
     async fn put(&self, key: String, bytes: Bytes) {
-        let mut pause = PAUSE_MIN;
+        let mut pauses = Pauses::default();
         loop {
             let put: Result<(), StoreError> = self.store.put(&key, bytes.clone()).await;
             let Err(error) = put else { return };
             self.obstacle.send_replace(error.to_string());
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(PAUSE_MAX);
+            pauses.pause().await;
         }
     }
 }

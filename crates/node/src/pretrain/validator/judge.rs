@@ -25,7 +25,7 @@ use crate::pretrain::window::Window;
 
 /// Windows whose contributions are kept until they are settled.
 const JUDGED_MAX: usize = 2;
-/// How long copies may still take in the last block in which a vote can be cast.
+/// How long copies may still take in the block in which they are waited for no longer.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What a validator judges, and what it owes for what it has judged.
@@ -49,7 +49,7 @@ enum Round {
     /// Contributions come in.
     Open { intake: Intake, doubt: Doubt },
     /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
-    /// vote is cast: what is not there yet is waited for, in the last block up to this instant.
+    /// vote is cast: what is not there yet is waited for, in the last block of the wait up to this instant.
     Promising { intake: Intake, until: Option<Instant> },
 }
 
@@ -266,22 +266,24 @@ impl Judge {
 
     /// Casts the vote once all that it accepts is in the own bucket.
     async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
+        let window = self.round.window();
+        let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
+        let last_call = self.last_call(window);
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
-        let window = intake.window.number;
         let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
-            let schedule = &self.ctx.schedule;
-            if head + 1 < schedule.vote_deadline(window) {
+            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the last
+            // call is not put off, and what is not in the bucket by then is left out. What was here before that, and is
+            // not in the bucket, is the bucket's fault, which has until the last block.
+            let half = put + (last_call - put) / 2;
+            let is_bucket_slow = lacks.iter().any(|lack| lack.since.is_some_and(|since| since < half));
+            if head < (if is_bucket_slow { vote - 1 } else { last_call }) {
                 return Ok(());
             }
             if *until.get_or_insert_with(|| Instant::now() + GRACE) > Instant::now() {
                 return Ok(());
             }
-            let put = schedule.put_deadline(window);
-            // Whoever opens late must not keep the whole vote from being cast: what came in the second half of the time
-            // is left out. What was here before that, and is not in the bucket, is the bucket's fault.
-            let late = put + (self.last_call(window) - put) / 2;
-            if lacks.iter().any(|lack| lack.since.is_some_and(|since| since < late)) {
+            if is_bucket_slow {
                 let next = Round::ahead(window + 1);
                 if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, next) {
                     self.cannot_serve(intake).await;

@@ -13,11 +13,17 @@ use crate::pretrain::checkpoint::{Renewal, Renewed};
 use crate::pretrain::sweep::{self, Swept};
 use crate::pretrain::validator::held::Held;
 
+/// Incomplete checkpoints that are remembered; older ones wait for the sweep of the next start.
+const INCOMPLETE_MAX: usize = 64;
+
 /// Digests of the checkpoints in the bucket, and the work on it.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     /// Oldest first.
     pub(super) checkpoints: Vec<Hash32>,
+    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The disk
+    /// need not know them, since a start sweeps them.
+    pub(super) incomplete: Vec<Hash32>,
     work: Work,
     tasks: JoinSet<Done>,
     ended: Option<Result<Done, JoinError>>,
@@ -28,7 +34,7 @@ pub(super) struct Upkeep {
 enum Work {
     Nothing,
     Sweep { until: u64 },
-    Checkpoint { settled: u64, until: u64 },
+    Checkpoint { settled: u64, digest: Hash32, until: u64 },
 }
 
 #[derive(Debug)]
@@ -39,7 +45,7 @@ enum Done {
 
 impl Upkeep {
     pub(super) fn new(checkpoints: Vec<Hash32>) -> Self {
-        Self { checkpoints, work: Work::Nothing, tasks: JoinSet::new(), ended: None }
+        Self { checkpoints, incomplete: Vec::new(), work: Work::Nothing, tasks: JoinSet::new(), ended: None }
     }
 
     /// Begins to bring what is in the own bucket in line with what this node knows to be there.
@@ -55,7 +61,7 @@ impl Upkeep {
         if !matches!(self.work, Work::Nothing) {
             return ctx.trouble(Trouble::CheckpointLeftOut { settled }).await;
         }
-        self.work = Work::Checkpoint { settled, until };
+        self.work = Work::Checkpoint { settled, digest: renewal.state.run.digest(), until };
         let ctx = ctx.clone();
         self.tasks.spawn(async move { Done::Renewed(renewal.run(ctx).await) });
     }
@@ -82,7 +88,7 @@ impl Upkeep {
                 }
             }
             Ok(Done::Renewed(renewed)) => {
-                self.checkpoints = renewed.published;
+                (self.checkpoints, self.incomplete) = (renewed.published, renewed.incomplete);
                 held.correct(Vec::new(), &renewed.released);
                 if let Err(error) = renewed.result {
                     // The next one is as good.
@@ -95,12 +101,18 @@ impl Upkeep {
         true
     }
 
-    /// Gives up what has taken too long at `head`. What it left in the bucket is swept at the next start.
+    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what a
+    /// checkpoint left, by the next one.
     pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
         let cause = |until: u64| format!("the own bucket did not take it by block {until}");
         let trouble = match self.work {
             Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },
-            Work::Checkpoint { settled, until } if head >= until => {
+            Work::Checkpoint { settled, digest, until } if head >= until => {
+                self.incomplete.retain(|incomplete| *incomplete != digest);
+                self.incomplete.push(digest);
+                if self.incomplete.len() > INCOMPLETE_MAX {
+                    self.incomplete.remove(0);
+                }
                 Trouble::CheckpointFailed { settled, cause: cause(until) }
             }
             _ => return,
