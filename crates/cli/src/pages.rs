@@ -1,4 +1,4 @@
-//! Generated pages of the book, docs/cli.md and docs/environment.md, and what must hold of variables.
+//! Generated pages of the book, docs/cli.md, docs/environment.md and docs/adversaries.md, and what must hold of variables.
 //!
 //! `cargo xtask pages` (that is `TEMPLAR_BLESS=1`) writes the pages; without it these tests compare them.
 
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
+use templar_record::event::Role;
+use templar_sim::zoo::attack::KINDS;
 
 use crate::cli::Cli;
 
@@ -179,6 +181,22 @@ fn environment_page() -> String {
     text
 }
 
+fn adversaries_page() -> String {
+    let mut text = format!(
+        "{GENERATED}# Adversaries\n\nKinds of attack that rehearsals know: `--adversary KIND` or `KIND=COUNT` of \
+         [demo, localnet and sim](cli.md) makes the last miners or validators such nodes. [Contributing](contributing.md) says \
+         how one is added.\n\n| kind | of a | what it tries | what stops it |\n|---|---|---|---|\n"
+    );
+    for kind in KINDS {
+        let role = match kind.role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        writeln!(text, "| `{kind}` | {role} | {} | {} |", kind.tries, kind.stopped_by).unwrap();
+    }
+    text
+}
+
 fn by_variable(entries: Vec<Entry>) -> BTreeMap<String, Vec<Entry>> {
     let mut found: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
     for entry in entries {
@@ -207,6 +225,11 @@ fn check(file: &str, page: &str) {
 #[test]
 fn the_page_of_verbs_is_up_to_date() {
     check("docs/cli.md", &cli_page());
+}
+
+#[test]
+fn the_page_of_adversaries_is_up_to_date() {
+    check("docs/adversaries.md", &adversaries_page());
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //!   [`S3Options`] allows, because their addresses are hostile input.
 //! - [`MemoryStore`] in a [`MemoryCloud`]: for simulation, with the same rights and with injected faults.
 //!
-//! [`S3Server`] is the embedded S3 server of local networks. [`keys`] names every object.
+//! [`S3Server`] is the embedded S3 server of local networks. [`StoreLayer`] makes a store over another store that changes one
+//! thing. [`keys`] names every object.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -30,6 +31,7 @@ mod bucket;
 pub mod conformance;
 mod error;
 pub mod keys;
+pub mod layer;
 mod memory;
 mod s3;
 mod server;
@@ -37,6 +39,7 @@ mod store;
 
 pub use bucket::{Credential, OwnBucket, dev_credentials};
 pub use error::StoreError;
+pub use layer::StoreLayer;
 pub use memory::{Fault, MemoryCloud, MemoryStore, Op, OpKind};
 pub use s3::{S3Options, S3Store, is_loopback};
 pub use server::{BucketSpec, OBJECT_BYTES_MAX, S3Server, ServerError};

@@ -10,12 +10,14 @@ use templar_host::engine::EngineName;
 use templar_model::presets::{self, Preset};
 use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
+use templar_record::event::Role;
 use templar_record::report::Report;
 use templar_sim::local::error::NetworkError;
 use templar_sim::local::kept::{Definition, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
 use templar_sim::local::needs::{self, Machine};
 use templar_sim::local::network::{Network, NoTheta, Outcome, Text};
-use templar_sim::plan::{Behaviour, Plan};
+use templar_sim::plan::Plan;
+use templar_sim::zoo::attack::Several;
 
 use crate::commands::corpus::CorpusArgs;
 use crate::commands::engine::TorchArgs;
@@ -43,29 +45,32 @@ pub(crate) struct RehearsalArgs {
     /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
     #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
     pub(crate) codec: CodecKind,
-    /// How the last miners behave, one each: noise or withhold.
-    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
-    adversary: Vec<Behaviour>,
+    /// How the last miners or validators misbehave, as in noise or late-vote=2; the page on adversaries has the kinds.
+    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "KIND[=COUNT]")]
+    adversary: Vec<Several>,
     #[command(flatten)]
     pub(crate) report: ReportOut,
 }
 
 impl RehearsalArgs {
     pub(crate) fn plan(&self, preset: Preset) -> Result<Plan> {
-        ensure!(
-            self.adversary.len() < usize::from(self.miners),
-            "{} of {} miners would misbehave; at least one must be honest",
-            self.adversary.len(),
-            self.miners
-        );
+        self.check_adversaries(Role::Miner, "miners", self.miners.into())?;
+        self.check_adversaries(Role::Validator, "validators", self.validators.into())?;
         Ok(Plan {
             miners: usize::from(self.miners),
             validators: usize::from(self.validators),
             windows: self.windows,
             seed: self.seed,
             preset,
-            adversaries: self.adversary.clone(),
+            adversaries: self.adversary.iter().flat_map(|several| vec![several.kind; several.count.into()]).collect(),
         })
+    }
+
+    fn check_adversaries(&self, role: Role, plural: &str, nodes: usize) -> Result<()> {
+        let of_role = self.adversary.iter().filter(|several| several.kind.role == role);
+        let bad: usize = of_role.map(|several| usize::from(several.count)).sum();
+        ensure!(bad == 0 || bad < nodes, "{bad} of {nodes} {plural} would misbehave; at least one must be honest");
+        Ok(())
     }
 
     /// Shows the report, and writes it if that was asked for.

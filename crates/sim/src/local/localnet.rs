@@ -28,7 +28,7 @@ use crate::local::kept::Ring;
 use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
-use crate::plan::{Behaviour, Member};
+use crate::plan::Member;
 
 /// Pause before a node that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -90,9 +90,9 @@ impl Localnet {
             let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
             let home = services.folder.join("nodes").join(&member.name);
             let mut arguments = connection.write(&home).map_err(NetworkError::io(&home))?;
-            if member.behaviour != Behaviour::Honest {
-                "adversary".clone_into(&mut arguments[0]);
-                arguments.extend(["--behaviour".to_owned(), member.behaviour.to_string()]);
+            if let Some(adversary) = member.adversary {
+                let verb = ["adversary".to_owned()].into_iter().chain(adversary.arguments());
+                arguments.splice(..1, verb);
             }
             arguments.extend(["--with-parent", "--log", "info"].map(str::to_owned));
             let kills = self.kills.iter().filter(|kill| kill.node == member.name).map(|kill| kill.window).collect();

@@ -1,35 +1,25 @@
 //! A node's own access to storage fails, or its own bucket alone: it knows whose fault that is, waits, and goes on.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::Party;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Cause, Event, FaultCount};
 use templar_record::observation::Observation;
 use templar_record::outcome::{Abstention, Outcome as End};
 use templar_record::trouble::Trouble;
-use templar_sim::r#virtual::scenario::{CloudFault, Outcome, Scenario};
-use templar_store::{Fault, ObjectInfo, Op, OpKind, Store, StoreError};
-use tokio::time::Instant;
+use templar_sim::r#virtual::scenario::{Outcome, Scenario};
+use templar_sim::zoo::failure::outage::{clock, during};
+use templar_sim::zoo::failure::skewed_clock;
+use templar_store::{Fault, Op, OpKind};
 
-use crate::duties::clock;
 use crate::{any, assert_one_history, certified, count, ends, run, trained, voted};
 
 /// Virtual time at which a block of a window comes.
 fn time(window: u64, block: u64) -> Duration {
     Duration::from_secs(12 * (20 + 20 * window + block - 1))
-}
-
-/// What is hit suffers this between two blocks.
-fn during(span: Range<Duration>, fault: Fault, mut hit: impl FnMut(&Op) -> bool + Send + 'static) -> CloudFault {
-    let mut now = clock();
-    Box::new(move |op| (span.contains(&now()) && hit(op)).then_some(fault))
 }
 
 /// When which node told something.
@@ -151,68 +141,19 @@ fn a_validator_that_reaches_no_bucket_but_its_own_blames_nobody_and_goes_on_when
     }
 }
 
-/// A store whose node's clock is wrong for a while: every service but one refuses it.
-struct Skewed {
-    honest: Arc<dyn Store>,
-    since: Instant,
-    /// The bucket that looks at no clock.
-    blind: &'static str,
-}
-
-impl Skewed {
-    fn check(&self, bucket: &str) -> Result<(), StoreError> {
-        let is_wrong = bucket != self.blind && (time(2, 5)..time(4, 5)).contains(&self.since.elapsed());
-        if is_wrong { Err(StoreError::ClockSkew { bucket: bucket.to_owned(), ahead_s: Some(3600) }) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl Store for Skewed {
-    fn own(&self) -> &BucketLocator {
-        self.honest.own()
-    }
-
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.check("own")?;
-        self.honest.put(key, bytes).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.check("own")?;
-        self.honest.delete(key).await
-    }
-
-    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.check("own")?;
-        self.honest.list(prefix, max).await
-    }
-
-    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
-        let is_own = from == self.honest.own();
-        self.check(if is_own { "own" } else { &from.bucket })?;
-        self.honest.get(from, key, max_bytes).await
-    }
-}
-
 #[test]
 fn a_validator_whose_clock_is_wrong_blames_nobody_though_one_bucket_lets_it_in() {
     let mut scenario = Scenario::new(3, 3, 7, 101);
-    scenario.seams.store = |node, honest| {
-        let since = Instant::now();
-        // A hostile service.
-        if node == "validator-2" { Arc::new(Skewed { honest, since, blind: "miner-0" }) } else { honest }
-    };
+    // A hostile service.
+    scenario.wrap("validator-2", |setup| skewed_clock::wrap(setup, time(2, 5)..time(4, 5), "miner-0"));
     assert_told_its_clock(&run(scenario), "wrong clock");
 }
 
 #[test]
 fn a_validator_whose_clock_is_wrong_blames_nobody_though_its_own_bucket_lets_it_in() {
     let mut scenario = Scenario::new(3, 3, 7, 110);
-    scenario.seams.store = |node, honest| {
-        let since = Instant::now();
-        // A server on the same machine has the same clock.
-        if node == "validator-2" { Arc::new(Skewed { honest, since, blind: "own" }) } else { honest }
-    };
+    // A server on the same machine has the same clock.
+    scenario.wrap("validator-2", |setup| skewed_clock::wrap(setup, time(2, 5)..time(4, 5), "validator-2"));
     assert_told_its_clock(&run(scenario), "wrong clock, and an own bucket nearby");
 }
 

@@ -1,15 +1,14 @@
 //! Buckets that lose, damage, delay or refuse what was put into them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use templar_data::Dataset;
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::roster::Uid;
 use templar_record::event::{Cause, Event, FaultCount};
 use templar_sim::r#virtual::scenario::{Scenario, What};
+use templar_sim::zoo::failure::damaged_dataset;
 use templar_store::{Fault, OpKind};
 
 use crate::{assert_one_history, at, certified, count, faults_of, kill, run, start, voted};
@@ -260,27 +259,10 @@ fn half_a_checkpoint_is_swept_and_a_promise_is_kept() {
     assert!(outcome.cloud.keys("validator-1").iter().any(|key| key.contains("/theta/")));
 }
 
-/// The dataset with every token of its training split damaged.
-fn damaged(dataset: &Dataset) -> Arc<Dataset> {
-    let copy = dataset.dir().with_file_name("damaged");
-    fs::create_dir_all(&copy).unwrap();
-    let train: Vec<String> = dataset.manifest().train.shards.iter().map(|shard| shard.hash.to_string()).collect();
-    for file in fs::read_dir(dataset.dir()).unwrap() {
-        let file = file.unwrap();
-        let mut bytes = fs::read(file.path()).unwrap();
-        let name = file.file_name().into_string().unwrap();
-        if train.iter().any(|shard| name.contains(shard.as_str())) {
-            bytes.fill(0xff);
-        }
-        fs::write(copy.join(name), bytes).unwrap();
-    }
-    Arc::new(Dataset::open(&copy).unwrap())
-}
-
 #[test]
 fn a_validator_with_damaged_data_blames_nobody_and_votes() {
     let mut scenario = Scenario::new(3, 3, 3, 46);
-    scenario.seams.dataset = |node, dataset| if node == "validator-2" { damaged(&dataset) } else { dataset };
+    scenario.wrap("validator-2", damaged_dataset::wrap);
     let outcome = run(scenario);
     assert_one_history(&outcome);
     for (nth, window) in outcome.report.windows.iter().enumerate() {

@@ -13,7 +13,8 @@ use templar_record::event::Role;
 use crate::local::guest::Guest;
 use crate::local::kept::{DEFINITION, KeptError, LOCK, TEMPORARY, replace, text};
 use crate::local::network::{Network, Text};
-use crate::plan::{Behaviour, Plan};
+use crate::plan::Plan;
+use crate::zoo::kind::Kind;
 
 /// Changes with every change of what the folder holds.
 const FORMAT: u32 = 1;
@@ -50,7 +51,7 @@ pub struct Definition {
     codec: CodecKind,
     pub(super) miners: usize,
     pub(super) validators: usize,
-    pub(super) adversaries: Vec<Behaviour>,
+    pub(super) adversaries: Vec<Kind>,
     pub seed: u64,
     /// What is trained on; nothing for the built-in corpus.
     data: Vec<String>,
