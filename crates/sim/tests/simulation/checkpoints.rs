@@ -81,9 +81,7 @@ fn nodes_do_not_all_ask_the_same_validator_first() {
 #[test]
 fn a_liar_is_asked_once_in_a_period_and_not_at_every_attempt() {
     let mut scenario = Scenario::new(3, 2, 15, 72);
-    for validator in ["validator-0", "validator-1"] {
-        scenario.wrap(validator, |setup| false_checkpoint::wrap(setup, Falsehood::FlippedTheta));
-    }
+    scenario.plan.adversaries = vec![false_checkpoint::KIND; 2];
     // The first contributions are served no more, so it can neither replay nor take a checkpoint: it tries at each block.
     scenario.incidents = wipe("miner-1", 13).to_vec();
     let outcome = run(scenario);
