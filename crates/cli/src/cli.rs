@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Train a small model on a whole network in this process: no account, file, GPU or connection needed.
     Demo(commands::demo::Demo),
-    /// The same network with every node a process of its own; what dies is started again.
+    /// The same network with each node in its own process; nodes that die are restarted.
     Localnet(commands::localnet::Localnet),
     /// Mine: train on assigned data, publish what was learned, be paid for what it was worth.
     Miner(commands::node::Miner),
@@ -40,7 +40,7 @@ pub(crate) enum Verb {
     /// For rehearsals only: a miner that misbehaves.
     #[command(hide = true)]
     Adversary(commands::adversary::Adversary),
-    /// Make the model and the report of a network from the folder that it was kept in.
+    /// Export a network's model and report from its folder.
     Export(commands::export::Export),
     /// Make, show and check a run's specification.
     #[command(subcommand)]

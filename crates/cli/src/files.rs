@@ -40,8 +40,8 @@ pub(crate) fn read_key(path: &Path) -> Result<Keypair> {
     let seed = parse_seed(&text).with_context(|| {
         let (path, characters) = (path.display(), text.trim().chars().count());
         format!(
-            "{path} is no key file: it must hold a seed as 64 hexadecimal digits, with or without 0x before them, and has \
-             {characters} characters that are not that; `templar key new` makes one"
+            "{path} is not a key file: it must contain a seed of 64 hexadecimal digits, optionally with 0x, but contains \
+             {characters} characters of something else; `templar key new` makes one"
         )
     })?;
     Ok(Keypair::from_seed(seed.0))
@@ -56,7 +56,7 @@ fn warn_if_shared(path: &Path) {
         if mode & 0o077 != 0 {
             let path = path.display();
             tracing::warn!(
-                "{path} holds a secret, and others than its owner may use it (mode {mode:o}): chmod 600 {path}"
+                "{path} holds a secret, and users other than its owner have access to it (mode {mode:o}): chmod 600 {path}"
             );
         }
     }

@@ -45,7 +45,7 @@ impl ModelOut {
         let mut entries = out.read_dir().wrap_err_with(|| format!("--out {} cannot be read", out.display()))?;
         ensure!(
             entries.next().is_none() || holds_a_model(out),
-            "--out {} holds other files than a model's; name an empty or a new folder",
+            "--out {} contains files that do not belong to a model; name a new or empty folder",
             out.display()
         );
         check_writable("--out", out)

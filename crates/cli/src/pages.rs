@@ -151,7 +151,7 @@ fn cli_page() -> String {
 fn environment_page() -> String {
     let mut text = format!(
         "{GENERATED}# Variables\n\nThe command line wins, then the variable, then the file of `--config`. A flag is set by \
-         `true`; values of a list (`…`) are separated by commas, but for paths, which have to stand on the command line.\n\n\
+         `true`; values of a list (`…`) are separated by commas, except paths, which must be given on the command line.\n\n\
          | variable | value | options | meaning |\n|---|---|---|---|\n"
     );
     for (name, entries) in by_variable(all(&built(), false)) {

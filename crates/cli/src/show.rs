@@ -181,12 +181,12 @@ fn meaning(loss: Loss) -> &'static str {
         Loss::Text => {
             "\nLosses are in nats per token. The score is what the validators measured of a miner's contributions.\n\
              The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
-             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+             are. Paid is in the development chain's own coin, which has the same units as TAO but no value.\n"
         }
         Loss::Synthetic => {
-            "\nThe losses are the synthetic trainer's: they say that the protocol works, and nothing of any text.\n\
+            "\nThe losses are the synthetic trainer's: they show that the protocol works, and say nothing about text.\n\
              The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
-             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+             are. Paid is in the development chain's own coin, which has the same units as TAO but no value.\n"
         }
     }
 }
@@ -267,7 +267,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         }
         Event::Unlisted { window, uid, cause, .. } => format!("window {window}: uid {uid} takes no part: {cause}"),
         Event::Misserved { window, uid, fault } => {
-            format!("window {window}: uid {uid} serves no certified contribution: {fault}")
+            format!("window {window}: uid {uid} does not serve the certified contribution correctly: {fault}")
         }
         Event::Faults { totals } => {
             let counts: Vec<String> =

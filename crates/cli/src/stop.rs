@@ -26,7 +26,7 @@ pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool
         let _ = sender.send(true);
         signals.next().await;
         if let Some(folder) = folder.filter(|folder| folder.exists()) {
-            eprintln!("ended at once: files are left in {}; remove them when you do not need them", folder.display());
+            eprintln!("ended at once: files are left in {}; remove them when you no longer need them", folder.display());
         }
         std::process::exit(130);
     });

@@ -84,7 +84,7 @@ impl Watcher {
             News::Resumed { windows, measured } => {
                 self.shown.set(*measured);
                 self.next.set(*windows);
-                self.print(&format!("this network goes on: {windows} of {} windows are trained", self.windows));
+                self.print(&format!("resuming this network: {windows} of {} windows are trained", self.windows));
             }
             News::Stands { spec, nodes } => {
                 self.set_seats(spec.roster.gather);
@@ -124,7 +124,7 @@ impl Watcher {
         // Never backwards, and full at the end only.
         let position = (((window as f64 + share) * PARTS as f64) as u64).min(self.windows * PARTS - 1);
         self.bar.set_position(position.max(self.bar.position()));
-        let what = if window >= self.windows { "the last window is judged".to_owned() } else { phase(moment) };
+        let what = if window >= self.windows { "judging the last window".to_owned() } else { phase(moment) };
         if self.is_silent(SILENCE_MAX) {
             let place = if moment.window.is_some() && window < self.windows {
                 format!("window {window}: ")

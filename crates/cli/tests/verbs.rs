@@ -277,7 +277,7 @@ fn what_may_be_a_secret_is_not_told() {
         fs::write(&key, secret).unwrap();
         let said = templar(folder.path(), &["key", "show"]);
         assert!(
-            said.starts_with("exit 1") && said.contains("key.hex is no key file") && said.contains(length),
+            said.starts_with("exit 1") && said.contains("key.hex is not a key file") && said.contains(length),
             "{said}"
         );
         assert!(!said.contains("WARN") && !said.contains(&secret[..4]), "{said}");
@@ -318,7 +318,7 @@ fn a_dataset_is_replaced_on_demand_alone_and_strays_are_told() {
     let result: serde_json::Value = serde_json::from_str(said.strip_prefix("exit 0\n").unwrap()).unwrap();
     assert_eq!(result["strays"], serde_json::json!(["notes.txt"]));
     let said = templar(folder.path(), &["data", "verify", "data"]);
-    assert!(said.starts_with("exit 0") && said.contains("in order\n1 entry is not the dataset's"), "{said}");
+    assert!(said.starts_with("exit 0") && said.contains("valid\n1 entry does not belong to the dataset"), "{said}");
     assert!(said.ends_with("\n  notes.txt\n"), "{said}");
     assert!(templar(folder.path(), &["data", "inspect", "data"]).contains("samples of 64 tokens"));
     let said = prepare(&["--end-of-text", "<stop>"]);

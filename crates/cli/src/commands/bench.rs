@@ -1,4 +1,4 @@
-//! `templar bench`: one module a part that is measured.
+//! `templar bench`: one module per measured part.
 
 mod codec;
 mod data;

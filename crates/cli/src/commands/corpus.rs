@@ -32,7 +32,7 @@ impl CorpusArgs {
         if let Some((folder, manifest)) = self.prepared()? {
             ensure!(
                 self.tokenizer.is_none(),
-                "{} is prepared already, with the tokenizer that it has: leave --tokenizer out, or give the text",
+                "{} is already prepared with its own tokenizer: omit --tokenizer, or give the raw text",
                 folder.display()
             );
             fit(preset, manifest.seq_len, manifest.vocab_size);
@@ -51,7 +51,7 @@ impl CorpusArgs {
         for path in &self.data {
             let Some(manifest) = prepared_dataset(path)? else { continue };
             if self.data.len() > 1 {
-                bail!("{} is a prepared dataset, which is trained on alone: give no other --data", path.display());
+                bail!("{} is a prepared dataset, which cannot be combined with other --data", path.display());
             }
             return Ok(Some((path, manifest)));
         }
@@ -66,7 +66,7 @@ fn fit(preset: &mut Preset, seq_len: u32, vocab_size: u32) {
     let model = &preset.model;
     if model.seq_len != before.seq_len {
         eprintln!(
-            "the model's sequences have {} tokens, as the dataset's samples do, in place of {}",
+            "sequence length is now {} tokens, to match the dataset's samples, instead of {}",
             model.seq_len, before.seq_len
         );
     }

@@ -18,7 +18,7 @@ const NAMED_STRAYS_MAX: usize = 10;
 pub(crate) enum Data {
     /// Turn text and JSON Lines into token shards and a manifest.
     Prepare(Prepare),
-    /// Say what is in a dataset.
+    /// Describe a dataset.
     Inspect(Inspect),
     /// Check every hash of a dataset.
     Verify(Verify),
@@ -86,8 +86,11 @@ fn print_strays(strays: &[String]) {
     if strays.is_empty() {
         return;
     }
-    let files = if strays.len() == 1 { "1 entry is" } else { &format!("{} entries are", strays.len()) };
-    say!("{files} not the dataset's, and nobody reads them; remove them unless they are yours:");
+    if strays.len() == 1 {
+        say!("1 entry does not belong to the dataset and is ignored; remove it unless you need it:");
+    } else {
+        say!("{} entries do not belong to the dataset and are ignored; remove them unless you need them:", strays.len());
+    }
     for name in strays.iter().take(NAMED_STRAYS_MAX) {
         say!("  {name}");
     }
@@ -196,7 +199,7 @@ impl Verify {
         if is_json() {
             say!("{}", json!({ "manifest": hash, "ok": true, "strays": strays }));
         } else {
-            say!("dataset {hash} is in order");
+            say!("dataset {hash} is valid");
             print_strays(&strays);
         }
         Ok(())

@@ -39,7 +39,7 @@ impl TorchArgs {
             && let Some(option) = self.not_for_cpu()
         {
             bail!(
-                "{option} is for PyTorch, and no node here trains with it: the built-in engine trains in the node's \
+                "{option} applies to PyTorch only, which no node here uses: the built-in engine trains in the node's \
                  process, on the CPU. Add --engine torch, or leave {option} out (on the command line, in --config and \
                  in the environment)"
             );

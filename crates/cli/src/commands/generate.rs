@@ -19,7 +19,7 @@ pub(crate) struct Generate {
     /// The text to continue.
     #[arg(long, env = "TEMPLAR_PROMPT", default_value = "The ")]
     prompt: String,
-    /// New tokens at most.
+    /// Maximum number of new tokens.
     #[arg(long, env = "TEMPLAR_TOKENS", default_value_t = 200)]
     tokens: usize,
     /// 0 takes the likeliest token; 1 samples from the model's own probabilities.
@@ -45,7 +45,7 @@ impl Generate {
         let generator = Generator::new(&spec, &theta, &prompt, self.tokens, end_of_text, sampling)?;
         if generator.cut_tokens() > 0 {
             eprintln!(
-                "the prompt has {} tokens and the model sees {} at most: the first {} were cut off",
+                "the prompt has {} tokens, but the model takes at most {}: the first {} were cut off",
                 prompt.len(),
                 spec.seq_len,
                 generator.cut_tokens()

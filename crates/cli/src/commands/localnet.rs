@@ -46,7 +46,7 @@ impl Localnet {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
         ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
-        ensure!(!self.listen.is_unspecified(), "--listen {} names no address that others can reach", self.listen);
+        ensure!(!self.listen.is_unspecified(), "--listen {} is not an address that others can reach", self.listen);
         let folder = self.network.folder()?;
         let stop = stop::on_signal_leaving(folder.temporary().map(Path::to_path_buf));
         let network = self.network.network(&folder)?;
@@ -66,7 +66,7 @@ impl Localnet {
         }
         let localnet = localnet::Localnet {
             network,
-            binary: std::env::current_exe().wrap_err("this binary cannot find itself to start nodes")?,
+            binary: std::env::current_exe().wrap_err("cannot start nodes: the path of this binary is unknown")?,
             block: Duration::from_secs_f64(self.block_s),
             kills: self.kill.clone(),
             listen: self.listen,

@@ -37,13 +37,13 @@ pub(crate) struct RehearsalArgs {
     /// Validators.
     #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(VALIDATORS_MAX)))]
     validators: u16,
-    /// Everything that is drawn follows from it: keys, data, θ₀, blocks.
+    /// Seed of everything random: keys, data, θ₀, blocks.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
     /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
     #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
     pub(crate) codec: CodecKind,
-    /// How the last miners behave, one each: noise or withhold.
+    /// Behaviours of the last miners, one per miner: noise or withhold.
     #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
     adversary: Vec<Behaviour>,
     #[command(flatten)]
@@ -100,12 +100,12 @@ pub(crate) struct NetworkArgs {
     preset: String,
     #[command(flatten)]
     corpus: CorpusArgs,
-    /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
+    /// Engines of the nodes, miners first; the last one applies to all remaining nodes: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINES", value_name = "ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
     #[command(flatten)]
     out: ModelOut,
-    /// Keep the network's files (chain, buckets, nodes) in this folder, and go on with the network that is in it.
+    /// Keep the network's files (chain, buckets, nodes) in this folder, and resume the network already in it.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
@@ -205,7 +205,7 @@ impl NetworkArgs {
         };
         let tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(model.seq_len);
         let files = match folder {
-            Folder::Kept(path) => format!("{} (the same command goes on there if it is interrupted)", path.display()),
+            Folder::Kept(path) => format!("{} (if interrupted, the same command resumes from here)", path.display()),
             Folder::Temporary(folder) => {
                 format!("{}, removed at the end (--folder DIR keeps them)", folder.path().display())
             }
@@ -279,14 +279,14 @@ impl NetworkArgs {
             (Some(model), _) => {
                 let model = model.display();
                 lines.push(format!(
-                    "  the model is in {model}; let it write: templar generate {model} --prompt \"The \""
+                    "  the model is in {model}; try it: templar generate {model} --prompt \"The \""
                 ));
             }
             (None, Folder::Kept(folder)) => {
-                lines.push(format!("  make the model of what is kept: templar export {} --out DIR", folder.display()));
+                lines.push(format!("  export the model: templar export {} --out DIR", folder.display()));
             }
             (None, Folder::Temporary(_)) => {
-                lines.push(format!("  this model is gone; the next one stays: templar {} --out DIR", ring.verb()));
+                lines.push(format!("  this model was not kept; to keep the next one: templar {} --out DIR", ring.verb()));
             }
         }
         match &self.rehearsal.report.report {
@@ -295,7 +295,7 @@ impl NetworkArgs {
         }
         if let (Folder::Kept(_), true) = (folder, outcome.stopped) {
             lines.push(format!(
-                "  go on with the same command: templar {} … --folder {}",
+                "  resume with the same command: templar {} … --folder {}",
                 ring.verb(),
                 folder.path().display()
             ));
@@ -312,13 +312,13 @@ fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error
     if outcome.is_some_and(|outcome| outcome.theta.is_ok()) {
         let _ = write!(
             advice,
-            "\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE"
+            "\n  export the model and the report so far: templar export {shown} --out DIR --report FILE"
         );
     }
     if outcome.is_none_or(|outcome| !outcome.failures.is_empty()) && Definition::is_in(&folder) {
         let _ = write!(
             advice,
-            "\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}"
+            "\n  once the cause is fixed, resume with templar {verb} and the same options, with --folder {shown}"
         );
     }
     error.wrap_err(advice)

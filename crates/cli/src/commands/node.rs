@@ -50,7 +50,7 @@ pub(crate) struct NodeArgs {
     /// What trains and evaluates: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
-    /// End after so many windows of the run; a localnet tells its guests how many it has. Without it a node never ends.
+    /// End after this many windows of the run; a localnet tells its guests how many it has. Without it a node never ends.
     #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = clap::value_parser!(u64).range(1..))]
     until_window: Option<u64>,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
@@ -136,7 +136,7 @@ pub(crate) async fn run(
     }
     ensure!(
         printing.await?? != Some(Ending::ChainGone),
-        "the chain is gone: its network has ended early, or its machine is down; start again to go on from here"
+        "the chain is gone: its network has ended early, or its machine is down; restart to resume from here"
     );
     Ok(if *stop.borrow() { End::Stopped } else { End::Done })
 }

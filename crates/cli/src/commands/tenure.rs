@@ -1,4 +1,4 @@
-//! How long a node of somebody takes part, and what it has earned: what its owner gets to see at the end.
+//! How long somebody's node takes part, and what it has earned: what its owner sees at the end.
 
 use std::time::Duration;
 
@@ -95,13 +95,13 @@ impl Tenure {
         let percent = 100.0 * weight;
         Some(match self.role {
             Role::Miner => format!(
-                "uid {uid} in the end: contributions counted in {counted} of {settled} windows\n  \
-                 score    {score:.3} by the validators' weights, of which 1 is the best miner's\n  \
+                "final result of uid {uid}: contributions counted in {counted} of {settled} windows\n  \
+                 score    {score:.3} from the validators' weights (the best miner has 1)\n  \
                  weight   {percent:.1} % of what all miners were paid last\n  \
                  paid     {paid:.3} so far, in the chain's own coin (1 = 10⁹ rao)"
             ),
             Role::Validator => format!(
-                "uid {uid} in the end: {settled} windows settled\n  \
+                "final result of uid {uid}: {settled} windows settled\n  \
                  weight   {percent:.1} % of what all validators were paid last\n  \
                  paid     {paid:.3} so far, in the chain's own coin (1 = 10⁹ rao)"
             ),

@@ -186,7 +186,7 @@ fn a_guest_with_nothing_but_its_folder_and_its_key_takes_part() {
     let guest = guest.wait_with_output().unwrap();
     let said = String::from_utf8(guest.stdout).unwrap();
     assert!(guest.status.success(), "{said}");
-    for part in ["uid 3 in the end: contributions counted in ", "score ", "weight ", "paid "] {
+    for part in ["final result of uid 3: contributions counted in ", "score ", "weight ", "paid "] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let report = report(&path);

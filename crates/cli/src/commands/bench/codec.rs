@@ -17,7 +17,7 @@ use crate::output::{is_json, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Codec {
-    /// Parameters: as many copies of a small trained model as make them up.
+    /// Parameters, made up of copies of a small trained model.
     #[arg(long, default_value_t = 16 << 20)]
     params: usize,
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -28,7 +28,7 @@ pub(crate) struct Codec {
     /// Instead: train a small model with every format and every outer rule, and compare the losses. Takes a while.
     #[arg(long)]
     quality: bool,
-    /// Instead: train a model with two peers and see how evenly the positions lie that they send.
+    /// Instead: train a model with two peers and measure how evenly the positions that they send are spread.
     #[arg(long, conflicts_with = "quality")]
     positions: bool,
     /// With --quality or --positions: the model; without it, one that is small enough for a hundred runs.
