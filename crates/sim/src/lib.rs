@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | simulation | dev chain in memory | in-memory cloud | synthetic | virtual | [`virtual`](mod@virtual) |
 //! | demo | dev chain over JSON-RPC | S3 server on loopback | the real engine | paced by the nodes | [`local::demo`] |
-//! | localnet | the same | the same | the same, a process a node | a fixed interval | [`local::localnet`] |
+//! | localnet | the same | the same | the same, one process per node | a fixed interval | [`local::localnet`] |
 //!
 //! [`plan`] says who takes part and makes the run's specification. [`zoo`] holds the adversaries: this crate alone wraps a
 //! node's behaviour. [`chain_record`] is what the development chain adds to the report.

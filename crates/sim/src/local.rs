@@ -2,7 +2,7 @@
 //!
 //! [`network`] says what a network is made of. [`services`] starts its S3 server, chain and dataset, [`crew`] watches over
 //! the nodes to the last window. [`demo`] runs them in one process, [`localnet`] each in a process of its own. [`guest`] is
-//! a node of somebody else. [`needs`] says whether this machine can hold a network at all, [`kept`] what a network keeps in
+//! somebody else's node. [`needs`] says whether this machine can hold a network at all, [`kept`] what a network keeps in
 //! its folder to go on after a kill, and [`export`] makes the result from that folder.
 
 pub mod crew;

@@ -1,4 +1,4 @@
-//! A cloud in memory, for simulation: many buckets, the rights of the real ones, and faults at the word of a test.
+//! A cloud in memory, for simulation: many buckets, the rights of the real ones, and faults on a test's command.
 //!
 //! Nothing here waits on its own, so that runs under a paused clock are reproducible.
 

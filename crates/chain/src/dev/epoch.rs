@@ -1,4 +1,4 @@
-//! The end of an epoch: pay by the weights, then give the permits anew.
+//! The end of an epoch: pay by the weights, then reassign the permits.
 
 use super::{config::DevConfig, subnet::Subnet};
 use crate::yuma::{self, Voter};

@@ -1,7 +1,7 @@
 //! The dev chain's database. The newest state of every neuron, and every state that a snapshot ever showed.
 //!
 //! History is one row per change of a neuron, valid from a block on, so a snapshot as of any past block is one
-//! indexed look-up a uid. Nothing is pruned: a dev chain's history is bounded by its life and the disk alone.
+//! indexed look-up per uid. Nothing is pruned: a dev chain's history is bounded by its life and the disk alone.
 
 use std::path::Path;
 

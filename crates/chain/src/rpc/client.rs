@@ -1,4 +1,4 @@
-//! A [`Chain`] on the other end of a WebSocket, which survives that the server restarts.
+//! A [`Chain`] on the other end of a WebSocket, that survives restarts of the server.
 
 use std::{sync::Arc, time::Duration};
 

@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `network.toml` | how the network was started |
-//! | `run.toml` | the run; it is written last, so a folder without it never stood |
+//! | `run.toml` | the run; it is written last, so a folder without it was never fully set up |
 //! | `events.jsonl` | every event that was heard, see [`templar_record::log`] |
 //! | `lock` | locked while a process runs the network, or exports it |
 

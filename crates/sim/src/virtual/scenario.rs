@@ -1,4 +1,4 @@
-//! The deterministic simulation: the real node code under a virtual clock, one event log a seed.
+//! The deterministic simulation: the real node code under a virtual clock, one event log per seed.
 //!
 //! Everything runs on one thread of a runtime whose time is paused: a block comes every twelve virtual seconds, nodes
 //! train and write to SQLite on the spot, and whatever is due at one instant happens in one order. So a seed that

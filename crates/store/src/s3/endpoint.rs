@@ -1,4 +1,4 @@
-//! Which servers a node contacts at the word of a stranger.
+//! Which servers a node contacts on a stranger's say-so.
 //!
 //! A bucket locator on chain is a request to connect somewhere. Followed blindly, it makes every validator a proxy into
 //! its own network (server-side request forgery). So a stranger's endpoint is an `https` URL of a public address, unless

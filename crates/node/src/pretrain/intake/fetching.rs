@@ -1,4 +1,4 @@
-//! One look after one contribution, in a task of its own.
+//! One attempt to fetch a contribution, in a task of its own.
 
 use std::pin::pin;
 use std::sync::Arc;

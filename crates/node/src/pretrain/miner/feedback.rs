@@ -1,7 +1,7 @@
 //! e, the error feedback: what was learned and not yet sent.
 //!
 //! On the disk of a sparing miner it is in bf16: a restart then rounds each value by at most one part in 256, which is far
-//! less than the codec's one or two bits a value leave of it anyway.
+//! less than the codec's one or two bits per value leave of it anyway.
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{floats, to_bf16, to_bytes};

@@ -1,4 +1,4 @@
-//! A training beside the loop, and what it brings.
+//! A training job that runs beside the loop, and its result.
 
 use futures::future::BoxFuture;
 use templar_train::{TrainOutcome, Trainer};

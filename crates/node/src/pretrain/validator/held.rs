@@ -1,6 +1,6 @@
 //! The contributions that a validator serves: to vote for a payload is to promise that.
 //!
-//! Copies go into the own bucket beside everything else, each in a task of its own that tries again until it is given up
+//! Copies go into the validator's own bucket beside everything else, each in a task of its own that tries again until it is given up
 //! with its window's vote deadline. There are never more of them than candidates of the windows being judged, and what
 //! they hold in memory the intake holds anyway.
 
