@@ -23,7 +23,7 @@ pub enum StoreError {
     Timeout { bucket: String, key: String, after: Duration },
     #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]
     Unavailable { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("{key:?} is no valid object key: {reason}")]
+    #[error("{key:?} is not a valid object key: {reason}")]
     BadKey { key: String, reason: &'static str },
     #[error("bucket {bucket:?} at {endpoint:?} is not contacted: {reason}")]
     RefusedBucket { endpoint: String, bucket: String, reason: &'static str },
