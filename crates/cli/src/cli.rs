@@ -16,11 +16,11 @@ pub(crate) struct Cli {
     /// What to log to standard error, as in `info` or `templar_node=debug`.
     #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn", value_parser = filter)]
     pub(crate) log: String,
-    /// TOML file with options of the verb, named as on the command line; that and TEMPLAR_* take precedence.
+    /// TOML file with options of the verb, named as on the command line; the command line and TEMPLAR_* take precedence.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Print JSON for programs instead of text for people: one document, or events as JSON lines. Failures, too, are
-    /// then one document on standard output.
+    /// Print JSON for programs instead of text for people: one document, or events as JSON lines. A failure is
+    /// then also one document on standard output.
     #[arg(long, global = true, env = "TEMPLAR_JSON")]
     pub(crate) json: bool,
     #[command(subcommand)]
@@ -79,7 +79,7 @@ impl Verb {
     }
 }
 
-/// Checks what to log.
+/// Checks a filter of log lines.
 fn filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
     EnvFilter::try_new(text).map(|_| text.to_owned())
 }

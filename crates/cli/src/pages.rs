@@ -12,10 +12,10 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
 use crate::cli::Cli;
 
-/// Variables that no option reads: who reads them, and what for.
+/// Variables that no option reads: who reads them, and why.
 const OTHERS: [(&str, &str, &str); 4] = [
     ("TEMPLAR_BIN", "a guest's start.sh", "Path of the binary that runs the node."),
-    ("TEMPLAR_BLESS", "tests", "Write golden files and generated pages anew instead of comparing them."),
+    ("TEMPLAR_BLESS", "tests", "Rewrite golden files and generated pages instead of comparing them."),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
         "TEMPLAR_TORCH_DEVICE",
@@ -33,7 +33,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The option as it is typed, as in `--miners <N>`.
+    /// The option as it is typed, such as `--miners <N>`.
     fn typed(&self) -> String {
         let value = self.value();
         match self.arg.get_long() {
@@ -70,7 +70,7 @@ impl Entry {
         cell(self.arg.get_help())
     }
 
-    /// The default, where there is one and it is not that of a flag.
+    /// The default, if there is one and the option is not a flag.
     fn default(&self) -> String {
         let values = self.arg.get_default_values().iter();
         let values: Vec<String> = values.map(|value| format!("`{}`", value.to_string_lossy())).collect();
@@ -115,7 +115,7 @@ fn entries(verb: &str, command: &Command, with_hidden: bool) -> Vec<Entry> {
     args.map(|arg| Entry { verb: verb.to_owned(), arg: arg.clone() }).collect()
 }
 
-/// Options of all verbs; those that every verb takes come once, and their verb is empty.
+/// Options of all verbs; those that every verb takes are listed once, with an empty verb.
 fn all(command: &Command, with_hidden: bool) -> Vec<Entry> {
     let mut found = entries("", command, with_hidden);
     for (name, verb) in verbs(command, with_hidden) {

@@ -145,7 +145,7 @@ fn results_have_a_place_before_anything_starts() {
             (["--report", "none/report.json"], "the folder none does not exist; make it first"),
             (["--report", "tmp"], "is a folder; name a file"),
             (["--out", "text.txt"], "is a file; name a folder"),
-            (["--out", "."], "holds other files than a model's"),
+            (["--out", "."], "contains files that do not belong to a model"),
             (["--preset", "72b"], "needs about 1"),
         ] {
             let output = command(folder.path()).arg(verb).args(arguments).env("TMPDIR", &temporary).output().unwrap();

@@ -34,7 +34,7 @@ impl Demo {
         self.network.metrics.serve()?;
         self.network.introduce(Ring::Demo, &network, &folder);
         let watcher = Watcher::new(network.plan.windows, Loss::Text);
-        // A folder that is removed at the end is never gone on from.
+        // A network is never resumed from a folder that is removed at the end.
         let saving = if folder.temporary().is_some() { Saving::Sparing } else { Saving::Exact };
         let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s), saving };
         let outcome = demo.run(stop, &mut |news| watcher.on_news(&news)).await;

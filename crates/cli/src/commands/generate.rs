@@ -22,12 +22,12 @@ pub(crate) struct Generate {
     /// Maximum number of new tokens.
     #[arg(long, env = "TEMPLAR_TOKENS", default_value_t = 200)]
     tokens: usize,
-    /// 0 takes the likeliest token; 1 samples from the model's own probabilities.
+    /// 0 takes the most likely token; 1 samples from the model's own probabilities.
     #[arg(long, env = "TEMPLAR_TEMPERATURE", default_value_t = 0.8)]
     temperature: f64,
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
-    /// A Hugging Face tokenizer.json; else the one in the model's folder; without one, tokens are bytes.
+    /// A Hugging Face tokenizer.json; by default the one in the model's folder; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -77,7 +77,7 @@ impl Generate {
         Ok(End::Done)
     }
 
-    /// The one that was named, else the folder's own, else bytes.
+    /// The tokenizer that was named, else the folder's own, else bytes.
     fn tokenizer(&self) -> Result<Tokenizer> {
         let own = self.model.join(TOKENIZER_FILE);
         let path = self.tokenizer.as_ref().or_else(|| own.is_file().then_some(&own));

@@ -1,4 +1,4 @@
-//! What rehearsals have in common: who takes part, the folder, and what is left in the end.
+//! What rehearsals have in common: who takes part, the folder, and what is left at the end.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ impl RehearsalArgs {
         })
     }
 
-    /// Shows the report, and writes it if that was asked for.
+    /// Shows the report, and writes it if a file was named.
     pub(crate) fn finish(&self, report: &Report, loss: Loss) -> Result<()> {
         if is_json() {
             say!("{}", serde_json::to_string(report)?);
@@ -129,7 +129,7 @@ impl Folder {
         }
     }
 
-    /// The folder, if it is removed at the end.
+    /// The folder, if it will be removed at the end.
     pub(crate) fn temporary(&self) -> Option<&Path> {
         match self {
             Self::Kept(_) => None,
@@ -137,7 +137,7 @@ impl Folder {
         }
     }
 
-    /// Leaves the folder where it is, for somebody to look into.
+    /// Keeps the folder, so that somebody can look into it.
     pub(crate) fn keep(self) -> PathBuf {
         match self {
             Self::Kept(path) => path,
@@ -181,7 +181,7 @@ impl NetworkArgs {
         Ok(Folder::Kept(path.clone()))
     }
 
-    /// Says what is about to happen, unless events alone are wanted.
+    /// Says what is about to happen, unless only events are wanted.
     pub(crate) fn introduce(&self, ring: Ring, network: &Network, folder: &Folder) {
         if !is_json() {
             say!("{}", self.introduction(ring, network, folder));
@@ -194,10 +194,10 @@ impl NetworkArgs {
         let size = show::parameters(Layout::llama(model).len() as u64);
         let places = match ring {
             Ring::Demo => "all in this process",
-            Ring::Localnet => "each in a process of its own",
+            Ring::Localnet => "each in its own process",
         };
         let data = match &network.text {
-            Text::BuiltIn => "the built-in corpus: 4 MB of made-up text, of which the entropy is known".to_owned(),
+            Text::BuiltIn => "the built-in corpus: 4 MB of generated text with a known entropy".to_owned(),
             Text::Paths { sources, .. } => {
                 sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
             }
@@ -235,7 +235,7 @@ impl NetworkArgs {
         )
     }
 
-    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and it is said
+    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and the error says
     /// what can be done with them.
     pub(crate) fn finish(
         &self,
@@ -246,7 +246,7 @@ impl NetworkArgs {
         let outcome = match outcome {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(End::Stopped),
-            // Nothing has run, and there is nothing to look into.
+            // Nothing has run, so there is nothing to look into.
             Err(error) if error.is_before_start() => return Err(error.into()),
             Err(error) => return Err(left(ring, "the network failed", None, folder, error.into())),
         };
@@ -278,15 +278,16 @@ impl NetworkArgs {
         match (model, folder) {
             (Some(model), _) => {
                 let model = model.display();
-                lines.push(format!(
-                    "  the model is in {model}; try it: templar generate {model} --prompt \"The \""
-                ));
+                lines.push(format!("  the model is in {model}; try it: templar generate {model} --prompt \"The \""));
             }
             (None, Folder::Kept(folder)) => {
                 lines.push(format!("  export the model: templar export {} --out DIR", folder.display()));
             }
             (None, Folder::Temporary(_)) => {
-                lines.push(format!("  this model was not kept; to keep the next one: templar {} --out DIR", ring.verb()));
+                lines.push(format!(
+                    "  this model was not kept; to keep the next one: templar {} --out DIR",
+                    ring.verb()
+                ));
             }
         }
         match &self.rehearsal.report.report {
@@ -304,7 +305,7 @@ impl NetworkArgs {
     }
 }
 
-/// An error after which files are left: which, and what they are good for.
+/// Adds to an error which files are left, and what they are good for.
 fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error: Failure) -> Failure {
     let folder = folder.keep();
     let (shown, verb) = (folder.display(), ring.verb());

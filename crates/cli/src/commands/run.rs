@@ -80,7 +80,7 @@ pub(crate) struct Verify {
     dataset: Option<PathBuf>,
 }
 
-/// Keys that `run init` works out.
+/// Keys that `run init` computes.
 const DERIVED: [&str; 2] = ["theta0.root", "data.manifest"];
 
 /// A key and its value.
@@ -196,7 +196,7 @@ impl Verify {
     }
 }
 
-/// The root of θ₀, with progress on standard error where that takes long.
+/// The root of θ₀, with progress on standard error if it takes long.
 ///
 /// No signal is handled here, so Ctrl-C and SIGTERM end the process at once; nothing has been written yet.
 fn theta0_root(spec: &RunSpec) -> Hash32 {
