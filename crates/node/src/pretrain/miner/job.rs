@@ -5,7 +5,7 @@ use templar_train::{TrainOutcome, Trainer};
 
 use crate::frame::error::NodeError;
 
-/// A trainer and what it did.
+/// A trainer and its result.
 #[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Finished {
     pub(super) trainer: Box<dyn Trainer>,
