@@ -22,7 +22,7 @@ pub struct Plan {
     pub windows: u64,
     pub seed: u64,
     pub preset: Preset,
-    /// How the last so many miners behave, if not honestly.
+    /// Behaviours of the last miners, one per miner; all others are honest.
     pub adversaries: Vec<Behaviour>,
 }
 
@@ -69,7 +69,7 @@ pub struct Member {
     pub stake_rao: u64,
 }
 
-/// What a node of this role has at stake in a local network.
+/// The stake of a node with this role in a local network.
 pub(crate) fn stake_rao(role: Role) -> u64 {
     match role {
         Role::Miner => 0,
@@ -78,7 +78,7 @@ pub(crate) fn stake_rao(role: Role) -> u64 {
 }
 
 impl Member {
-    /// As the report knows it.
+    /// The member as the report lists it.
     pub fn participant(&self) -> Participant {
         Participant {
             name: self.name.clone(),
@@ -141,8 +141,9 @@ impl Plan {
     }
 }
 
-/// Short windows: about the least that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here the
-/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and binds in tests only.
+/// Short windows: about the shortest that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here
+/// the tempo is as long as a window, so that each window is paid; the quota is renewed as often, and binds in tests
+/// only.
 fn local_windows() -> WindowSpec {
     WindowSpec {
         blocks: 20,

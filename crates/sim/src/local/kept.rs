@@ -1,4 +1,4 @@
-//! What a network keeps in its folder beside the nodes' own files, so that it can go on after a kill, and so that its
+//! What a network keeps in its folder besides the nodes' own files, so that it can resume after a kill, and so that its
 //! model and report can be made from the folder alone.
 //!
 //! | file | what |
@@ -47,7 +47,7 @@ pub enum KeptError {
     Malformed { path: String, reason: String },
     #[error("{folder} holds no network: name a folder that `templar demo` or `templar localnet` was given as --folder")]
     NoNetwork { folder: String },
-    #[error("the network in {folder} was stopped before it stood: there is nothing in it yet")]
+    #[error("the network in {folder} was stopped before it was set up: it has no result yet")]
     NeverStood { folder: String },
     #[error(
         "{folder} holds a network that was started with other options: --{option} was {was}, and is {is} now. Give the same \
@@ -73,16 +73,16 @@ pub struct Kept {
     folder: PathBuf,
     _lock: File,
     pub definition: Definition,
-    /// The run, if the network stood before.
+    /// The run, if the network was set up before.
     pub spec: Option<RunSpec>,
-    /// All that was heard so far.
+    /// All events so far.
     pub(crate) recorder: Recorder,
-    /// None once it could not be written.
+    /// `None` once writing has failed.
     log: Option<Writer<File>>,
 }
 
 impl Kept {
-    /// The folder of a network that is to start, or to go on.
+    /// Opens the folder of a network that is to start or to resume.
     pub(crate) fn open(folder: &Path, now: &Definition) -> Result<Self, KeptError> {
         fs::create_dir_all(folder).map_err(io(folder))?;
         let lock = lock(folder)?;
@@ -119,7 +119,7 @@ impl Kept {
         Ok(Self { folder: folder.to_path_buf(), _lock: lock, definition, spec, recorder, log })
     }
 
-    /// The folder of a network that ran, to look at.
+    /// Opens the folder of a network that ran, for reading.
     pub(crate) fn read(folder: &Path) -> Result<(Self, RunSpec), KeptError> {
         let definition = Definition::read(folder)?;
         let lock = lock(folder)?;
@@ -130,21 +130,21 @@ impl Kept {
         Ok((kept, spec))
     }
 
-    /// Notes where the network is served, and then that it stands.
+    /// Records where the network is served, and then that it is set up.
     pub(crate) fn stands(&mut self, spec: &RunSpec, chain: SocketAddr, buckets: SocketAddr) -> Result<(), KeptError> {
         (self.definition.chain, self.definition.buckets) = (Some(chain), Some(buckets));
         self.definition.write(&self.folder)?;
         replace(&self.folder.join(RUN), &spec.to_toml())
     }
 
-    /// Windows that somebody has settled before, and those that were validated, too.
+    /// Windows that some node has already settled, and those that were validated.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let all = 0..self.definition.windows;
         let settled = all.clone().take_while(|window| self.recorder.settled(*window) > 0).count() as u64;
         (settled, all.take_while(|window| self.recorder.validated(*window)).count() as u64)
     }
 
-    /// Takes in an event. A log that cannot be written is told once, and ends no network.
+    /// Records an event. A log that cannot be written is reported once, and does not stop the network.
     pub(crate) fn hear(&mut self, event: &NodeEvent) {
         self.recorder.record(event);
         if let Some(log) = &mut self.log
@@ -156,7 +156,7 @@ impl Kept {
     }
 }
 
-/// Members and guests, as the report knows them.
+/// Members and guests, as the report lists them.
 pub(crate) fn participants(members: &[Member], guests: &[Invited]) -> Vec<Participant> {
     let guest = |guest: &Invited| Participant {
         name: guest.name.clone(),
@@ -184,7 +184,7 @@ fn replay(folder: &Path, definition: &Definition) -> Result<Recorder, KeptError>
     Ok(recorder)
 }
 
-/// The log, to be gone on with. What a kill cut off in the middle of a line is ended first.
+/// Opens the log for appending. A line that a kill cut off is ended first.
 fn append(path: &Path) -> Result<Writer<File>, KeptError> {
     let open = || -> std::io::Result<Writer<File>> {
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
@@ -247,7 +247,7 @@ fn remove_leftovers(folder: &Path) -> Result<(), KeptError> {
     Ok(())
 }
 
-/// Writes a file as a whole or not at all.
+/// Writes the whole file or nothing.
 fn replace(path: &Path, text: &str) -> Result<(), KeptError> {
     let temporary = path.with_extension(TEMPORARY);
     let write = || -> std::io::Result<()> {
