@@ -1,7 +1,7 @@
 //! What every adapter of [`Chain`] must do, as one suite that each adapter's tests run against a fresh subnet.
 //!
-//! The suite panics at the first thing that is wrong. It needs an [`Operator`], which registers neurons and makes blocks on
-//! the chain behind the adapter.
+//! The suite panics at the first thing that is wrong. It needs an [`Operator`], which registers neurons and makes
+//! blocks on the chain behind the adapter.
 
 use async_trait::async_trait;
 use futures::StreamExt;

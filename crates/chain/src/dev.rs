@@ -1,8 +1,8 @@
 //! The embedded development chain: one subnet, instant finality, deterministic block hashes, everything in SQLite.
 //!
 //! It follows the rules of Bittensor that nodes can feel (quota, rate limits, permits, consensus, emission, reused
-//! uids), without its cost: no accounts, no fees, no peers. Whoever holds it can register anybody, and anybody who reaches it
-//! can set any node's pace, so it belongs on machines of one owner.
+//! uids), without its cost: no accounts, no fees, no peers. Whoever holds it can register anybody, and anybody who
+//! reaches it can set any node's pace, so it belongs on machines of one owner.
 //!
 //! A call goes to the pool after a full check, and into the next block if the check still holds there. The pool lives
 //! in memory and holds one commitment and one setting of weights per registered hotkey, the newest; that bounds it.
@@ -209,8 +209,8 @@ impl DevChain {
         self.ledger().subnet.owner_rao
     }
 
-    /// The hotkeys for which blocks did not wait, as (block, hotkey): the newest 1024, oldest first. They are forgotten on
-    /// restart.
+    /// The hotkeys for which blocks did not wait, as (block, hotkey): the newest 1024, oldest first. They are forgotten
+    /// on restart.
     pub fn late(&self) -> Vec<(u64, Hotkey)> {
         self.ledger().late.iter().copied().collect()
     }

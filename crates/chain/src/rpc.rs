@@ -13,10 +13,10 @@
 //! | `dev_pace` | hotkey, block | null |
 //! | `dev_neurons` | | all [`crate::NeuronInfo`]s: what neurons were paid |
 //!
-//! The methods are our own: no Substrate client can talk to this server, and [`RpcChain`] cannot talk to a Substrate node.
-//! Hashes and hotkeys are 64 hexadecimal digits. A refusal is an error object whose code names the kind and whose data
-//! is the [`crate::ChainError`] or [`crate::DevError`]. The `dev_` methods are not signed: they are for networks of one owner.
-//! Nobody registers over the wire: who takes part is up to whoever holds the chain.
+//! The methods are our own: no Substrate client can talk to this server, and [`RpcChain`] cannot talk to a Substrate
+//! node. Hashes and hotkeys are 64 hexadecimal digits. A refusal is an error object whose code names the kind and whose
+//! data is the [`crate::ChainError`] or [`crate::DevError`]. The `dev_` methods are not signed: they are for networks
+//! of one owner. Nobody registers over the wire: who takes part is up to whoever holds the chain.
 
 mod client;
 mod error;

@@ -16,7 +16,8 @@ pub(crate) struct Cli {
     /// What to log to standard error, as in `info` or `templar_node=debug`.
     #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn", value_parser = filter)]
     pub(crate) log: String,
-    /// TOML file with options of the verb, named as on the command line; the command line and TEMPLAR_* take precedence.
+    /// TOML file with options of the verb, named as on the command line; the command line and TEMPLAR_* take
+    /// precedence.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Print JSON for programs instead of text for people: one document, or events as JSON lines. A failure is

@@ -13,8 +13,8 @@ use crate::cli::Cli;
 use crate::files::read_small;
 use crate::{failure, output};
 
-/// The command line, with what its configuration file adds. If it is wrong or asks for help, this prints the message, and
-/// returns the code with which the process ends.
+/// The command line, with what its configuration file adds. If it is wrong or asks for help, this prints the message,
+/// and returns the code with which the process ends.
 pub(crate) fn parse() -> Result<Cli, ExitCode> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let json = asks_for_json(&arguments);

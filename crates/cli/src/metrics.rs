@@ -1,7 +1,7 @@
 //! Metrics of nodes for Prometheus: their events as counters and gauges, served over HTTP with `--metrics`.
 //!
-//! The labels are `node` and values that an enum or the chain bounds (a verdict, a fault, a uid), so nothing that a stranger
-//! publishes adds a time series.
+//! The labels are `node` and values that an enum or the chain bounds (a verdict, a fault, a uid), so nothing that a
+//! stranger publishes adds a time series.
 
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};

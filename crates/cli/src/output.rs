@@ -1,4 +1,5 @@
-//! Standard output, as text for people or as JSON. If the reader goes away or the disk is full, the verb ends without a panic.
+//! Standard output, as text for people or as JSON. If the reader goes away or the disk is full, the verb ends without a
+//! panic.
 //!
 //! A failed write is noted once: long verbs are asked to stop as by Ctrl-C, all later output is dropped, and
 //! the process ends with the right code.

@@ -1,5 +1,5 @@
-//! How far long work has got, and how long it will take: a bar on a terminal, otherwise a line from time to time. Both go
-//! to standard error, so that standard output holds only results.
+//! How far long work has got, and how long it will take: a bar on a terminal, otherwise a line from time to time. Both
+//! go to standard error, so that standard output holds only results.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -68,8 +68,8 @@ pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String 
     text
 }
 
-/// How many opened contributions of a window found all seats taken. If no seat is free, a contribution that has no fault
-/// and does not count is one of them, whether or not its node says so.
+/// How many opened contributions of a window found all seats taken. If no seat is free, a contribution that has no
+/// fault and does not count is one of them, whether or not its node says so.
 fn no_seat(report: &WindowReport, seats: usize) -> usize {
     let told = usize::try_from(report.no_seat).unwrap_or(usize::MAX);
     if report.accepted.len() < seats {

@@ -1,6 +1,7 @@
 //! What can be wrong with what others publish, and who is to blame. Nothing is slashed before blame is known.
 //!
-//! The table in §9 of `docs/spec/protocol.md` says which check finds which [`FaultKind`]; a test compares it with this file.
+//! The table in §9 of `docs/spec/protocol.md` says which check finds which [`FaultKind`]; a test compares it with this
+//! file.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,8 @@ pub enum Party {
     Chain,
 }
 
-/// What is wrong with a candidate's contribution to a window. [`FaultKind::class`] says what each kind means for the miner.
+/// What is wrong with a candidate's contribution to a window. [`FaultKind::class`] says what each kind means for the
+/// miner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -48,8 +48,8 @@ pub enum Event {
     Opened {
         window: u64,
     },
-    /// A validator finished judging, and its vote is on its disk. Only then does it hand the vote to the chain; whether the
-    /// vote counted is known when the window has [`Event::Ended`].
+    /// A validator finished judging, and its vote is on its disk. Only then does it hand the vote to the chain; whether
+    /// the vote counted is known when the window has [`Event::Ended`].
     Voted {
         window: u64,
         accept: Vec<Uid>,

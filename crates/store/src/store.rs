@@ -26,7 +26,8 @@ pub trait Store: Send + Sync {
     /// Where this node's bucket is, with its public read credential.
     fn own(&self) -> &BucketLocator;
 
-    /// Writes an object into this node's bucket, replacing what is there; readers see the old or the new, never a mixture.
+    /// Writes an object into this node's bucket, replacing what is there; readers see the old or the new, never a
+    /// mixture.
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError>;
 
     /// Deletes an object of this node's bucket. Deleting an object that does not exist succeeds.
@@ -38,8 +39,8 @@ pub trait Store: Send + Sync {
 
     /// Reads an object of any bucket, with the read credential that its owner published.
     ///
-    /// The size is known and checked against `max_bytes` before the body is read, and a body that exceeds its announced size is
-    /// cut off. Services that hide what a reader may not list answer [`StoreError::Denied`] for an object that is not
-    /// there: for a reader both mean that the object is not available.
+    /// The size is known and checked against `max_bytes` before the body is read, and a body that exceeds its announced
+    /// size is cut off. Services that hide what a reader may not list answer [`StoreError::Denied`] for an object that
+    /// is not there: for a reader both mean that the object is not available.
     async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError>;
 }

@@ -253,7 +253,8 @@ impl Chain for RpcChain {
     }
 
     async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
-        // Checked before sending: what is too long for the chain is too long for the server, whose refusal would not say why.
+        // Checked before sending: what is too long for the chain is too long for the server, whose refusal would not
+        // say why.
         crate::call::commitment_cost_bytes(&fields)?;
         self.submit(key, netuid, &Call::Commit { fields }).await
     }

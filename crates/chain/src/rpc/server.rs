@@ -1,5 +1,5 @@
-//! Serves a [`DevChain`]. Everything that arrives comes from strangers: sizes, connections, subscriptions and waits have
-//! limits, and arguments are decoded before the chain sees them.
+//! Serves a [`DevChain`]. Everything that arrives comes from strangers: sizes, connections, subscriptions and waits
+//! have limits, and arguments are decoded before the chain sees them.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -20,7 +20,8 @@ use crate::watch::Watcher;
 pub(crate) struct Demo {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Seconds that a block waits for a node before the chain continues without it; its contribution does not count then.
+    /// Seconds that a block waits for a node before the chain continues without it; its contribution does not count
+    /// then.
     #[arg(long, env = "TEMPLAR_PACE_CAP_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pace_cap_s: u64,
 }

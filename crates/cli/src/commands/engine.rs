@@ -32,8 +32,8 @@ pub(crate) struct TorchArgs {
 }
 
 impl TorchArgs {
-    /// The engines of these names. `threads` applies if the user did not say how many. Fails if an option was given that
-    /// no engine here reads: a user who names a GPU must not end up training on the CPU.
+    /// The engines of these names. `threads` applies if the user did not say how many. Fails if an option was given
+    /// that no engine here reads: a user who names a GPU must not end up training on the CPU.
     pub(crate) fn engines(&self, names: &[EngineName], threads: Option<u32>) -> Result<Vec<Engine>> {
         if !names.contains(&EngineName::Torch)
             && let Some(option) = self.not_for_cpu()

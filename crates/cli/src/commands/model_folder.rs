@@ -9,7 +9,8 @@ use templar_data::{Manifest, Tokenizer, TokenizerId};
 use templar_model::hf::{self, TokenizerFile};
 use templar_protocol::layout::ModelSpec;
 
-/// Puts the tokenizer of the dataset in `dataset` next to the model in `out`, so that other tools can encode text for it.
+/// Puts the tokenizer of the dataset in `dataset` next to the model in `out`, so that other tools can encode text for
+/// it.
 pub(crate) fn export_tokenizer(out: &Path, model: &ModelSpec, dataset: &Path, manifest: &Manifest) -> Result<()> {
     let json = match &manifest.tokenizer {
         TokenizerId::Bytes => None,

@@ -235,8 +235,8 @@ impl NetworkArgs {
         )
     }
 
-    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and the error says
-    /// what can be done with them.
+    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and the error
+    /// says what can be done with them.
     pub(crate) fn finish(
         &self,
         ring: Ring,

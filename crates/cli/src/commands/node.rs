@@ -50,7 +50,8 @@ pub(crate) struct NodeArgs {
     /// What trains and evaluates: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
-    /// End after this many windows of the run; a localnet tells its guests how many it has. Without it a node never ends.
+    /// End after this many windows of the run; a localnet tells its guests how many it has. Without it a node never
+    /// ends.
     #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = clap::value_parser!(u64).range(1..))]
     until_window: Option<u64>,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.

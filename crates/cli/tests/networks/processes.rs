@@ -40,9 +40,9 @@ fn name_of(process: u32) -> Option<String> {
     Some((*arguments.get(name + 1)?).to_owned())
 }
 
-/// Watches which files the nodes of a localnet hold open or mapped until it ends; asserts that these are only their own.
-/// It looks ten times a second, so it sees databases, θ and data, which stay open, but perhaps not a file that is read
-/// and closed at once: `long.rs` has a test that sees each opening.
+/// Watches which files the nodes of a localnet hold open or mapped until it ends; asserts that these are only their
+/// own. It looks ten times a second, so it sees databases, θ and data, which stay open, but perhaps not a file that is
+/// read and closed at once: `long.rs` has a test that sees each opening.
 fn assert_nodes_keep_to_themselves(localnet: &mut Child, folder: &Path) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     while localnet.try_wait().unwrap().is_none() {

@@ -1,8 +1,8 @@
 //! Which servers a node contacts on a stranger's say-so.
 //!
 //! A bucket locator on chain is a request to connect somewhere. Followed blindly, it makes every validator a proxy into
-//! its own network (server-side request forgery). So a stranger's endpoint is an `https` URL of a public address, unless
-//! the operator vouches for it; names are checked again when they are resolved ([`super::http`]).
+//! its own network (server-side request forgery). So a stranger's endpoint is an `https` URL of a public address,
+//! unless the operator vouches for it; names are checked again when they are resolved ([`super::http`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

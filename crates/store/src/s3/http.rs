@@ -58,8 +58,8 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The server denies access. For some operations `object_store` reports that like any other error, so it is marked here,
-/// for all of them.
+/// The server denies access. For some operations `object_store` reports that like any other error, so it is marked
+/// here, for all of them.
 #[derive(Debug, thiserror::Error)]
 #[error("the server denies access")]
 pub(super) struct Denied;
