@@ -13,9 +13,15 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use crate::cli::Cli;
 
 /// Variables that no option reads: who reads them, and why.
-const OTHERS: [(&str, &str, &str); 4] = [
+const OTHERS: [(&str, &str, &str); 6] = [
     ("TEMPLAR_BIN", "a guest's start.sh", "Path of the binary that runs the node."),
     ("TEMPLAR_BLESS", "tests", "Rewrite golden files and generated pages instead of comparing them."),
+    (
+        "TEMPLAR_TEST_DEVICE",
+        "tests of the PyTorch engine on a device",
+        "Device that they compare with the CPU, as PyTorch names it; cuda if not set.",
+    ),
+    ("TEMPLAR_TEST_FIGURES", "the same tests", "File to which they append the differences found, one line of JSON each."),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
         "TEMPLAR_TORCH_DEVICE",
