@@ -21,7 +21,11 @@ const OTHERS: [(&str, &str, &str); 6] = [
         "tests of the PyTorch engine on a device",
         "Device that they compare with the CPU, as PyTorch names it; cuda if not set.",
     ),
-    ("TEMPLAR_TEST_FIGURES", "the same tests", "File to which they append the differences found, one line of JSON each."),
+    (
+        "TEMPLAR_TEST_FIGURES",
+        "the same tests",
+        "File to which they append the differences found, one line of JSON each.",
+    ),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
         "TEMPLAR_TORCH_DEVICE",

@@ -16,7 +16,7 @@ pub enum StoreError {
     /// its time.
     #[error(
         "the server of bucket {bucket:?} refuses requests whose time is wrong: this machine's clock is {}; set it (NTP does), \
-         and the node goes on by itself", skew(*ahead_s)
+         and the node will continue by itself", skew(*ahead_s)
     )]
     ClockSkew { bucket: String, ahead_s: Option<i64> },
     #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]

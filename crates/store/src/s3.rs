@@ -78,8 +78,8 @@ impl S3Store {
 }
 
 /// An upload in parts, which is withdrawn unless it is completed: parts that are left behind cost their owner money.
-/// Withdrawing goes on beside whoever drops this, for some seconds. If it fails too, or the process ends before it does,
-/// the bucket's own rules expire them.
+/// Withdrawing goes on beside whoever drops this, for some seconds. If it fails too, or the process ends before it
+/// does, the bucket's own rules expire them.
 struct Upload(Option<Box<dyn MultipartUpload>>);
 
 impl Upload {

@@ -16,9 +16,9 @@ pub struct ObjectInfo {
 
 /// A node's view of all storage.
 ///
-/// An operation is given up by dropping its future: nothing of it goes on in the background, except that an upload in parts
-/// is withdrawn, which may take some seconds. Parts that a process leaves behind which ends half-way are for a rule of the
-/// bucket to expire; nobody can read them. Whoever has a deadline puts it around the operation.
+/// An operation is given up by dropping its future: nothing of it goes on in the background, except that an upload in
+/// parts is withdrawn, which may take some seconds. Parts that a process leaves behind which ends half-way are for a
+/// rule of the bucket to expire; nobody can read them. Whoever has a deadline puts it around the operation.
 ///
 /// Keys are checked by [`crate::keys::check`] before anything is sent.
 #[async_trait]

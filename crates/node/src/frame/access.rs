@@ -1,13 +1,13 @@
 //! Whether this node's own access to storage works, which distinguishes its own fault from everybody else's.
 //!
-//! A node whose clock is wrong, or whose line is cut, sees what a node sees in a network of dead buckets. So whoever is
-//! about to act on the silence of a bucket asks here first, and an answer settles it: one from the own bucket, or from
-//! another one that has served this node before.
+//! A node with a wrong clock or a broken connection sees the same as a node in a network of dead buckets. So code that
+//! is about to act on the silence of a bucket asks here first, and one answer settles it: from this node's own bucket,
+//! or from another one that has served this node before.
 //!
-//! An own bucket on the same machine proves little: it answers whatever the clock says and wherever the line is cut. So a
-//! node that gets no answer from anybody else, though it asked more than one, blames itself as well. It is *isolated* until
-//! the first answer of somebody else. Buckets that stay silent cannot make a node doubt itself as long as one of the others
-//! serves it.
+//! An own bucket on the same machine proves little: it answers whatever the clock says and wherever the line is cut. So
+//! a node that gets no answer from anybody else, though it asked more than one, blames itself as well. It is *isolated*
+//! until the first answer of somebody else. Buckets that stay silent cannot make a node doubt itself as long as one of
+//! the others serves it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,7 +37,7 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 const OWN_GRACE: Duration = Duration::from_secs(2);
 /// Most time that the node's loop waits for a probe: a fraction of a block. The probe goes on, and wakes the node.
 const LOOP_PATIENCE: Duration = Duration::from_secs(3);
-/// Pause before broken access is probed again: doubled each time, from the first to the second.
+/// Pause before broken access is probed again: doubled each time, from the first value to the second.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Other nodes' buckets that are asked besides this node's own.
@@ -154,8 +154,8 @@ impl Access {
         }
     }
 
-    /// The same, after waiting for the probe for a fraction of a block. What a slower probe says counts in the next block,
-    /// too: else a slow bucket could keep a node from ever finding out.
+    /// The same, after waiting for the probe for a fraction of a block. What a slower probe says counts in the next
+    /// block, too: else a slow bucket could keep a node from ever finding out.
     pub async fn find_out(&self, head: u64) -> Finding {
         let mut news = self.news();
         let found = async {
@@ -206,7 +206,7 @@ impl Access {
         self.shared.heals.load(Ordering::Relaxed)
     }
 
-    /// Learns from what became of a read.
+    /// Learns from the result of a read.
     pub async fn note<T: Sync>(&self, from: &BucketLocator, key: &str, result: &Result<T, StoreError>) {
         let is_other = from != self.shared.store.own();
         match result {
@@ -291,7 +291,7 @@ impl Shared {
         }
     }
 
-    /// Asks the own bucket, and at the same time whether anybody answers. Gives what is wrong with the own one.
+    /// Asks this node's own bucket, and at the same time whether any other answers. Returns what is wrong with its own.
     async fn reach(&self) -> Result<(), String> {
         let own = pin!(in_time(self.store.list(&self.folder, 1)));
         let others = pin!(self.is_any_witness_there());
@@ -325,7 +325,7 @@ impl Shared {
 
     async fn is_any_witness_there(&self) -> bool {
         let witnesses = lock(&self.witnesses).clone();
-        // One byte at most: what is larger is not downloaded, and that it is there is all that matters.
+        // One byte at most: larger objects are not downloaded, and only their existence matters.
         let mut answers: FuturesUnordered<_> =
             witnesses.iter().map(|(bucket, key)| in_time(self.store.get(bucket, key, 1))).collect();
         // The first one settles it: another that hangs is not waited for.

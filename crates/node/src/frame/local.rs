@@ -26,7 +26,7 @@ use crate::frame::theta;
 const STATES_KEPT: u64 = 3;
 /// Patches on one whole θ. Each is read at a start, and damage to the whole θ takes all of them with it.
 const PATCHES_MAX: usize = 15;
-/// Bytes given to the database after which its log is folded back into it.
+/// Bytes written to the database after which its log is folded back into it.
 const FOLD_BYTES: u64 = 1 << 20;
 
 /// How much of the state that only it has a miner writes per window.

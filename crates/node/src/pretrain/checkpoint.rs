@@ -44,7 +44,7 @@ pub struct Renewal {
     pub published: Vec<Hash32>,
     /// Digests of checkpoints of which parts may be in the bucket: their upload failed, or was given up.
     pub incomplete: Vec<Hash32>,
-    /// Contributions that are in a checkpoint long since: they need not be served any more.
+    /// Contributions that an older checkpoint already contains, so that they no longer need to be served.
     pub expired: Vec<(u64, Hash32)>,
 }
 
@@ -56,7 +56,7 @@ pub struct Renewed {
     pub published: Vec<Hash32>,
     /// Digests of checkpoints of which parts may be in it.
     pub incomplete: Vec<Hash32>,
-    /// Contributions that the bucket does not have any more.
+    /// Contributions that were removed from the bucket.
     pub released: Vec<(u64, Hash32)>,
     /// Why it is incomplete, if it is. The next one is as good.
     pub result: Result<(), StoreError>,
@@ -77,7 +77,7 @@ impl Renewal {
         self.incomplete.push(digest);
         publish(ctx, &self.state, self.previous.as_ref()).await?;
         self.incomplete.pop();
-        // A replay comes by the same states again.
+        // A replay reaches the same states again.
         self.published.retain(|published| *published != digest);
         self.published.push(digest);
         retire(ctx, &mut self.published, KEPT).await?;
@@ -144,9 +144,9 @@ pub async fn fetch(
         let before = ctx.access.tally();
         match fetch_from(ctx, &validator.bucket, digest).await {
             Ok(found) => return Ok(Some(found)),
-            // No validator is to blame for what this node cannot reach, and none of the others can be reached.
+            // If this node's own access is broken, no validator is to blame, and the others cannot be reached either.
             Err(_) if ctx.is_cut_off(head, before).await => return Err(NodeError::OwnStorage),
-            // Most validators have published nothing under this digest: that is no news.
+            // Most validators have published nothing under this digest, which is not worth a report.
             Err(None) => {}
             Err(Some(fault)) => {
                 backoff.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);

@@ -178,7 +178,7 @@ impl Intake {
         silences.next().map(|_| cause)
     }
 
-    /// Forgets what stood in the way of contributions that are not here yet: this node was to blame.
+    /// Forgets the obstacles of contributions that have not arrived: this node was to blame for them.
     pub fn ask_afresh(&mut self) {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }

@@ -255,7 +255,7 @@ impl Replica {
             self.fetched.extend(found.map(|opened| (header, opened)));
         }
         let is_whole = committed.iter().all(|(_, header)| self.fetched.contains_key(header));
-        // Gone is what is said to be gone. What nobody answered about may be there, and this node be cut off.
+        // An object is gone if a bucket says so. If nobody answers, it may be there, and this node may be cut off.
         if !is_whole && ctx.is_cut_off(head, before).await {
             return Err(NodeError::OwnStorage);
         }

@@ -1,6 +1,7 @@
-//! What a miner does to its own bucket: put a contribution, publish its key, remove what is old. All of it beside the
-//! node's loop, so that a bucket that hangs holds up neither the training nor the settling of windows, and each with the
-//! block after which it is of no use any more. What the bucket refuses is put again, with pauses, until that block.
+//! A miner's work on its own bucket: put a contribution, publish its key, remove old ones. All of it runs beside the
+//! node's loop, so that a bucket that hangs holds up neither the training nor the settling of windows, and each task is
+//! given up at the block after which it is of no use. What the bucket refuses is put again, with pauses, until that
+//! block.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub struct Late {
     pub is_refused: bool,
 }
 
-/// What is under way.
+/// The tasks under way.
 #[derive(Debug)]
 pub struct Uploads {
     tasks: JoinSet<Done>,
@@ -63,7 +64,7 @@ pub struct Uploads {
     refused: mpsc::UnboundedSender<(Item, StoreError)>,
     /// Refusals that have come, and are not yet taken.
     news: Vec<(Item, StoreError)>,
-    /// Ended, and not yet taken.
+    /// Tasks that have ended, and were not taken yet.
     done: Vec<Done>,
     /// Contributions to windows before this one are removed once the removal that is under way has ended.
     remove_before: Option<u64>,
@@ -188,8 +189,8 @@ impl Uploads {
         self.under_way.insert(item, UnderWay { task, deadline_block, is_refused: false });
     }
 
-    /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never ends if
-    /// nothing is under way. Dropping it loses nothing.
+    /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never
+    /// ends if nothing is under way. Dropping it loses nothing.
     pub async fn arrival(&mut self) {
         loop {
             tokio::select! {
@@ -224,7 +225,7 @@ impl Uploads {
         done
     }
 
-    /// Gives up what is of no use any more at `head`.
+    /// Gives up tasks that are of no use any more at `head`.
     pub fn expire(&mut self, head: u64) -> Vec<Late> {
         let late = self.under_way.extract_if(.., |_, upload| head >= upload.deadline_block);
         late.map(|(item, UnderWay { task, deadline_block, is_refused })| {

@@ -222,8 +222,8 @@ fn hear(event: &NodeEvent, services: &mut Services, tell: &mut dyn FnMut(News<'_
     tell(News::Event(event, &services.kept.recorder));
 }
 
-/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started the
-/// network may look there; its nodes may not, and do not.
+/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started
+/// the network may look there; its nodes may not, and do not.
 pub(crate) fn final_theta(
     folder: &Path,
     members: &[Member],
@@ -262,7 +262,7 @@ fn theta_of(
     let text = |error: NodeError| error.to_string();
     let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).map_err(text)?;
     let states = local.states(spec.id()).map_err(text)?;
-    // A network on a clock may have gone on meanwhile.
+    // A network on a clock may have continued meanwhile.
     let Some(state) = states.iter().find(|state| state.settled == windows).or(states.first()) else { return Ok(None) };
     let theta = local.theta(state, &spec.layout()).map_err(|damage| damage.to_string())?;
     Ok(Some((state.settled, theta)))

@@ -30,7 +30,7 @@ const EVENTS: &str = "events.jsonl";
 const LOCK: &str = "lock";
 /// Ending of a file that is being written.
 const TEMPORARY: &str = "tmp";
-/// What an earlier start may have left of a network that never stood.
+/// What an earlier start may have left of a network that was never set up.
 const LEFTOVERS: [&str; 6] = ["dataset", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
 /// Longest file that is read as a whole.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;

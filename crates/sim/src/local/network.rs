@@ -96,7 +96,7 @@ pub enum NoTheta {
     Unreadable { node: String, reason: String },
 }
 
-/// What came of it.
+/// The result of a network.
 #[derive(Debug)]
 pub struct Outcome {
     pub report: Report,

@@ -51,8 +51,8 @@ pub struct Services {
 
 impl Services {
     /// Prepares the text and starts everything but the nodes, at `address`; none if `stop` came first. A network that
-    /// stood in the folder before goes on, with the guests that it had. `guests` are registered after the members, and have buckets too. `time`
-    /// makes the blocks.
+    /// stood in the folder before goes on, with the guests that it had. `guests` are registered after the members, and
+    /// have buckets too. `time` makes the blocks.
     pub async fn start(
         ring: Ring,
         network: &Network,

@@ -11,7 +11,7 @@ use crate::frame::files::{Disk, Failure};
 use crate::frame::local::{STATES_KEPT, unreadable};
 use crate::frame::records::{self, RecordError, StateRecord, Stored};
 
-/// How long to wait for a process that is about to end to give the database free.
+/// How long to wait for a process that is about to end to release the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// What the database's tables and records look like: 0, those of the first release, had no versions.
 pub(super) const FORMAT: i64 = 1;

@@ -62,7 +62,7 @@ pub(super) struct Parts {
     pub(super) ciphertext: Option<Bytes>,
 }
 
-/// What a look after it brought.
+/// The result of an attempt to fetch it.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) nth: usize,

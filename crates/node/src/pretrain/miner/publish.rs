@@ -87,7 +87,8 @@ impl Miner {
         self.seat.local.set(&record)
     }
 
-    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the window is settled.
+    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the
+    /// window is settled.
     async fn give_up_late(&mut self, head: u64) {
         for Late { item, deadline_block, is_refused } in self.uploads.expire(head) {
             if is_refused {

@@ -272,9 +272,9 @@ impl Judge {
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
         let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
-            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the last
-            // call is not put off, and what is not in the bucket by then is left out. What was here before that, and is
-            // not in the bucket, is the bucket's fault, which has until the last block.
+            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
+            // last call is not put off, and what is not in the bucket by then is left out. What was here before that,
+            // and is not in the bucket, is the bucket's fault, which has until the last block.
             let half = put + (last_call - put) / 2;
             let is_bucket_slow = lacks.iter().any(|lack| lack.since.is_some_and(|since| since < half));
             if head < (if is_bucket_slow { vote - 1 } else { last_call }) {

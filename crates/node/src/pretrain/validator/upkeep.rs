@@ -21,8 +21,8 @@ const INCOMPLETE_MAX: usize = 64;
 pub(super) struct Upkeep {
     /// Oldest first.
     pub(super) checkpoints: Vec<Hash32>,
-    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The disk
-    /// need not know them, since a start sweeps them.
+    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The
+    /// disk need not know them, since a start sweeps them.
     pub(super) incomplete: Vec<Hash32>,
     work: Work,
     tasks: JoinSet<Done>,
@@ -101,8 +101,8 @@ impl Upkeep {
         true
     }
 
-    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what a
-    /// checkpoint left, by the next one.
+    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what
+    /// a checkpoint left, by the next one.
     pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
         let cause = |until: u64| format!("this node's bucket did not take it by block {until}");
         let trouble = match self.work {
