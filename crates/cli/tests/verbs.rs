@@ -227,7 +227,10 @@ fn what_no_engine_reads_is_refused() {
     let valued = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"]];
     for options in valued.into_iter().chain([&["--offload-optimiser"][..], &["--deterministic"]]) {
         let said = templar(folder.path(), &[&["localnet"], options].concat());
-        assert!(said.starts_with("exit 1") && said.contains(&format!("{} is for PyTorch", options[0])), "{said}");
+        assert!(
+            said.starts_with("exit 1") && said.contains(&format!("{} applies to PyTorch only", options[0])),
+            "{said}"
+        );
     }
 }
 
@@ -273,7 +276,9 @@ fn what_may_be_a_secret_is_not_told() {
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     let seed = fs::read_to_string(&key).unwrap();
     let words = "legal winner thank year wave sausage worth useful legal winner thank yellow";
-    for (secret, length) in [(&seed[..63], "has 63 characters"), (words, "has 75 characters"), ("0xzz", "has 4 ")] {
+    for (secret, length) in
+        [(&seed[..63], "contains 63 characters"), (words, "contains 75 characters"), ("0xzz", "contains 4 ")]
+    {
         fs::write(&key, secret).unwrap();
         let said = templar(folder.path(), &["key", "show"]);
         assert!(

@@ -158,11 +158,12 @@ impl Show {
         );
         say!("data      manifest {}", spec.data.manifest);
         say!(
-            "window    {} blocks: put by block {}, vote by block {}, a delay of {} windows",
+            "window    {} blocks: put by block {}, vote by block {}, a delay of {} {}",
             spec.windows.blocks,
             spec.windows.put_block,
             spec.windows.vote_block,
-            spec.windows.delay_windows
+            spec.windows.delay_windows,
+            if spec.windows.delay_windows == 1 { "window" } else { "windows" }
         );
         say!(
             "training  {} inner steps of {} sequences: {window_tokens} tokens per miner and window",
