@@ -14,10 +14,20 @@ use templar_sim::zoo::attack::KINDS;
 
 use crate::cli::Cli;
 
-/// Variables that no option reads: who reads them, and what for.
-const OTHERS: [(&str, &str, &str); 4] = [
+/// Variables that no option reads: who reads them, and why.
+const OTHERS: [(&str, &str, &str); 6] = [
     ("TEMPLAR_BIN", "a guest's start.sh", "Path of the binary that runs the node."),
-    ("TEMPLAR_BLESS", "tests", "Write golden files and generated pages anew instead of comparing them."),
+    ("TEMPLAR_BLESS", "tests", "Rewrite golden files and generated pages instead of comparing them."),
+    (
+        "TEMPLAR_TEST_DEVICE",
+        "tests of the PyTorch engine on a device",
+        "Device that they compare with the CPU, as PyTorch names it; cuda if not set.",
+    ),
+    (
+        "TEMPLAR_TEST_FIGURES",
+        "the same tests",
+        "File to which they append the differences found, one line of JSON each.",
+    ),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
         "TEMPLAR_TORCH_DEVICE",
@@ -35,7 +45,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The option as it is typed, as in `--miners <N>`.
+    /// The option as it is typed, such as `--miners <N>`.
     fn typed(&self) -> String {
         let value = self.value();
         match self.arg.get_long() {
@@ -72,7 +82,7 @@ impl Entry {
         cell(self.arg.get_help())
     }
 
-    /// The default, where there is one and it is not that of a flag.
+    /// The default, if there is one and the option is not a flag.
     fn default(&self) -> String {
         let values = self.arg.get_default_values().iter();
         let values: Vec<String> = values.map(|value| format!("`{}`", value.to_string_lossy())).collect();
@@ -117,7 +127,7 @@ fn entries(verb: &str, command: &Command, with_hidden: bool) -> Vec<Entry> {
     args.map(|arg| Entry { verb: verb.to_owned(), arg: arg.clone() }).collect()
 }
 
-/// Options of all verbs; those that every verb takes come once, and their verb is empty.
+/// Options of all verbs; those that every verb takes are listed once, with an empty verb.
 fn all(command: &Command, with_hidden: bool) -> Vec<Entry> {
     let mut found = entries("", command, with_hidden);
     for (name, verb) in verbs(command, with_hidden) {
@@ -153,7 +163,7 @@ fn cli_page() -> String {
 fn environment_page() -> String {
     let mut text = format!(
         "{GENERATED}# Variables\n\nThe command line wins, then the variable, then the file of `--config`. A flag is set by \
-         `true`; values of a list (`…`) are separated by commas, but for paths, which have to stand on the command line.\n\n\
+         `true`; values of a list (`…`) are separated by commas, except paths, which must be given on the command line.\n\n\
          | variable | value | options | meaning |\n|---|---|---|---|\n"
     );
     for (name, entries) in by_variable(all(&built(), false)) {

@@ -145,7 +145,7 @@ fn results_have_a_place_before_anything_starts() {
             (["--report", "none/report.json"], "the folder none does not exist; make it first"),
             (["--report", "tmp"], "is a folder; name a file"),
             (["--out", "text.txt"], "is a file; name a folder"),
-            (["--out", "."], "holds other files than a model's"),
+            (["--out", "."], "contains files that do not belong to a model"),
             (["--preset", "72b"], "needs about 1"),
         ] {
             let output = command(folder.path()).arg(verb).args(arguments).env("TMPDIR", &temporary).output().unwrap();
@@ -227,7 +227,10 @@ fn what_no_engine_reads_is_refused() {
     let valued = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"]];
     for options in valued.into_iter().chain([&["--offload-optimiser"][..], &["--deterministic"]]) {
         let said = templar(folder.path(), &[&["localnet"], options].concat());
-        assert!(said.starts_with("exit 1") && said.contains(&format!("{} is for PyTorch", options[0])), "{said}");
+        assert!(
+            said.starts_with("exit 1") && said.contains(&format!("{} applies to PyTorch only", options[0])),
+            "{said}"
+        );
     }
 }
 
@@ -287,11 +290,13 @@ fn what_may_be_a_secret_is_not_told() {
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     let seed = fs::read_to_string(&key).unwrap();
     let words = "legal winner thank year wave sausage worth useful legal winner thank yellow";
-    for (secret, length) in [(&seed[..63], "has 63 characters"), (words, "has 75 characters"), ("0xzz", "has 4 ")] {
+    for (secret, length) in
+        [(&seed[..63], "contains 63 characters"), (words, "contains 75 characters"), ("0xzz", "contains 4 ")]
+    {
         fs::write(&key, secret).unwrap();
         let said = templar(folder.path(), &["key", "show"]);
         assert!(
-            said.starts_with("exit 1") && said.contains("key.hex is no key file") && said.contains(length),
+            said.starts_with("exit 1") && said.contains("key.hex is not a key file") && said.contains(length),
             "{said}"
         );
         assert!(!said.contains("WARN") && !said.contains(&secret[..4]), "{said}");
@@ -332,7 +337,7 @@ fn a_dataset_is_replaced_on_demand_alone_and_strays_are_told() {
     let result: serde_json::Value = serde_json::from_str(said.strip_prefix("exit 0\n").unwrap()).unwrap();
     assert_eq!(result["strays"], serde_json::json!(["notes.txt"]));
     let said = templar(folder.path(), &["data", "verify", "data"]);
-    assert!(said.starts_with("exit 0") && said.contains("in order\n1 entry is not the dataset's"), "{said}");
+    assert!(said.starts_with("exit 0") && said.contains("valid\n1 entry does not belong to the dataset"), "{said}");
     assert!(said.ends_with("\n  notes.txt\n"), "{said}");
     assert!(templar(folder.path(), &["data", "inspect", "data"]).contains("samples of 64 tokens"));
     let said = prepare(&["--end-of-text", "<stop>"]);

@@ -37,21 +37,24 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         engine: Option<EngineStats>,
     },
-    /// A miner uploaded its sealed payload and handed its header's hash to the chain.
+    /// A miner uploaded its sealed payload and its header. Only then does it hand the header's hash to the chain.
     Sealed {
         window: u64,
         payload_bytes: u64,
+        /// How long the upload took.
         comm_s: f64,
     },
     /// A miner published the key of its payload.
     Opened {
         window: u64,
     },
-    /// A validator finished judging, and handed its vote to the chain.
+    /// A validator finished judging, and its vote is on its disk. Only then does it hand the vote to the chain; whether
+    /// the vote counted is known when the window has [`Event::Ended`].
     Voted {
         window: u64,
         accept: Vec<Uid>,
         faults: Vec<Fault>,
+        /// Time from the put deadline to the vote, in which the validator fetched what it judged.
         comm_s: f64,
     },
     /// A validator's vote on a window does not count: it is malformed, or names another window.

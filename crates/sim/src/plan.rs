@@ -35,7 +35,7 @@ pub struct Member {
     pub stake_rao: u64,
 }
 
-/// What a node of this role has at stake in a local network.
+/// The stake of a node with this role in a local network.
 pub(crate) fn stake_rao(role: Role) -> u64 {
     match role {
         Role::Miner => 0,
@@ -44,7 +44,7 @@ pub(crate) fn stake_rao(role: Role) -> u64 {
 }
 
 impl Member {
-    /// As the report knows it.
+    /// The member as the report lists it.
     pub fn participant(&self) -> Participant {
         Participant {
             name: self.name.clone(),
@@ -111,8 +111,9 @@ impl Plan {
     }
 }
 
-/// Short windows: about the least that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here the
-/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and binds in tests only.
+/// Short windows: about the shortest that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here
+/// the tempo is as long as a window, so that each window is paid; the quota is renewed as often, and binds in tests
+/// only.
 fn local_windows() -> WindowSpec {
     WindowSpec {
         blocks: 20,

@@ -16,14 +16,14 @@ pub enum StoreError {
     /// its time.
     #[error(
         "the server of bucket {bucket:?} refuses requests whose time is wrong: this machine's clock is {}; set it (NTP does), \
-         and the node goes on by itself", skew(*ahead_s)
+         and the node will continue by itself", skew(*ahead_s)
     )]
     ClockSkew { bucket: String, ahead_s: Option<i64> },
     #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]
     Timeout { bucket: String, key: String, after: Duration },
     #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]
     Unavailable { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("{key:?} is no valid object key: {reason}")]
+    #[error("{key:?} is not a valid object key: {reason}")]
     BadKey { key: String, reason: &'static str },
     #[error("bucket {bucket:?} at {endpoint:?} is not contacted: {reason}")]
     RefusedBucket { endpoint: String, bucket: String, reason: &'static str },

@@ -1,6 +1,6 @@
 //! Object storage as a Templar node sees it: one bucket of its own to write, everybody's buckets to read.
 //!
-//! The store only carries bytes. What is agreed on stands on the chain; nothing here is trusted, and no timestamp of a
+//! The store only carries bytes. What is agreed on is on the chain; nothing here is trusted, and no timestamp of a
 //! store is ever read. [`Store`] is the seam, with two implementations that pass one suite ([`conformance`]):
 //!
 //! - [`S3Store`]: any S3-compatible service. Buckets of strangers are contacted only as the endpoint policy of

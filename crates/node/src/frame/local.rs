@@ -1,6 +1,6 @@
 //! A node's own disk: a SQLite database for what is small, files beside it for what is large.
 //!
-//! Files are written under a temporary name, synced and renamed before the database speaks of them, and one database
+//! Files are written under a temporary name, synced and renamed before the database names them, and one database
 //! transaction moves from one consistent state to the next. So a process killed at any moment finds, at its next
 //! start, the state after some window, complete. The database is locked while a node has it open, so that no two
 //! processes sign for one hotkey from one folder. What the database holds is listed in [`crate::frame::records`].
@@ -22,20 +22,18 @@ use crate::frame::files::{self, Damage, Disk, Failure, Files};
 use crate::frame::records::{self, Record, RecordError, StateRecord, Stored, ThetaRecord};
 use crate::frame::theta;
 
-/// States kept, so that a diverged node can go back without a download.
-const STATES_KEPT: u64 = 3;
 /// Patches on one whole θ. Each is read at a start, and damage to the whole θ takes all of them with it.
 const PATCHES_MAX: usize = 15;
-/// Bytes given to the database after which its log is folded back into it.
+/// Bytes written to the database after which its log is folded back into it.
 const FOLD_BYTES: u64 = 1 << 20;
 
-/// How much of what is its own alone a miner writes at each window.
+/// How much of the state that only it has a miner writes per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Saving {
-    /// All, bit by bit: a miner that is killed goes on as if it had not been. 12 bytes a parameter and window.
+    /// Everything, exactly: a miner that is killed continues as if it had not been. 12 bytes per parameter and window.
     Exact,
-    /// Error feedback in bf16, the optimiser's moments every 16th window: 2.5 bytes a parameter and window. A restart costs
-    /// precision, and no learning.
+    /// Error feedback in bf16, the optimiser's moments every 16th window: 2.5 bytes per parameter and window. A restart
+    /// costs precision, but nothing that was learned.
     Sparing,
 }
 
@@ -44,7 +42,7 @@ pub enum Saving {
 pub struct Local {
     files: Files,
     database: Connection,
-    /// What [`Local::save`] wrote last: what need not be written again, and what a patch starts from.
+    /// What [`Local::save`] wrote last. It need not be written again, and a patch starts from it.
     saved: Option<Saved>,
     unfolded_bytes: u64,
 }
@@ -58,13 +56,13 @@ struct Saved {
 }
 
 impl Local {
-    /// Opens or creates the state of `hotkey` in `run` below `root`. Neither runs nor hotkeys share anything. A folder of
-    /// an older release is brought up to date.
+    /// Opens or creates the state of `hotkey` in `run` below `root`. Neither runs nor hotkeys share anything. A folder
+    /// of an older release is migrated.
     ///
-    /// Fails with [`NodeError::InUse`] while another process has it open, and with [`NodeError::LocalRecord`] if a newer
-    /// release wrote it.
+    /// Fails with [`NodeError::InUse`] while another process has it open, and with [`NodeError::LocalRecord`] if a
+    /// newer release wrote it.
     pub fn open(root: &Path, run: RunId, hotkey: &Hotkey, disk: Disk) -> Result<Self, NodeError> {
-        // Both in full: shorter names can be made to collide.
+        // Both hashes in full, because shorter names can be made to collide.
         let folder = root.join(format!("v{PROTOCOL_VERSION}-{}-{}", run.0, hotkey));
         let database = database::connect(&folder, disk).map_err(|failure| failure.at(&folder))?;
         let mut local = Self { files: Files::new(folder, disk), database, saved: None, unfolded_bytes: 0 };
@@ -72,7 +70,7 @@ impl Local {
         Ok(local)
     }
 
-    /// Where it lies.
+    /// The folder of the state.
     pub fn folder(&self) -> &Path {
         self.files.folder()
     }
@@ -86,7 +84,7 @@ impl Local {
             let record = self.decode::<StateRecord>(&bytes)?;
             RunState::from_bytes(&record.state, run).map_err(|error| {
                 let source = RecordError::Layout { version: StateRecord::VERSION, reason: error.to_string() };
-                unreadable(self.folder(), StateRecord::NAME, source)
+                database::unreadable(self.folder(), StateRecord::NAME, source)
             })
         };
         rows.into_iter().map(state).collect()
@@ -99,7 +97,7 @@ impl Local {
         let mut theta = files::from_bytes(&self.files.read(&record.whole)?);
         for name in &record.patches {
             if !theta::apply(&mut theta, &self.files.read(name)?) {
-                return Err(Damage { cause: format!("{name} is no patch of it") });
+                return Err(Damage { cause: format!("{name} is not a patch of it") });
             }
         }
         if theta.len() != layout.len() || layout.state_root(&theta) != state.theta_root {
@@ -116,8 +114,8 @@ impl Local {
         bytes.map(|bytes| Ok(self.decode::<StateRecord>(&bytes)?.theta)).transpose()
     }
 
-    /// Stores a state together with named records, as one step; forgets states too old to go back to, and those of a
-    /// future that did not come to be.
+    /// Stores a state together with named records, as one step; forgets states too old to go back to, and those after
+    /// it that the network did not certify.
     pub fn save(&mut self, state: &RunState, theta: &Arc<Vec<f32>>, values: &[Stored]) -> Result<(), NodeError> {
         let (settled, root) = (state.settled, state.theta_root);
         let is_new = self.saved.as_ref().is_none_or(|saved| (saved.settled, saved.root) != (settled, root));
@@ -132,20 +130,21 @@ impl Local {
             for row in &kept {
                 names.extend(self.decode::<StateRecord>(row)?.theta.files().map(str::to_owned));
             }
-            // By what is there rather than by what was just dropped: a crash may have left files that no state names.
+            // By what the folder holds, not by what was just dropped: a crash may have left files that no state names.
             self.retain_files("theta", &names.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
         self.fold(bytes)
     }
 
-    /// The files of θ: those of the last state if it has the same, else a patch on them where that pays.
+    /// The files of θ: those of the last state if it has the same θ, else a patch on them if that is shorter.
     fn write_theta(&self, state: &RunState, theta: &[f32]) -> Result<ThetaRecord, NodeError> {
         if let Some(saved) = &self.saved {
             if saved.root == state.theta_root {
                 return Ok(saved.record.clone());
             }
             let name = theta_name(state, "patch");
-            // A node that goes back comes by a state again whose patch stands on another state, and which others stand on.
+            // A node that goes back comes by a state again whose patch stands on another state, and which others stand
+            // on.
             if saved.record.patches.len() < PATCHES_MAX
                 && !self.files.has(&name)
                 && let Some(patch) = theta::patch(&saved.theta, theta)
@@ -161,7 +160,7 @@ impl Local {
         Ok(ThetaRecord { whole: name, patches: Vec::new() })
     }
 
-    /// A stored record; none if none was stored.
+    /// A stored record; `None` if none was stored.
     pub fn get<R: Record>(&self) -> Result<Option<R>, NodeError> {
         let read = || self.database.query_row("SELECT bytes FROM value WHERE name = ?1", [R::NAME], |row| row.get(0));
         let bytes: Option<Vec<u8>> = read().optional().map_err(|error| self.failed(error.into()))?;
@@ -175,7 +174,7 @@ impl Local {
         self.fold(bytes.len() as u64)
     }
 
-    /// Folds the database's log back into it now and then: nobody else reads it, so nothing is in the way.
+    /// Folds the database's log back into it from time to time. No other process reads it, so this never has to wait.
     fn fold(&mut self, bytes: u64) -> Result<(), NodeError> {
         self.unfolded_bytes += bytes;
         if self.unfolded_bytes < FOLD_BYTES {
@@ -186,23 +185,23 @@ impl Local {
         folded.map_err(|error| self.failed(Failure::from(error).of(FOLD_BYTES)))
     }
 
-    /// Stores a large value under a name that its content gives, and returns the name.
+    /// Stores a large value under a name derived from its content, and returns the name.
     pub fn put_file(&self, kind: &str, bytes: &[u8]) -> Result<String, NodeError> {
         self.files.put(kind, bytes)
     }
 
-    /// A large value, which is what its name says.
+    /// Reads a large value, and checks that its content matches its name.
     pub fn file(&self, name: &str) -> Result<Vec<u8>, Damage> {
         self.files.get(name)
     }
 
-    /// Removes the files of a kind other than `keep`.
+    /// Removes all files of a kind except `keep`.
     pub fn retain_files(&self, kind: &str, keep: &[&str]) -> Result<(), NodeError> {
         self.files.retain(kind, keep)
     }
 
     fn decode<R: Record>(&self, bytes: &[u8]) -> Result<R, NodeError> {
-        records::decode(bytes).map_err(|source| unreadable(self.folder(), R::NAME, source))
+        records::decode(bytes).map_err(|source| database::unreadable(self.folder(), R::NAME, source))
     }
 
     fn failed(&self, failure: Failure) -> NodeError {
@@ -213,10 +212,6 @@ impl Local {
 /// With the root: a state that took another's place has other files, so that neither is ever overwritten.
 fn theta_name(state: &RunState, kind: &str) -> String {
     format!("theta-{:08}-{}.{kind}", state.settled, state.theta_root.short())
-}
-
-fn unreadable(folder: &Path, record: &str, source: RecordError) -> NodeError {
-    NodeError::LocalRecord { path: folder.display().to_string(), record: record.to_owned(), source }
 }
 
 #[cfg(test)]

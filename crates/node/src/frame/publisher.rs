@@ -13,15 +13,15 @@ use templar_record::trouble::Trouble;
 /// Blocks to wait for a submitted commitment before submitting it again.
 const PATIENCE_BLOCKS: u64 = 3;
 
-/// What this node wants to stand on the chain.
+/// What this node wants to have on the chain.
 #[derive(Debug)]
 pub struct Publisher {
     bucket: Vec<u8>,
     fields: Vec<Vec<u8>>,
     submitted_at: Option<u64>,
-    /// The block from which the chain takes commitments again: this node has used up its quota.
+    /// This node has used up its quota: the block from which the chain takes its commitments again.
     refused_until: u64,
-    /// Where the listing was last looked at, so that it is not read at every block.
+    /// The block at which the listing was last read, so that it is not read at every block.
     listing_checked_at: Option<u64>,
 }
 
@@ -93,10 +93,10 @@ impl Publisher {
         Ok(())
     }
 
-    /// Hands a commitment to the chain; false while that takes none of this node's. A refusal for want of quota is told
-    /// once: no try can help before the next epoch.
+    /// Hands a commitment to the chain; false while the chain takes none of this node's. A refusal for lack of quota is
+    /// reported once: no retry can help before the next epoch.
     async fn submit(&mut self, ctx: &Context, fields: Vec<Vec<u8>>, head: u64) -> Result<bool, NodeError> {
-        // What is handed over now is in the next block at the earliest.
+        // A commitment handed over now is in the next block at the earliest.
         if head + 1 < self.refused_until {
             return Ok(false);
         }
@@ -107,7 +107,7 @@ impl Publisher {
         Ok(submitted.map(|()| true)?)
     }
 
-    /// Says so if the words of a node of this role, one a window, do not fit the chain's quota.
+    /// Reports it if the commitments of a node with this role, one per window, do not fit the chain's quota.
     pub async fn check_quota(&self, ctx: &Context, role: Role) -> Result<(), NodeError> {
         let limits = ctx.chain.hyperparams(ctx.spec.chain.netuid).await?;
         let most = vec![false; (ctx.spec.roster.gather + ctx.spec.roster.reserve) as usize];

@@ -1,8 +1,9 @@
 //! Certified checkpoints in validators' buckets: how a newcomer gets θ without trusting anybody.
 //!
 //! A checkpoint is named by the digest of its [`RunState`]. Whoever knows from the chain that the digest is certified
-//! needs no signature: the state hashes to the digest, and θ to the root in the state. That root is over all of θ, so
-//! a wrong θ of the right length shows only when the last byte is there; who served one is not asked again for a while.
+//! needs no signature: the state hashes to the digest, and θ to the root in the state. That root is over all of θ, so a
+//! wrong θ of the right length shows only when the last byte is there; a validator that served one is not asked again
+//! for a while.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,13 +28,13 @@ use templar_record::event::Event;
 const PART_VALUES: usize = 16 << 20;
 /// Checkpoints that a validator keeps: the newest may not be certified yet.
 const KEPT: usize = 3;
-/// Most time that a validator may take to serve all of θ: so long, and a second for so many bytes.
+/// Longest time that a validator may take to serve all of θ: this long, and a second per this many bytes.
 const THETA_PATIENCE: Duration = Duration::from_mins(1);
 const THETA_BYTES_PER_S: u64 = 4 << 20;
-/// Pause before a part is asked for again that could not be had at the moment.
+/// Pause before a part that was unavailable is asked for again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// A checkpoint to publish, and what the own bucket has to do with it.
+/// A checkpoint to publish, and what it replaces in the own bucket.
 #[derive(Debug)]
 pub struct Renewal {
     pub state: State,
@@ -43,11 +44,11 @@ pub struct Renewal {
     pub published: Vec<Hash32>,
     /// Digests of checkpoints of which parts may be in the bucket: their upload failed, or was given up.
     pub incomplete: Vec<Hash32>,
-    /// Contributions that are in a checkpoint long since: they need not be served any more.
+    /// Contributions that an older checkpoint already contains, so that they no longer need to be served.
     pub expired: Vec<(u64, Hash32)>,
 }
 
-/// What became of a [`Renewal`].
+/// The result of a [`Renewal`].
 #[derive(Debug)]
 pub struct Renewed {
     pub settled: u64,
@@ -55,7 +56,7 @@ pub struct Renewed {
     pub published: Vec<Hash32>,
     /// Digests of checkpoints of which parts may be in it.
     pub incomplete: Vec<Hash32>,
-    /// Contributions that the bucket does not have any more.
+    /// Contributions that were removed from the bucket.
     pub released: Vec<(u64, Hash32)>,
     /// Why it is incomplete, if it is. The next one is as good.
     pub result: Result<(), StoreError>,
@@ -76,7 +77,7 @@ impl Renewal {
         self.incomplete.push(digest);
         publish(ctx, &self.state, self.previous.as_ref()).await?;
         self.incomplete.pop();
-        // A replay comes by the same states again.
+        // A replay reaches the same states again.
         self.published.retain(|published| *published != digest);
         self.published.push(digest);
         retire(ctx, &mut self.published, KEPT).await?;
@@ -92,7 +93,7 @@ impl Renewal {
     }
 }
 
-/// θ first, so that whoever sees the state finds it whole.
+/// θ is put first, so that whoever sees the state finds all of θ.
 async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
     let digest = state.run.digest();
     if let Some(previous) = previous {
@@ -120,13 +121,13 @@ async fn retire(ctx: &Context, digests: &mut Vec<Hash32>, kept: usize) -> Result
     Ok(())
 }
 
-/// Validators that served a false or an endless checkpoint, and the window from which on they are asked again: a lie
-/// costs its victim one download in a period of checkpoints.
+/// Validators that served a false or an endless checkpoint, and the window from which they are asked again: a lie
+/// costs its victim one download per period of checkpoints.
 pub type Backoff = BTreeMap<EntryId, u64>;
 
 /// The checkpoint with a certified digest and the state before it, from the first validator that serves it whole and
-/// true. Fails if this node's own access to storage does. Each node asks in an order of its own, so that no validator is everybody's first; those that are backed off
-/// from in `window`, the newest, are left out.
+/// true. Fails if this node's own access to storage does. Each node asks in an order of its own, so that no validator
+/// is everybody's first; those that are backed off from in `window`, the newest, are left out.
 pub async fn fetch(
     ctx: &Context,
     roster: &Roster,
@@ -143,9 +144,9 @@ pub async fn fetch(
         let before = ctx.access.tally();
         match fetch_from(ctx, &validator.bucket, digest).await {
             Ok(found) => return Ok(Some(found)),
-            // No validator is to blame for what this node cannot reach, and none of the others can be reached.
+            // If this node's own access is broken, no validator is to blame, and the others cannot be reached either.
             Err(_) if ctx.is_cut_off(head, before).await => return Err(NodeError::OwnStorage),
-            // Most validators have published nothing under this digest: that is no news.
+            // Most validators have published nothing under this digest, which is not worth a report.
             Err(None) => {}
             Err(Some(fault)) => {
                 backoff.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);

@@ -1,4 +1,4 @@
-//! What drawn miners' contributions did to the loss. Runs on a thread of its own.
+//! Measures what drawn miners' contributions did to the loss, on its own thread.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct Task {
     validation: Option<(Arc<Vec<f32>>, u64)>,
 }
 
-/// A miner to evaluate: what came in from it, and some of its assigned samples.
+/// A miner to evaluate: its contribution, and some of its assigned samples.
 #[derive(Debug)]
 struct Drawn {
     entry: EntryId,
@@ -38,7 +38,7 @@ struct Drawn {
     samples: Vec<u64>,
 }
 
-/// What an evaluation found.
+/// The result of an evaluation.
 #[derive(Debug, Default)]
 pub struct Report {
     pub observations: Vec<(EntryId, Observation)>,
@@ -46,7 +46,7 @@ pub struct Report {
     pub held_out_loss: Option<f64>,
 }
 
-/// A trainer and what it found.
+/// A trainer and its result.
 #[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Evaluated {
     pub window: u64,
@@ -55,7 +55,8 @@ pub struct Evaluated {
 }
 
 impl Task {
-    /// Whom and on what comes from the block at the put deadline: no miner could know it when it committed.
+    /// Draws the miners and the samples from the block at the put deadline, which no miner could know when it
+    /// committed.
     pub fn new(
         ctx: &Context,
         own: &EntryId,
@@ -101,7 +102,7 @@ impl Task {
             let observation = match verdict {
                 Err(fault) => Observation::Faulted(*fault),
                 Ok(opened) => {
-                    // A damaged sample is this validator's own misfortune: the intake has said so.
+                    // A damaged sample is this validator's own fault, which the intake has reported.
                     let Ok(own) = batch(ctx, Split::Train, samples) else { continue };
                     let mut theta = self.base.as_ref().clone();
                     opened.contribution.add_scaled(&mut theta, step);
@@ -143,7 +144,7 @@ impl Task {
     }
 }
 
-/// A contribution that drives the loss to infinity is a bad contribution, not an error of the validator's.
+/// A contribution that drives the loss to infinity is a bad contribution, not the validator's error.
 fn loss_after(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<f64, NodeError> {
     match trainer.evaluate(theta, batch) {
         Ok(losses) => Ok(mean(&losses)),

@@ -1,8 +1,8 @@
-//! A validator's intake for one window: from words on chain to contributions that passed every check.
+//! A validator's intake for one window: from records on chain to contributions that passed every check.
 //!
 //! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline, each contribution in a
-//! task of its own (`fetching`): a bucket that drips delays nobody else's contribution, and never the vote. What is
-//! final about a `slot` never changes again; what only could not be fetched is tried again at every block until the
+//! task of its own (`fetching`): a slow bucket delays nobody else's contribution, and never the vote. A final
+//! `slot` never changes again; an object that could not be fetched is tried again at every block until the
 //! intake closes.
 
 mod fetching;
@@ -35,14 +35,14 @@ pub struct Intake {
     turns: Arc<Semaphore>,
 }
 
-/// How far the window is.
+/// The phase of the window.
 #[derive(Debug)]
 enum Phase {
-    /// Headers are being committed. The block whose words were read last.
+    /// Headers are being committed. The block whose records were last read.
     Committing { read_at: Option<u64> },
     /// The chain at the put deadline: what was committed then is what counts.
     Opening { at_put: Snapshot, since: Instant },
-    /// Nothing is waited for any more.
+    /// The intake waits for nothing more.
     Closed { at_put: Snapshot, since: Instant },
 }
 
@@ -82,7 +82,7 @@ impl Intake {
         }
     }
 
-    /// Reads what stands on the chain by `head`, as of the put deadline once that is past.
+    /// Reads the records on chain by `head`, as of the put deadline once that is past.
     pub async fn read(&mut self, ctx: &Context, head: u64) -> Result<(), NodeError> {
         let deadline = ctx.schedule.put_deadline(self.window.number);
         let Phase::Committing { read_at } = &mut self.phase else { return Ok(()) };
@@ -126,7 +126,7 @@ impl Intake {
             Phase::Closed { .. } => return,
         };
         for (nth, slot) in self.slots.iter_mut().enumerate() {
-            // Slots added after the put deadline have not read their word.
+            // Slots added after the put deadline have not read their records.
             if let Some(at_put) = at_put {
                 slot.read_word(at_put, self.window.number, true);
             }
@@ -136,7 +136,7 @@ impl Intake {
         }
     }
 
-    /// Waits for the next fetch that ends, and takes in what it brought. Waits for ever if there is none.
+    /// Waits for the next fetch to end, and takes in its result. Waits for ever if no fetch is under way.
     pub async fn arrival(&mut self) {
         match self.fetches.join_next().await {
             Some(done) => self.take(done),
@@ -153,7 +153,7 @@ impl Intake {
         match done {
             Ok(fetched) => self.slots[fetched.nth].take(fetched),
             Err(error) if error.is_cancelled() => {}
-            // Its slot stays as it is: no stranger's bytes may end this process.
+            // Its slot stays as it is, because no stranger's bytes may end this process.
             Err(error) => tracing::error!(window = self.window.number, %error, "a contribution broke its task"),
         }
     }
@@ -162,7 +162,7 @@ impl Intake {
         self.slots.iter().all(Slot::is_decided)
     }
 
-    /// Why some bucket is silent that has not served its contribution yet, if one is.
+    /// Why a bucket that has not served its contribution yet is silent, if one is.
     pub fn silence(&self) -> Option<String> {
         self.slots.iter().find_map(Slot::silence)
     }
@@ -178,12 +178,13 @@ impl Intake {
         silences.next().map(|_| cause)
     }
 
-    /// Forgets what stood in the way of contributions that are not here yet: this node was to blame.
+    /// Forgets the obstacles of contributions that have not arrived: this node was to blame for them.
     pub fn ask_afresh(&mut self) {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
-    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that repeat a candidate's.
+    /// Ends all waiting: what has not arrived by now is a fault. Then rules out contributions that repeat a
+    /// candidate's.
     pub async fn close(&mut self, ctx: &Context) {
         let Phase::Opening { at_put, since } = &self.phase else { return };
         self.phase = Phase::Closed { at_put: at_put.clone(), since: *since };
@@ -229,7 +230,7 @@ impl Intake {
 /// later in the list yields.
 fn duplicates(passed: &[(u64, usize, Arc<Opened>)], candidates: usize, overlap_max: f64) -> Vec<usize> {
     let repeats = |(block, nth, own): &(u64, usize, Arc<Opened>)| {
-        // Candidates only: who else is here depends on this validator's draws, and votes should not.
+        // Only among candidates: the others depend on this validator's draws, on which votes should not depend.
         passed.iter().any(|(other_block, other, earlier)| {
             *other < candidates
                 && (other_block, other) < (block, nth)

@@ -12,7 +12,7 @@ use crate::frame::error::NodeError;
 use crate::frame::local::Local;
 use crate::frame::records::{PendingRecord, SealedRecord};
 
-/// How far a contribution is. The disk knows of `Opened` alone: after a restart whatever comes before it is done again.
+/// How far a contribution is. The disk records only `Opened`: after a restart all earlier stages are done again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// On this node's disk, and nowhere else as far as this process knows.
@@ -30,7 +30,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The one list of what may follow what.
+    /// The only list of transitions.
     fn may_become(&self, next: &Self) -> bool {
         use Stage::{Committed, Lost, Opened, Published, Sealed, Uploaded};
         // Opened may follow all three: after a restart the chain may have what this process has not uploaded.
@@ -44,7 +44,7 @@ impl Stage {
     }
 }
 
-/// What a miner committed to and has not yet seen decided.
+/// A contribution that a miner has committed to, and whose window is not decided yet.
 #[derive(Clone, Debug)]
 pub struct Pending {
     pub window: u64,
@@ -59,12 +59,12 @@ pub struct Pending {
 pub struct Restored {
     /// Oldest first.
     pub whole: Vec<Pending>,
-    /// Windows whose payload is gone or changed, and what is wrong with it.
+    /// Windows whose payload is missing or changed, and what is wrong with it.
     pub damaged: Vec<(u64, String)>,
 }
 
 impl Pending {
-    /// Seals `payload` and signs its header, which says what `context` says that it must.
+    /// Seals `payload` and signs its header, with the content that `context` requires.
     pub fn new(ctx: &Context, context: &HeaderContext, payload: Vec<u8>, tokens: u64) -> Self {
         let HeaderContext { run, window, entry, base, sample_digest, possession, .. } = *context;
         let key = SealKey::derive(&ctx.keypair, run, window, &payload);
@@ -88,7 +88,7 @@ impl Pending {
         &self.stage
     }
 
-    /// Goes on to the next stage.
+    /// Advances to the next stage.
     pub fn advance(&mut self, next: Stage) {
         assert!(self.stage.may_become(&next), "a contribution does not go from {:?} to {next:?}", self.stage);
         self.stage = next;
@@ -99,7 +99,7 @@ impl Pending {
         matches!(self.stage, Stage::Opened | Stage::Published)
     }
 
-    /// What is put into the bucket.
+    /// The ciphertext for the bucket.
     pub fn ciphertext(&self) -> Bytes {
         Bytes::from(self.key.seal(self.payload.clone()))
     }
@@ -121,7 +121,7 @@ impl Pending {
         Ok(PendingRecord { contributions: all.into_iter().map(one).collect::<Result<_, NodeError>>()? })
     }
 
-    /// What [`Pending::store`] kept.
+    /// Reads what [`Pending::store`] kept.
     pub fn load(local: &Local) -> Result<Restored, NodeError> {
         let mut restored = Restored::default();
         for record in local.get::<PendingRecord>()?.unwrap_or_default().contributions {

@@ -1,4 +1,4 @@
-//! A node's copy of the replicated state: θ and the [`RunState`] that names it, moved on by certificates alone.
+//! A node's copy of the replicated state: θ and the [`RunState`] that names it, advanced by certificates alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use templar_protocol::fault::BucketFault;
 use templar_record::event::{Event, Source, Verdict};
 use templar_record::trouble::{LocalPart, Trouble};
 
-/// How far back a certified state is looked for, in periods of checkpoints. Validators keep three checkpoints, and each
+/// How far back to look for a certified state, in periods of checkpoints. Validators keep three checkpoints, and each
 /// window costs a few reads of the chain.
 const SEARCH_PERIODS: u64 = 8;
 
@@ -31,7 +31,7 @@ const SEARCH_PERIODS: u64 = 8;
 pub struct Settled {
     pub window: Window,
     pub certificate: Certificate,
-    /// What the validators of the roster said, as of the vote deadline.
+    /// The votes of the validators of the roster, as of the vote deadline.
     pub ballots: Ballots,
     /// θ that the window's contributions were trained from, if this node still has it.
     pub base_theta: Option<Arc<Vec<f32>>>,
@@ -41,14 +41,15 @@ pub struct Settled {
 #[derive(Debug)]
 pub struct Replica {
     recent: VecDeque<State>,
-    /// The state before the first of `recent`, where its θ is not at hand: with a delay of one window, the state from
+    /// The state before the first of `recent`, without its θ: with a delay of one window, the state from
     /// which the next window to settle starts.
     older: Option<RunState>,
-    /// What was fetched of a window that could not be settled yet, by the hash of its header.
+    /// Contributions fetched for a window that could not be settled yet, by the hash of their headers.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
-    /// Who served false checkpoints, and until when it is left alone.
+    /// Validators that served false checkpoints, and until when they are left alone.
     backoff: Backoff,
-    /// The window whose malformed votes and buckets were told last: a window that cannot be settled is tried again and again.
+    /// The window whose malformed votes and buckets were last reported: a window that cannot be settled is tried
+    /// repeatedly.
     told: Option<u64>,
 }
 
@@ -92,7 +93,7 @@ impl Replica {
         self.recent.back().expect("a replica always has a state")
     }
 
-    /// The state that `window` starts from, if this node has it by now and still.
+    /// The state that `window` starts from, if this node has it already and still.
     pub fn base(&self, ctx: &Context, window: u64) -> Option<&State> {
         let settled = ctx.schedule.settled_before(window);
         self.recent.iter().find(|state| state.run.settled == settled)
@@ -105,7 +106,7 @@ impl Replica {
     }
 
     /// Settles the next window if its vote deadline is at or before `head`. `opened` is what this node has opened
-    /// itself; the rest is fetched from whoever serves it.
+    /// itself; the rest is fetched from nodes that serve it.
     pub async fn advance(
         &mut self,
         ctx: &Context,
@@ -127,8 +128,8 @@ impl Replica {
             emit_unlisted(ctx, &window).await;
         }
         let certificate = certify(number, &window.roster, &window.candidates, ctx.spec.roster.gather, &ballots);
-        // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that a vote of
-        // its own may even seem to be all there is; the others' roots speak to it all the same.
+        // A node whose exclusions differ has other candidates and finds the others' bitmaps malformed, so that its own
+        // vote may even seem to be the only one; but it can still compare the others' roots.
         let roots = [certified_root(number, &window.roster, &at_vote), certificate.root()];
         if let Some(certified) = roots.into_iter().flatten().find(|root| *root != window.base_digest) {
             ctx.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
@@ -167,8 +168,8 @@ impl Replica {
         State { run: newest.run.settle(&ctx.spec, certificate, cursor, root), theta: Arc::new(theta) }
     }
 
-    /// Keeps the present state, the one before it, from which what is late was trained, and with a delay of one window
-    /// the one from which windows start.
+    /// Keeps the present state, the one before it, from which late contributions were trained, and with a delay of one
+    /// window the one from which windows start.
     fn push(&mut self, ctx: &Context, state: State) {
         self.recent.push_back(state);
         while self.recent.len() > 2 + ctx.spec.windows.delay_windows as usize {
@@ -176,12 +177,12 @@ impl Replica {
         }
     }
 
-    /// Takes over the newest certified state that can be had: from the local disk if one of its states is certified,
+    /// Takes over the newest available certified state: from the local disk if one of its states is certified,
     /// else from a validator's checkpoint, else θ₀ if the run is young. Replaying from there to the head is
     /// [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, ctx: &Context, local: &mut Local, head: u64) -> Result<(), NodeError> {
         if ctx.access.broken().is_some() {
-            // No other state would be any nearer to what the network has.
+            // No other state would be closer to the network's.
             return Err(NodeError::OwnStorage);
         }
         let asked = ctx.access.tally();
@@ -219,7 +220,7 @@ impl Replica {
     }
 
     /// The certified contributions, in the order of the certificate: opened by this node itself, or fetched from
-    /// whoever serves them. What comes while others do not is kept for the next attempt.
+    /// nodes that serve them. Those that arrive while others fail are kept for the next attempt.
     async fn collect(
         &mut self,
         ctx: &Context,
@@ -254,7 +255,7 @@ impl Replica {
             self.fetched.extend(found.map(|opened| (header, opened)));
         }
         let is_whole = committed.iter().all(|(_, header)| self.fetched.contains_key(header));
-        // Gone is what is said to be gone. What nobody answered about may be there, and this node be cut off.
+        // An object is gone if a bucket says so. If nobody answers, it may be there, and this node may be cut off.
         if !is_whole && ctx.is_cut_off(head, before).await {
             return Err(NodeError::OwnStorage);
         }
@@ -277,7 +278,7 @@ impl Replica {
     }
 }
 
-/// Windows before this one have had their vote.
+/// The vote deadlines of windows before this one are past.
 fn newest_voted_window(ctx: &Context, head: u64) -> u64 {
     let at = ctx.schedule.window_at(head).map_or(0, |window| window + 1);
     (0..at).rev().find(|&window| ctx.schedule.vote_deadline(window) <= head).map_or(0, |window| window + 1)
@@ -301,7 +302,7 @@ fn locations(ctx: &Context, window: &Window, entry: &EntryId, committed: &Hash32
     locations
 }
 
-/// Whose votes do not count, and why. Whoever has not voted at all is no news.
+/// Validators whose votes do not count, and why. Those that have not voted at all are left out.
 async fn emit_misvotes(ctx: &Context, window: u64, ballots: &Ballots) {
     for (entry, ballot) in ballots {
         if let Err(error) = ballot

@@ -1,6 +1,7 @@
-//! What a miner does to its own bucket: put a contribution, publish its key, remove what is old. All of it beside the
-//! node's loop, so that a bucket that hangs holds up neither the training nor the settling of windows, and each with the
-//! block after which it is of no use any more. What the bucket refuses is put again, with pauses, until that block.
+//! A miner's work on its own bucket: put a contribution, publish its key, remove old ones. All of it runs beside the
+//! node's loop, so that a bucket that hangs holds up neither the training nor the settling of windows, and each task is
+//! given up at the block after which it is of no use. What the bucket refuses is put again, with pauses, until that
+//! block.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,19 +18,18 @@ use crate::pretrain::pauses::Pauses;
 use crate::pretrain::pending::Pending;
 use crate::pretrain::sweep;
 
-/// One thing to do to the bucket. There is one task for each at a time, so as many as there are pending contributions,
-/// times two, and one.
+/// One task on the bucket. Each runs once at a time, so there are at most two per pending contribution, and one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Item {
     /// Ciphertext and header of a window.
     Contribution(u64),
     /// Its key: from then on everybody can read the contribution.
     Key(u64),
-    /// Old contributions go.
+    /// Removal of old contributions.
     Removal,
 }
 
-/// What became of one.
+/// The result of a task.
 #[derive(Debug)]
 pub struct Done {
     pub item: Item,
@@ -54,7 +54,7 @@ pub struct Late {
     pub is_refused: bool,
 }
 
-/// What is under way.
+/// The tasks under way.
 #[derive(Debug)]
 pub struct Uploads {
     tasks: JoinSet<Done>,
@@ -64,9 +64,9 @@ pub struct Uploads {
     refused: mpsc::UnboundedSender<(Item, StoreError)>,
     /// Refusals that have come, and are not yet taken.
     news: Vec<(Item, StoreError)>,
-    /// Ended, and not yet taken.
+    /// Tasks that have ended, and were not taken yet.
     done: Vec<Done>,
-    /// Contributions to windows before this one have to go, once the removal that is under way has ended.
+    /// Contributions to windows before this one are removed once the removal that is under way has ended.
     remove_before: Option<u64>,
 }
 
@@ -107,7 +107,7 @@ impl Default for Uploads {
 }
 
 impl Item {
-    /// As troubles name it; a removal has no window.
+    /// The window and the kind, as troubles name them; a removal has none.
     pub fn put(self) -> Option<(u64, Put)> {
         match self {
             Self::Contribution(window) => Some((window, Put::Contribution)),
@@ -152,7 +152,7 @@ impl Uploads {
         Complaint { item, refused: Some(self.refused.clone()) }
     }
 
-    /// Contributions to windows before `keep_from` have to go.
+    /// Asks for the removal of contributions to windows before `keep_from`.
     pub fn remove_before(&mut self, keep_from: u64) {
         self.remove_before = Some(keep_from);
     }
@@ -165,7 +165,7 @@ impl Uploads {
         let Some(keep_from) = self.remove_before.take() else { return };
         let ctx = ctx.clone();
         self.start(Item::Removal, deadline_block, async move {
-            // By name first: that needs no right to list.
+            // By name first, which needs no right to list.
             if let Some(window) = keep_from.checked_sub(1) {
                 for key in [keys::window_key, keys::window_header, keys::window_payload] {
                     ctx.store.delete(&key(ctx.run, window)).await?;
@@ -189,8 +189,8 @@ impl Uploads {
         self.under_way.insert(item, UnderWay { task, deadline_block, is_refused: false });
     }
 
-    /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never ends if
-    /// nothing is under way. Dropping it loses nothing.
+    /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never
+    /// ends if nothing is under way. Dropping it loses nothing.
     pub async fn arrival(&mut self) {
         loop {
             tokio::select! {
@@ -220,12 +220,12 @@ impl Uploads {
 
     pub fn take(&mut self) -> Vec<Done> {
         let mut done = std::mem::take(&mut self.done);
-        // What was given up has been told already.
+        // Tasks that were given up have already been reported.
         done.retain(|done| self.under_way.remove(&done.item).is_some());
         done
     }
 
-    /// Gives up what is of no use any more at `head`.
+    /// Gives up tasks that are of no use any more at `head`.
     pub fn expire(&mut self, head: u64) -> Vec<Late> {
         let late = self.under_way.extract_if(.., |_, upload| head >= upload.deadline_block);
         late.map(|(item, UnderWay { task, deadline_block, is_refused })| {

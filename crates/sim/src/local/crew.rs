@@ -1,4 +1,4 @@
-//! The watch over a local network's nodes, from their start to the last window.
+//! Runs a local network's nodes and watches over them, from their start to the last window.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -23,28 +23,28 @@ use crate::local::steps::Steps;
 use crate::local::wait::{sleep_until, stopped};
 use crate::plan::{Member, Plan};
 
-/// How long the end waits for the slowest node.
+/// How long the network waits for the slowest node at the end.
 const LAST_CALL: Duration = Duration::from_mins(1);
-/// Blocks for which chain and buckets stay after the end, so that guests see the last window settled, and how long these
-/// blocks may take.
+/// Blocks for which chain and buckets stay after the end, so that guests see the last window settled, and how long
+/// these blocks may take.
 const GUEST_BLOCKS: u64 = 3;
 const GUEST_PATIENCE: Duration = Duration::from_secs(30);
-/// Events that may wait to be shown.
+/// Most events that may wait to be shown.
 const EVENTS: usize = 256;
-/// How much of a paced window's time its training takes: all but a moment.
+/// Share of a paced window's time that training takes: nearly all of it.
 const TRAINING_SHARE: f64 = 0.9;
 
-/// The nodes at work.
+/// The running nodes.
 pub(crate) struct Crew {
     nodes: JoinSet<Result<(), NodeFailure>>,
     sender: mpsc::Sender<NodeEvent>,
     events: mpsc::Receiver<NodeEvent>,
     stop: watch::Sender<bool>,
-    /// Whether a network does without a node that ended.
+    /// Whether the network continues without a node that ended.
     goes_on: bool,
     /// Inner steps of the miners of this process.
     steps: Vec<Steps>,
-    /// Blocks that did not wait for somebody: how many were told.
+    /// How many blocks that did not wait for a node have been reported.
     late_told: u64,
 }
 
@@ -55,7 +55,7 @@ impl Crew {
         Self { nodes, sender, events, stop, goes_on, steps: Vec::new(), late_told: 0 }
     }
 
-    /// Starts a node, given where its events go and what tells it to stop.
+    /// Starts a node by `node`, which gets the channel for its events and the signal to stop.
     pub(crate) fn start<F>(&mut self, node: impl FnOnce(mpsc::Sender<NodeEvent>, watch::Receiver<bool>) -> F)
     where
         F: Future<Output = Result<(), NodeFailure>> + Send + 'static,
@@ -86,7 +86,7 @@ impl Crew {
             self.wait_for_guests(&mut services, stop, tell).await;
         }
         let _ = self.stop.send(true);
-        // From now on nobody waits for a place in the channel.
+        // From now on no sender waits for room in the channel.
         self.events.close();
         while let Ok(event) = self.events.try_recv() {
             hear(&event, &mut services, tell);
@@ -153,7 +153,7 @@ impl Crew {
         Ok(false)
     }
 
-    /// Lets guests see the end: they come to know of the last block when the nodes here do.
+    /// Lets guests see the end: they hear of the last block when the nodes here do.
     async fn wait_for_guests(
         &mut self,
         services: &mut Services,
@@ -173,7 +173,7 @@ impl Crew {
         }
     }
 
-    /// Names those for whom blocks did not wait since the last time.
+    /// Reports the nodes for which blocks did not wait since the last call.
     fn tell_late(&mut self, services: &Services, schedule: &Schedule, tell: &mut dyn FnMut(News<'_>)) {
         let total = services.chain.late_total();
         let new = usize::try_from(total - self.late_told).unwrap_or(usize::MAX);
@@ -208,7 +208,7 @@ fn moment(block: u64, spec: &RunSpec, schedule: &Schedule, steps: Option<(u64, u
         _ => Phase::Judging,
     };
     let of_blocks = into as f64 / spec.windows.blocks.max(1) as f64;
-    // Paced blocks say little: they wait for the steps.
+    // Paced blocks wait for the steps, so their number says little.
     let share = match (phase, steps) {
         (Phase::Training, Some((done, all))) => TRAINING_SHARE * done as f64 / all as f64,
         (_, Some(_)) => TRAINING_SHARE + (1.0 - TRAINING_SHARE) * of_blocks,
@@ -222,8 +222,8 @@ fn hear(event: &NodeEvent, services: &mut Services, tell: &mut dyn FnMut(News<'_
     tell(News::Event(event, &services.kept.recorder));
 }
 
-/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started the
-/// network may look there; its nodes may not, and do not.
+/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started
+/// the network may look there; its nodes may not, and do not.
 pub(crate) fn final_theta(
     folder: &Path,
     members: &[Member],
@@ -262,7 +262,7 @@ fn theta_of(
     let text = |error: NodeError| error.to_string();
     let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).map_err(text)?;
     let states = local.states(spec.id()).map_err(text)?;
-    // A network on a clock may have gone on meanwhile.
+    // A network on a clock may have continued meanwhile.
     let Some(state) = states.iter().find(|state| state.settled == windows).or(states.first()) else { return Ok(None) };
     let theta = local.theta(state, &spec.layout()).map_err(|damage| damage.to_string())?;
     Ok(Some((state.settled, theta)))
@@ -358,7 +358,7 @@ mod tests {
             [Phase::Training, Phase::Training, Phase::Uploading, Phase::Uploading, Phase::Judging, Phase::Judging]
         );
         assert_eq!((at(5, None).window, at(5, None).share), (Some(3), 0.25));
-        // Where blocks wait for the steps, steps say how far it is, and the share never falls.
+        // If blocks wait for the steps, the steps show the progress; the share never falls.
         let shares = [at(0, Some((0, 32))), at(9, Some((16, 32))), at(10, Some((32, 32))), at(19, Some((32, 32)))];
         assert!(shares.windows(2).all(|pair| pair[0].share < pair[1].share), "{shares:?}");
         assert_eq!((shares[1].share, shares[1].steps, shares[3].steps), (0.45, Some((16, 32)), None));

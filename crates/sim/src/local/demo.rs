@@ -1,4 +1,4 @@
-//! `templar demo`: a whole network in one process, of real parts. Nodes share nothing but the chain and the buckets.
+//! `templar demo`: a whole network in one process, of real parts. Nodes share only the chain and the buckets.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -25,15 +25,15 @@ use crate::zoo::kind::Adversary;
 #[derive(Debug)]
 pub struct Demo {
     pub network: Network,
-    /// How long a block waits for a node before the chain goes on without it.
+    /// How long a block waits for a node before the chain continues without it.
     pub pace_cap: Duration,
-    /// How much its miners write. A demonstration that may go on from its folder writes all.
+    /// How much its miners write. A demonstration that may be resumed from its folder writes everything.
     pub saving: Saving,
 }
 
 impl Demo {
-    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. A node that ends
-    /// with an error ends the demonstration: every block would wait for it.
+    /// Runs to the last window, or until `stop`; `None` if it was stopped before the network was set up. A node that
+    /// ends with an error ends the demonstration: every block would wait for it.
     pub async fn run(
         self,
         mut stop: watch::Receiver<bool>,

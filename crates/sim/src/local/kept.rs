@@ -1,14 +1,15 @@
-//! What a network keeps in its folder beside the nodes' own files, so that it can go on after a kill, and so that its
+//! What a network keeps in its folder besides the nodes' own files, so that it can resume after a kill, and so that its
 //! model and report can be made from the folder alone.
 //!
 //! | file | what |
 //! |---|---|
 //! | `network.toml` | how the network was started |
-//! | `run.toml` | the run; it is written last, so a folder without it never stood |
+//! | `run.toml` | the run; it is written last, so a folder without it was never fully set up |
 //! | `events.jsonl` | every event that was heard, see [`templar_record::log`] |
 //! | `lock` | locked while a process runs the network, or exports it |
 
 mod definition;
+mod files;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -17,55 +18,16 @@ use std::path::{Path, PathBuf};
 
 use templar_protocol::run::RunSpec;
 use templar_record::event::NodeEvent;
-use templar_record::log::{self, LogError, Writer};
+use templar_record::log::{self, Writer};
 use templar_record::recorder::{Participant, Recorder};
 
 pub use crate::local::kept::definition::{Definition, Invited, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
+pub use crate::local::kept::files::KeptError;
+use crate::local::kept::files::{DEFINITION, EVENTS, LOCK, RUN, io, replace, text};
 use crate::plan::Member;
 
-/// Names of the files.
-const DEFINITION: &str = "network.toml";
-const RUN: &str = "run.toml";
-const EVENTS: &str = "events.jsonl";
-const LOCK: &str = "lock";
-/// Ending of a file that is being written.
-const TEMPORARY: &str = "tmp";
-/// What an earlier start may have left of a network that never stood.
+/// What an earlier start may have left of a network that was never set up.
 const LEFTOVERS: [&str; 6] = ["dataset", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
-/// Longest file that is read as a whole.
-const TEXT_BYTES_MAX: u64 = 64 * 1024;
-
-/// Why a folder cannot be used, or used again.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeptError {
-    #[error("{path}: {source}; check free space and permissions")]
-    Io { path: String, source: std::io::Error },
-    #[error("another process runs the network in {folder}, or exports it: wait for its end, or stop it")]
-    InUse { folder: String },
-    #[error("{path} is not the file that `templar demo` or `templar localnet` wrote: {reason}; name another folder")]
-    Malformed { path: String, reason: String },
-    #[error("{folder} holds no network: name a folder that `templar demo` or `templar localnet` was given as --folder")]
-    NoNetwork { folder: String },
-    #[error("the network in {folder} was stopped before it stood: there is nothing in it yet")]
-    NeverStood { folder: String },
-    #[error(
-        "{folder} holds a network that was started with other options: --{option} was {was}, and is {is} now. Give the same \
-         options to go on with it, or name another folder"
-    )]
-    Differs { folder: String, option: &'static str, was: String, is: String },
-    #[error(
-        "all {windows} windows of the network in {folder} are trained. Keep its model with `templar export {folder} --out DIR`, \
-         or give a greater --windows to train on"
-    )]
-    Finished { folder: String, windows: u64 },
-    #[error(transparent)]
-    Log(#[from] LogError),
-}
-
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> KeptError + '_ {
-    move |source| KeptError::Io { path: path.display().to_string(), source }
-}
 
 /// A network's folder, locked for this process.
 #[derive(Debug)]
@@ -73,16 +35,16 @@ pub struct Kept {
     folder: PathBuf,
     _lock: File,
     pub definition: Definition,
-    /// The run, if the network stood before.
+    /// The run, if the network was set up before.
     pub spec: Option<RunSpec>,
-    /// All that was heard so far.
+    /// All events so far.
     pub(crate) recorder: Recorder,
-    /// None once it could not be written.
+    /// `None` once writing has failed.
     log: Option<Writer<File>>,
 }
 
 impl Kept {
-    /// The folder of a network that is to start, or to go on.
+    /// Opens the folder of a network that is to start or to resume.
     pub(crate) fn open(folder: &Path, now: &Definition) -> Result<Self, KeptError> {
         fs::create_dir_all(folder).map_err(io(folder))?;
         let lock = lock(folder)?;
@@ -119,7 +81,7 @@ impl Kept {
         Ok(Self { folder: folder.to_path_buf(), _lock: lock, definition, spec, recorder, log })
     }
 
-    /// The folder of a network that ran, to look at.
+    /// Opens the folder of a network that ran, for reading.
     pub(crate) fn read(folder: &Path) -> Result<(Self, RunSpec), KeptError> {
         let definition = Definition::read(folder)?;
         let lock = lock(folder)?;
@@ -130,21 +92,21 @@ impl Kept {
         Ok((kept, spec))
     }
 
-    /// Notes where the network is served, and then that it stands.
+    /// Records where the network is served, and then that it is set up.
     pub(crate) fn stands(&mut self, spec: &RunSpec, chain: SocketAddr, buckets: SocketAddr) -> Result<(), KeptError> {
         (self.definition.chain, self.definition.buckets) = (Some(chain), Some(buckets));
         self.definition.write(&self.folder)?;
         replace(&self.folder.join(RUN), &spec.to_toml())
     }
 
-    /// Windows that somebody has settled before, and those that were validated, too.
+    /// Windows that some node has already settled, and those that were validated.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let all = 0..self.definition.windows;
         let settled = all.clone().take_while(|window| self.recorder.settled(*window) > 0).count() as u64;
         (settled, all.take_while(|window| self.recorder.validated(*window)).count() as u64)
     }
 
-    /// Takes in an event. A log that cannot be written is told once, and ends no network.
+    /// Records an event. A log that cannot be written is reported once, and does not stop the network.
     pub(crate) fn hear(&mut self, event: &NodeEvent) {
         self.recorder.record(event);
         if let Some(log) = &mut self.log
@@ -156,7 +118,7 @@ impl Kept {
     }
 }
 
-/// Members and guests, as the report knows them.
+/// Members and guests, as the report lists them.
 pub(crate) fn participants(members: &[Member], guests: &[Invited]) -> Vec<Participant> {
     let guest = |guest: &Invited| Participant {
         name: guest.name.clone(),
@@ -184,7 +146,7 @@ fn replay(folder: &Path, definition: &Definition) -> Result<Recorder, KeptError>
     Ok(recorder)
 }
 
-/// The log, to be gone on with. What a kill cut off in the middle of a line is ended first.
+/// Opens the log for appending. A line that a kill cut off is ended first.
 fn append(path: &Path) -> Result<Writer<File>, KeptError> {
     let open = || -> std::io::Result<Writer<File>> {
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
@@ -225,13 +187,6 @@ fn read_run(folder: &Path) -> Result<Option<RunSpec>, KeptError> {
     RunSpec::from_toml(&text(&path)?).map(Some).map_err(malformed)
 }
 
-fn text(path: &Path) -> Result<String, KeptError> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(io(path))?;
-    file.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(io(path))?;
-    Ok(text)
-}
-
 fn remove_leftovers(folder: &Path) -> Result<(), KeptError> {
     for name in LEFTOVERS {
         let path = folder.join(name);
@@ -245,18 +200,6 @@ fn remove_leftovers(folder: &Path) -> Result<(), KeptError> {
         let _ = fs::remove_file(folder.join(format!("chain.sqlite{suffix}")));
     }
     Ok(())
-}
-
-/// Writes a file as a whole or not at all.
-fn replace(path: &Path, text: &str) -> Result<(), KeptError> {
-    let temporary = path.with_extension(TEMPORARY);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(io(path))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How far the miners of this process are with their inner steps, for people to see.
+//! How far the miners of this process are with their inner steps, to show to people.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

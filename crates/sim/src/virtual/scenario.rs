@@ -1,8 +1,8 @@
-//! The deterministic simulation: the real node code under a virtual clock, one event log a seed.
+//! The deterministic simulation: the real node code under a virtual clock, one event log per seed.
 //!
 //! Everything runs on one thread of a runtime whose time is paused: a block comes every twelve virtual seconds, nodes
-//! train and write to SQLite on the spot, and whatever is due at one instant happens in one order. So a seed that
-//! shows a failure shows it again.
+//! train and write to SQLite inline, and everything that is due at one instant happens in a fixed order. So a seed that
+//! shows a failure once shows it always.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ pub enum What {
     Shared(fn(&DevChain, &MemoryCloud, &[Member])),
 }
 
-/// What hears every event as it comes, with what all of them add up to so far.
+/// A callback for every event as it comes, with what all events add up to so far.
 pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
 
 /// The parts of a node, made from honest ones.
@@ -77,15 +77,15 @@ pub struct Scenario {
     pub cloud_fault: Option<CloudFault>,
     /// What stands between a node and the world, by the node's name; the first is the innermost. [`Scenario::wrap`] adds one.
     pub wraps: Vec<(String, Wrap)>,
-    /// Blocks are made as soon as every node is done with its part, or after this time; else one every twelve seconds.
-    /// Incidents need the latter.
+    /// With a cap, a block is made as soon as every node has done its part, or after this time; without one, every
+    /// twelve seconds. Incidents need the latter.
     pub pace_cap: Option<Duration>,
     pub on_event: Option<OnEvent>,
     /// Ends it before its last window once this is true.
     pub stop: Option<watch::Receiver<bool>>,
 }
 
-/// What came of it.
+/// The result of a simulation.
 #[derive(Debug)]
 pub struct Outcome {
     pub spec: RunSpec,
@@ -130,7 +130,7 @@ pub fn tiny_preset() -> Preset {
 }
 
 impl Scenario {
-    /// `miners` and `validators` of the tiny model, nothing amiss.
+    /// `miners` and `validators` of the tiny model, without any disaster.
     pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
         let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
         Self {
@@ -151,7 +151,7 @@ impl Scenario {
         self.wraps.push((node.to_owned(), Box::new(wrap)));
     }
 
-    /// Simulates it. Files of the nodes lie below `folder`.
+    /// Runs the simulation. The files of the nodes are below `folder`.
     pub fn run(self, folder: &Path) -> Outcome {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime needs no resource that could be missing").block_on(self.simulate(folder))
@@ -331,7 +331,7 @@ impl World {
         };
         let (neurons, late) = (chain_record::neurons(&self.chain), chain_record::late(&self.chain));
         let mut report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
-        // The synthetic trainer's loss is of no text: in bits per byte it would pretend to be.
+        // The synthetic trainer's loss is not about text, so bits per byte would mislead.
         report.windows.iter_mut().for_each(|window| window.val_bits_per_byte = None);
         report.last.val_bits_per_byte = None;
         Outcome { spec: self.spec, log, report, cloud: self.cloud, failures: self.failures }

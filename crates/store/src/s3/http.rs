@@ -16,11 +16,11 @@ use reqwest::header::{DATE, HeaderMap};
 
 use crate::s3::endpoint::{Trust, is_public};
 
-/// A server that sends nothing for this long is given up.
+/// A server that sends nothing for this long is cut off.
 const STALL: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDLE_PER_HOST_MAX: usize = 8;
-/// An error page is read up to here: S3's own are a few hundred bytes, a hostile one could be endless.
+/// Error pages are read up to this length: S3's own have a few hundred bytes, a hostile one could be endless.
 const ERROR_BODY_BYTES_MAX: usize = 4096;
 
 /// Hands `object_store` a client made here, shared by all buckets of one [`Trust`].
@@ -58,8 +58,8 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The server denies access. `object_store` shows that for some operations only as an error like any other, so it is
-/// marked here, for all of them.
+/// The server denies access. For some operations `object_store` reports that like any other error, so it is marked
+/// here, for all of them.
 #[derive(Debug, thiserror::Error)]
 #[error("the server denies access")]
 pub(super) struct Denied;
@@ -73,7 +73,7 @@ pub(super) struct ClockSkew {
 }
 
 impl ClockSkew {
-    /// S3's code for it; the server's time stands in the `Date` of its answer.
+    /// S3's code for it; the server's time is in the `Date` of its answer.
     fn of(answer: &str, headers: &HeaderMap, now: SystemTime) -> Option<Self> {
         if !answer.contains("<Code>RequestTimeTooSkewed</Code>") {
             return None;
@@ -103,7 +103,7 @@ impl HttpService for BoundedErrors {
         {
             text.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY_BYTES_MAX - text.len())]);
         }
-        // What is no text would turn the status into a decoding error.
+        // A page that is not text would turn the status into a decoding error.
         let text: String =
             String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         if matches!(parts.status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

@@ -8,10 +8,11 @@ use rusqlite::{Connection, Transaction, params};
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{Disk, Failure};
-use crate::frame::local::{STATES_KEPT, unreadable};
 use crate::frame::records::{self, RecordError, StateRecord, Stored};
 
-/// How long to wait for a process that is about to end to give the database free.
+/// States kept, so that a diverged node can go back without a download.
+const STATES_KEPT: u64 = 3;
+/// How long to wait for a process that is about to end to release the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// What the database's tables and records look like: 0, those of the first release, had no versions.
 pub(super) const FORMAT: i64 = 1;
@@ -99,4 +100,9 @@ pub(super) fn migrate(database: &mut Connection, folder: &Path) -> Result<(), No
         transaction.commit()
     };
     end().map_err(|error| failed(error.into()))
+}
+
+/// A record that this release cannot read.
+pub(super) fn unreadable(folder: &Path, record: &str, source: RecordError) -> NodeError {
+    NodeError::LocalRecord { path: folder.display().to_string(), record: record.to_owned(), source }
 }

@@ -154,7 +154,7 @@ fn what_does_not_decode_is_an_error_with_a_remedy() {
     assert!(error.is_fatal() && error.to_string().contains("move the folder away"), "{error}");
     local.database.execute("INSERT INTO state VALUES (3, x'01')", []).unwrap();
     assert!(matches!(local.states(RunId(Hash32::of(b"run"))), Err(NodeError::LocalRecord { .. })));
-    // A newer release's database is left alone.
+    // The database of a newer release is not touched.
     local.database.pragma_update(None, "user_version", database::FORMAT + 1).unwrap();
     drop(local);
     let newer = Local::open(folder.path(), RunId(Hash32::of(b"run")), &hotkey("a"), Disk::Durable);

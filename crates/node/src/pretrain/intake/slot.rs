@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use crate::pretrain::fetch::{Location, Obstacle, Opened};
 
-/// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
+/// How often bytes must differ from what the chain names before that is final: the first time, a link may be to blame.
 const MISREADS_MAX: u32 = 2;
 
 /// One miner's contribution on its way in.
@@ -26,7 +26,7 @@ pub(super) struct Slot {
     generation: u64,
 }
 
-/// How far it is: to the right only, except that a header may be committed anew up to the put deadline.
+/// How far it is. Steps lead downwards only, except that a new header may be committed up to the put deadline.
 #[derive(Debug)]
 enum Stage {
     /// The chain has no header of it so far.
@@ -49,20 +49,20 @@ pub(super) struct Coming {
     committed_at_block: u64,
     pub(super) parts: Parts,
     activity: Activity,
-    /// So often, after the put deadline, what was read was not what the chain names.
+    /// How often, after the put deadline, the bytes read differed from what the chain names.
     misreads: u32,
-    /// What stands in the way at the moment: what a fetch that is under way waits for, else how the last one ended.
+    /// The present obstacle: what the fetch under way waits for, or how the last one ended.
     pub(super) obstacle: watch::Sender<Obstacle>,
 }
 
-/// What of it is here.
+/// The parts of it that are here.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     pub(super) header: Option<SignedHeader>,
     pub(super) ciphertext: Option<Bytes>,
 }
 
-/// What a look after it brought.
+/// The result of an attempt to fetch it.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) nth: usize,
@@ -75,7 +75,7 @@ pub(super) struct Fetched {
 
 #[derive(Debug)]
 enum Activity {
-    /// Last looked for at this block.
+    /// The block of the last attempt to fetch it.
     Idle {
         looked_at: Option<u64>,
     },
@@ -88,7 +88,7 @@ enum Activity {
 }
 
 impl Slot {
-    /// `context` is none if this validator cannot know what the header has to say.
+    /// `context` is `None` if this validator cannot know what the header must say.
     pub(super) fn new(entry: EntryId, location: Location, context: Option<HeaderContext>) -> Self {
         let stage = match context {
             Some(context) => Stage::Uncommitted { context: Arc::new(context) },
@@ -97,7 +97,7 @@ impl Slot {
         Self { entry, location, stage, generation: 0 }
     }
 
-    /// Reads what the chain says of it; `is_final` as of the put deadline.
+    /// Reads its record on chain; `is_final` as of the put deadline.
     pub(super) fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
         let context = match &self.stage {
             Stage::Decided { .. } => return,
@@ -157,7 +157,7 @@ impl Slot {
         coming.parts = fetched.parts;
         match fetched.result {
             Ok(Some(opened)) => self.decide(Ok(opened)),
-            // All that there is before the put deadline is here, and nobody has asked for the key.
+            // Everything available before the put deadline is here, and nobody has asked for the key.
             Ok(None) => _ = coming.obstacle.send_replace(FaultKind::NotJudged.into()),
             Err(obstacle) => {
                 let fault = obstacle.fault();
@@ -169,7 +169,7 @@ impl Slot {
         }
     }
 
-    /// Ends all waiting: what is not here by now is a fault.
+    /// Ends all waiting: what has not arrived by now is a fault.
     pub(super) fn close(&mut self) {
         if let Err(fault) = self.verdict() {
             self.decide(Err(fault));
@@ -187,7 +187,7 @@ impl Slot {
         self.stage = Stage::Decided { verdict, committed_at_block };
     }
 
-    /// Forgets what stood in its way, and asks as if for the first time.
+    /// Forgets its obstacle, and asks as if for the first time.
     pub(super) fn ask_afresh(&mut self) {
         self.abort();
         if let Stage::Coming(coming) = &mut self.stage {
@@ -210,7 +210,7 @@ impl Slot {
         matches!(self.stage, Stage::Decided { .. })
     }
 
-    /// Why there was no answer about it from its bucket, if there was none to the last question.
+    /// Why its bucket did not answer the last request, if it did not.
     pub(super) fn silence(&self) -> Option<String> {
         match &self.stage {
             Stage::Coming(coming) => coming.obstacle.borrow().silence().map(str::to_owned),
@@ -243,7 +243,7 @@ impl Slot {
         }
     }
 
-    /// What to say of it now.
+    /// The present verdict on it.
     pub(super) fn verdict(&self) -> Result<&Arc<Opened>, FaultKind> {
         match &self.stage {
             Stage::Uncommitted { .. } => Err(FaultKind::NotCommitted),
@@ -262,12 +262,12 @@ impl Coming {
             parts: Parts::default(),
             activity: Activity::Idle { looked_at: None },
             misreads: 0,
-            // Until its turn comes nobody has asked for it, which is no fault of its miner's.
+            // Until its turn comes nobody has asked for it, which is not its miner's fault.
             obstacle: watch::Sender::new(FaultKind::NotJudged.into()),
         }
     }
 
-    /// Whether to look again cannot help after `fault`; counts it.
+    /// Whether another attempt cannot help after `fault`, which is counted.
     fn is_hopeless(&mut self, fault: FaultKind, is_final: bool) -> bool {
         if fault.is_absence() {
             return false;
@@ -276,8 +276,8 @@ impl Coming {
             self.activity = Activity::Resting;
             return false;
         }
-        // Bytes that are not the committed ones may have been damaged on their way; all other faults are in bytes that
-        // the chain names.
+        // Bytes that differ from the committed ones may have been damaged on their way; all other faults are in bytes
+        // that the chain names.
         let may_be_misread = matches!(
             fault,
             FaultKind::HeaderMalformed

@@ -1,7 +1,7 @@
 //! e, the error feedback: what was learned and not yet sent.
 //!
-//! On the disk of a sparing miner it is in bf16: a restart then rounds each value by at most one part in 256, which is far
-//! less than the codec's one or two bits a value leave of it anyway.
+//! On the disk of a sparing miner it is in bf16: a restart then rounds each value by at most one part in 256, which is
+//! far less than the codec's one or two bits per value leave of it anyway.
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{floats, to_bf16, to_bytes};
@@ -11,12 +11,12 @@ use crate::frame::records::{ErrorFeedbackRecord, FloatFormat};
 #[derive(Debug)]
 pub(super) struct ErrorFeedback {
     values: Vec<f32>,
-    /// The file that has these values; none since they changed.
+    /// The file that has these values; `None` once they have changed.
     record: Option<ErrorFeedbackRecord>,
 }
 
 impl ErrorFeedback {
-    /// The `length` values on disk, or zeros; and what is wrong with what is on disk, if something is.
+    /// The `length` values on disk, or zeros; and what is wrong with those on disk, if something is.
     pub(super) fn load(local: &Local, length: usize) -> Result<(Self, Option<String>), NodeError> {
         let Some(record) = local.get::<ErrorFeedbackRecord>()? else { return Ok((Self::zero(length), None)) };
         let cause = match local.file(&record.file) {
@@ -79,7 +79,7 @@ mod tests {
             let (loaded, damage) = ErrorFeedback::load(&local, values.len()).unwrap();
             let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * b;
             assert!(damage.is_none() && loaded.values.iter().zip(&values).all(is_near), "{saving:?}");
-            // What does not fit this run is damage, and not a shorter one.
+            // A file that does not fit this run is damaged, rather than a shorter error feedback.
             assert!(ErrorFeedback::load(&local, values.len() + 1).unwrap().1.is_some());
         }
     }

@@ -15,7 +15,7 @@ use crate::pretrain::window::committed_header;
 
 impl Miner {
     /// Takes each pending contribution as far as it gets by `head`: upload and commitment before the put deadline, the
-    /// key after it, if the chain had the header in time. Gives the first error, after a try at each.
+    /// key after it, if the chain had the header in time. Returns the first error, after trying each.
     pub(super) async fn publish(&mut self, head: u64) -> Result<(), NodeError> {
         self.give_up_late(head).await;
         self.uploads.tidy(&self.ctx, head + self.ctx.spec.windows.blocks);
@@ -52,7 +52,7 @@ impl Miner {
             Stage::Sealed | Stage::Uploaded | Stage::Committed => self.open_or_lose(nth, put_deadline).await?,
             Stage::Opened => {}
         }
-        // A key that comes after the votes opens nothing to anybody.
+        // A key that comes after the votes is of no use to anybody.
         let pending = &self.pending[nth];
         if *pending.stage() == Stage::Opened && head < vote_deadline {
             self.uploads.key(&self.ctx, pending, vote_deadline);
@@ -81,13 +81,14 @@ impl Miner {
             pending.advance(Stage::Lost(if is_uploaded { Miss::CommittedTooLate } else { Miss::UploadTooLate }));
             return Ok(());
         }
-        // On disk before it is public: whoever dies in between must not send the same values again.
+        // On disk before it is public: a node that dies in between must not send the same values again.
         pending.advance(Stage::Opened);
         let record = Pending::store(&self.pending, &self.seat.local)?;
         self.seat.local.set(&record)
     }
 
-    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the window is settled.
+    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the
+    /// window is settled.
     async fn give_up_late(&mut self, head: u64) {
         for Late { item, deadline_block, is_refused } in self.uploads.expire(head) {
             if is_refused {

@@ -1,4 +1,4 @@
-//! From a pseudo-gradient to a sealed contribution on disk, and back into the error feedback what did not count.
+//! From a pseudo-gradient to a sealed contribution on disk. What did not count goes back into the error feedback.
 
 use templar_codec::EncodeError;
 use templar_record::outcome::Miss;
@@ -11,8 +11,8 @@ use crate::pretrain::miner::{Miner, Work};
 use crate::pretrain::pending::Pending;
 use crate::pretrain::window::Window;
 
-/// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of what is its own, and soon
-/// renewed: with β₁ = 0.9 and β₂ = 0.95 30 inner steps leave 4 % and 21 % of what came before them.
+/// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of the state that only it
+/// has, and soon renewed: with β₁ = 0.9 and β₂ = 0.95, 30 inner steps leave 4 % and 21 % of the earlier values.
 const SPARING_WINDOWS: u64 = 16;
 
 impl Miner {
@@ -82,14 +82,14 @@ impl Miner {
         payload
     }
 
-    /// Puts back into the error feedback what was taken out of it for `payload`, which did not count.
+    /// Puts the values of `payload`, which did not count, back into the error feedback.
     pub(super) fn take_back(&mut self, payload: &[u8]) {
         if let Ok(contribution) = self.ctx.codec.decode(payload.to_vec()) {
             contribution.add_scaled(self.error_feedback.values_mut(), 1.0);
         }
     }
 
-    /// All of the miner's state as one step; what has not changed is not written again.
+    /// Saves all of the miner's state in one step; unchanged files are not written again.
     pub(super) fn save(&mut self) -> Result<(), NodeError> {
         let local = &self.seat.local;
         let error = self.error_feedback.store(local, self.saving)?;

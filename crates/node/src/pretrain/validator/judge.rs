@@ -1,4 +1,4 @@
-//! The window that a validator judges now: contributions come in, copies go out, and a vote is cast.
+//! The window that a validator is judging: contributions arrive, copies are made, and a vote is cast.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const JUDGED_MAX: usize = 2;
 /// How long copies may still take in the block in which they are waited for no longer.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a validator judges, and what it owes for what it has judged.
+/// What a validator is judging, and what it still has to do for windows that it has judged.
 #[derive(Debug)]
 pub(super) struct Judge {
     ctx: Arc<Context>,
@@ -41,12 +41,12 @@ pub(super) struct Judge {
     pub(super) endings: Endings,
 }
 
-/// How far a window is with this validator.
+/// The phase of a window at this validator.
 #[derive(Debug)]
 enum Round {
-    /// It has not begun, or the state that it starts from is not at hand.
+    /// It has not begun, or this node lacks the state that it starts from.
     Ahead { window: u64, lack: Abstention },
-    /// Contributions come in.
+    /// Contributions arrive.
     Open { intake: Intake, doubt: Doubt },
     /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
     /// vote is cast: what is not there yet is waited for, in the last block of the wait up to this instant.
@@ -59,7 +59,7 @@ struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
-    /// Why there is no vote, if there is none to the end.
+    /// Why this node does not vote, if it does not.
     lack: Abstention,
 }
 
@@ -75,7 +75,7 @@ impl Round {
         }
     }
 
-    /// Waits for the next contribution that has come or will not, or until a last wait has ended.
+    /// Waits until the next contribution has arrived or failed, or until a last wait has ended.
     pub(super) async fn arrival(&mut self) {
         match self {
             Self::Open { intake, .. } => intake.arrival().await,
@@ -103,24 +103,24 @@ impl Judge {
         self.round.window()
     }
 
-    /// Another state took the place of the one that all this stood on.
+    /// Another state replaced the one on which all this was based.
     pub(super) fn start_over(&mut self) {
         (self.round, self.vote) = (Round::ahead(self.round.window()), None);
         self.judged.clear();
     }
 
-    /// What this node has opened itself of windows that are not settled.
+    /// Contributions that this node has opened itself, to windows that are not settled.
     pub(super) fn opened(&self) -> Vec<Arc<Opened>> {
         self.judged.iter().flat_map(Intake::opened).cloned().collect()
     }
 
-    /// What came in for `window`, which is settled.
+    /// The intake of `window`, which is settled.
     pub(super) fn take_judged(&mut self, window: u64) -> Option<Intake> {
         let nth = self.judged.iter().position(|intake| intake.window.number == window)?;
         self.judged.remove(nth)
     }
 
-    /// The newest block, of those up to `head`, for which something is still to come.
+    /// The newest block up to `head` for which something may still arrive.
     pub(super) fn busy_at(&self, head: u64) -> Option<u64> {
         let is_on_its_way = match &self.round {
             Round::Open { intake, .. } if intake.is_fetching() => true,
@@ -130,13 +130,13 @@ impl Judge {
             return Some(head);
         }
         match &self.round {
-            // Once keys may come, it looks at every block for those that are not there yet.
+            // Once keys may be there, it looks for the missing ones at every block.
             Round::Open { intake, .. } if intake.put_hash().is_some() && !intake.is_resolved() => Some(head + 1),
             _ => None,
         }
     }
 
-    /// Waits until a copy is complete, or a contribution has come or will not; then [`Judge::judge`] is due.
+    /// Waits until a copy is complete, or a contribution has arrived or failed; then [`Judge::judge`] is due.
     pub(super) async fn arrival(&mut self) {
         let Self { round, held, .. } = self;
         tokio::select! {
@@ -146,7 +146,7 @@ impl Judge {
         }
     }
 
-    /// Everything that is due by `head` for the window being judged.
+    /// Does everything that is due by `head` for the window being judged.
     pub(super) async fn judge(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         while head >= self.ctx.schedule.vote_deadline(self.round.window()) {
             self.lapse().await;
@@ -175,7 +175,7 @@ impl Judge {
         }
     }
 
-    /// There is no vote without the copies, and no copies.
+    /// The copies are missing, and without them this node does not vote.
     async fn cannot_serve(&mut self, intake: Intake) {
         let window = intake.window.number;
         let lack = intake.accepted().find_map(|opened| self.held.lack(window, opened));
@@ -203,7 +203,7 @@ impl Judge {
         let Some(base) = seat.replica.base(&self.ctx, window).cloned() else {
             *lack = match self.ctx.access.doubt() {
                 Some(cause) => Abstention::OwnStorage { cause },
-                // Once it is healed, the window is too old.
+                // Once the damage is repaired, the window is too old.
                 None if matches!(lack, Abstention::OwnStorage { .. }) => return Ok(()),
                 None => Abstention::NoBase,
             };
@@ -217,7 +217,7 @@ impl Judge {
         Ok(())
     }
 
-    /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
+    /// Takes contributions in, and closes the intake when there is nothing more to wait for.
     async fn gather(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let last_call = self.last_call(self.round.window());
         let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
@@ -246,7 +246,7 @@ impl Judge {
         if put_hash.is_none() || !(intake.is_resolved() || is_called) {
             return Ok(());
         }
-        // Whose silence it is has to be known before anybody is blamed for it.
+        // It must be known whose fault the silence is before anybody is blamed for it.
         if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
             return Ok(());
         }
@@ -264,7 +264,7 @@ impl Judge {
         Ok(())
     }
 
-    /// Casts the vote once all that it accepts is in the own bucket.
+    /// Casts the vote once all that it accepts is in this node's own bucket.
     async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let window = self.round.window();
         let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
@@ -272,9 +272,9 @@ impl Judge {
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
         let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
-            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the last
-            // call is not put off, and what is not in the bucket by then is left out. What was here before that, and is
-            // not in the bucket, is the bucket's fault, which has until the last block.
+            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
+            // last call is not put off, and what is not in the bucket by then is left out. What was here before that,
+            // and is not in the bucket, is the bucket's fault, which has until the last block.
             let half = put + (last_call - put) / 2;
             let is_bucket_slow = lacks.iter().any(|lack| lack.since.is_some_and(|since| since < half));
             if head < (if is_bucket_slow { vote - 1 } else { last_call }) {
@@ -316,7 +316,7 @@ impl Judge {
             }
         }
         seat.local.set(&self.held.record())?;
-        // On disk before it is on chain: a restarted validator says what it said.
+        // On disk before it is on chain, so that a restarted validator repeats its vote.
         let vote = Vote { window: window as u32, root, accept, exclude };
         seat.local.set(&VoteRecord::from(&vote))?;
         self.vote = Some(vote);

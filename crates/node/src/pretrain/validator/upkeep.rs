@@ -1,5 +1,5 @@
-//! The upkeep of a validator's own bucket, beside everything else: a sweep at the start, then a checkpoint now and then.
-//! One at a time, and each is given up at a block.
+//! The upkeep of a validator's own bucket, beside everything else: a sweep at the start, then checkpoints. One task
+//! runs at a time, and each is given up at a certain block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ const INCOMPLETE_MAX: usize = 64;
 pub(super) struct Upkeep {
     /// Oldest first.
     pub(super) checkpoints: Vec<Hash32>,
-    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The disk
-    /// need not know them, since a start sweeps them.
+    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The
+    /// disk need not know them, since a start sweeps them.
     pub(super) incomplete: Vec<Hash32>,
     work: Work,
     tasks: JoinSet<Done>,
     ended: Option<Result<Done, JoinError>>,
 }
 
-/// What is under way, and the block at which it is given up.
+/// The task under way, and the block at which it is given up.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Nothing,
@@ -48,7 +48,7 @@ impl Upkeep {
         Self { checkpoints, incomplete: Vec::new(), work: Work::Nothing, tasks: JoinSet::new(), ended: None }
     }
 
-    /// Begins to bring what is in the own bucket in line with what this node knows to be there.
+    /// Begins a sweep, which brings the own bucket in line with what this node has recorded.
     pub(super) fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
         let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
         self.work = Work::Sweep { until };
@@ -66,7 +66,7 @@ impl Upkeep {
         self.tasks.spawn(async move { Done::Renewed(renewal.run(ctx).await) });
     }
 
-    /// Waits until what is under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is nothing.
+    /// Waits until the task under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is none.
     pub(super) async fn arrival(&mut self) {
         match self.tasks.join_next().await {
             Some(ended) => self.ended = Some(ended),
@@ -74,7 +74,7 @@ impl Upkeep {
         }
     }
 
-    /// Takes in what has ended. Whether there was anything.
+    /// Takes in the task that has ended, and returns whether there was one.
     pub(super) async fn note(&mut self, ctx: &Context, held: &mut Held) -> bool {
         let Some(ended) = self.ended.take() else { return false };
         self.work = Work::Nothing;
@@ -83,7 +83,7 @@ impl Upkeep {
                 held.correct(swept.found, &swept.gone);
                 self.checkpoints = swept.published;
                 if let Err(error) = swept.result {
-                    // What is left over costs storage, nothing else.
+                    // Objects left over cost storage, nothing else.
                     ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await;
                 }
             }
@@ -96,15 +96,15 @@ impl Upkeep {
                     ctx.trouble(Trouble::CheckpointFailed { settled, cause }).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "the upkeep of the own bucket broke its task"),
+            Err(error) => tracing::error!(%error, "the upkeep of this node's bucket broke its task"),
         }
         true
     }
 
-    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what a
-    /// checkpoint left, by the next one.
+    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what
+    /// a checkpoint left, by the next one.
     pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
-        let cause = |until: u64| format!("the own bucket did not take it by block {until}");
+        let cause = |until: u64| format!("this node's bucket did not take it by block {until}");
         let trouble = match self.work {
             Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },
             Work::Checkpoint { settled, digest, until } if head >= until => {

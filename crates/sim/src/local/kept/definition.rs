@@ -11,12 +11,12 @@ use templar_protocol::run::{CodecKind, RunSpec};
 use templar_record::event::Role;
 
 use crate::local::guest::Guest;
-use crate::local::kept::{DEFINITION, KeptError, LOCK, TEMPORARY, replace, text};
+use crate::local::kept::files::{DEFINITION, KeptError, LOCK, TEMPORARY, replace, text};
 use crate::local::network::{Network, Text};
 use crate::plan::Plan;
 use crate::zoo::kind::Kind;
 
-/// Changes with every change of what the folder holds.
+/// Rises with every change of what the folder holds.
 const FORMAT: u32 = 1;
 /// What the verbs start at most.
 pub const WINDOWS_MAX: u64 = 100_000;
@@ -53,11 +53,11 @@ pub struct Definition {
     pub(super) validators: usize,
     pub(super) adversaries: Vec<Kind>,
     pub seed: u64,
-    /// What is trained on; nothing for the built-in corpus.
+    /// The text to train on; empty for the built-in corpus.
     data: Vec<String>,
-    /// This much may change from start to start.
+    /// This may change from start to start.
     pub windows: u64,
-    /// Where chain and buckets were served last, so that guests find them there again.
+    /// Where chain and buckets were last served, so that guests find them there again.
     pub chain: Option<SocketAddr>,
     pub buckets: Option<SocketAddr>,
     #[serde(default)]
@@ -74,7 +74,7 @@ pub struct Invited {
 }
 
 impl Definition {
-    /// Of a network that `verb` runs.
+    /// Describes a network that `verb` runs.
     pub fn new(ring: Ring, network: &Network, guests: &[Guest]) -> Self {
         let Network { plan, codec, text, .. } = network;
         let guest = |guest: &Guest| Invited { name: guest.name.clone(), role: guest.role, hotkey: guest.hotkey };
@@ -100,7 +100,8 @@ impl Definition {
         folder.join(DEFINITION).is_file()
     }
 
-    /// Whether a network may begin in `folder`: nothing is in it but what a start leaves that is killed at its beginning.
+    /// Whether a network may begin in `folder`: nothing is in it but what a start leaves that is killed at its
+    /// beginning.
     pub fn is_free(folder: &Path) -> std::io::Result<bool> {
         let temporary = Path::new(DEFINITION).with_extension(TEMPORARY);
         for entry in fs::read_dir(folder)? {
@@ -144,8 +145,8 @@ impl Definition {
         Ok(())
     }
 
-    /// Adds the guests of an earlier start: they are registered on the chain, and have their buckets. A guest that is new
-    /// gets a name that is.
+    /// Adds the guests of an earlier start: they are registered on the chain, and have their buckets. A guest that is
+    /// new gets a name that is.
     pub(super) fn keep_guests(&mut self, was: Vec<Invited>) {
         let new = std::mem::replace(&mut self.guests, was);
         for mut guest in new {
@@ -169,12 +170,11 @@ impl Definition {
 
     pub(super) fn write(&self, folder: &Path) -> Result<(), KeptError> {
         let text = toml::to_string(self).expect("text and numbers only");
-        let intro =
-            "# How this network was started. The same verb with the same options and --folder goes on with it.\n";
+        let intro = "# How this network was started. The same verb with the same options and --folder resumes it.\n";
         replace(&folder.join(DEFINITION), &(intro.to_owned() + &text))
     }
 
-    /// The first option in which another start differs, as it was and as it is.
+    /// The first option in which another start differs, with its old and its new value.
     pub(super) fn difference(&self, now: &Self) -> Option<(&'static str, String, String)> {
         let adversaries = |of: &Self| of.adversaries.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let data = |of: &Self| of.data.join(" ");
@@ -196,7 +196,7 @@ impl Definition {
         pairs.find(|(_, was, is)| was != is).map(|(option, was, is)| (option, named(was), named(is)))
     }
 
-    /// The plan of the network, of which `spec` is the run.
+    /// The plan of the network whose run is `spec`.
     pub fn plan(&self, spec: &RunSpec) -> Plan {
         Plan {
             miners: self.miners,
@@ -215,7 +215,7 @@ impl Definition {
 }
 
 impl Text {
-    /// As options say it, paths in full.
+    /// The text as the options name it, with full paths.
     fn described(&self) -> Vec<String> {
         let full = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
         match self {

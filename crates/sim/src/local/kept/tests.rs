@@ -136,7 +136,7 @@ fn a_folder_in_which_a_start_was_killed_at_once_is_free() {
 }
 
 #[test]
-fn what_never_stood_is_begun_anew_and_foreign_folders_are_left_alone() {
+fn a_network_that_was_never_set_up_starts_again_and_foreign_folders_are_left_alone() {
     let (folder, network) = (tempfile::tempdir().unwrap(), network(1, 2));
     drop(open(folder.path(), &network).unwrap());
     fs::create_dir(folder.path().join("dataset")).unwrap();
