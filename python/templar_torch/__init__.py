@@ -5,6 +5,7 @@ A Templar node starts ``python -m templar_torch`` and talks to it in the protoco
 | what | module |
 |---|---|
 | shape of the model, settings of the inner optimiser | :mod:`templar_torch.spec` |
+| which attention a device uses | :mod:`templar_torch.attention` |
 | the decoder | :mod:`templar_torch.model` |
 | schedule, clipping, AdamW | :mod:`templar_torch.optim` |
 | batches, micro-batches, ranks: one inner step | :mod:`templar_torch.engine` |
@@ -13,6 +14,7 @@ A Templar node starts ``python -m templar_torch`` and talks to it in the protoco
 | how much of the device is used | :mod:`templar_torch.flops` |
 | the protocol | :mod:`templar_torch.worker` |
 | speed on a device | :mod:`templar_torch.bench` |
+| where the time of a step goes; what a device can do at most | :mod:`templar_torch.profile`, :mod:`templar_torch.probe` |
 """
 
 import os

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from . import flops
+from . import attention, flops
 from .model import Linear, Llama
 from .optim import AdamW, learning_rate, squared_norm
 from .ranks import Ranks
@@ -105,6 +105,7 @@ class Engine:
         self.device = choose_device(options.device, ranks)
         self.dtype = choose_dtype(self.device)
         self.compiled = self.device.type == "cuda" if options.compile is None else options.compile
+        self.attention = attention.choose(model, self.device, self.dtype, options.deterministic)
         self.model = self._build()
         self.parameters = dict(self.model.named_parameters())
         assert list(self.parameters) == list(model.tensors()), "parameters are in canonical order"
@@ -225,9 +226,10 @@ class Engine:
             self._checkpoint_more()
 
     def _pass(self, micro: MicroBatch) -> Tensor:
-        losses_b = self.model(micro.tokens)
-        # FSDP takes the mean of the ranks' gradients; the weights make their sum the gradient.
-        (losses_b * micro.weights).sum().mul(self.ranks.world).backward()
+        with attention.using(self.attention):
+            losses_b = self.model(micro.tokens)
+            # FSDP takes the mean of the ranks' gradients; the weights make their sum the gradient.
+            (losses_b * micro.weights).sum().mul(self.ranks.world).backward()
         return losses_b.detach()
 
     def _checkpoint_more(self) -> None:
@@ -245,7 +247,9 @@ class Engine:
     def evaluate(self, tokens_bt: Tensor) -> Tensor:
         """Mean loss of each sequence: [B] in f64, on every rank."""
         micro_batches = self._micro_batches(tokens_bt)
-        return self._losses(tokens_bt.shape[0], micro_batches, [self.model(micro.tokens) for micro in micro_batches])
+        with attention.using(self.attention):
+            losses_b = [self.model(micro.tokens) for micro in micro_batches]
+        return self._losses(tokens_bt.shape[0], micro_batches, losses_b)
 
     def _micro_batches(self, tokens_bt: Tensor) -> list[MicroBatch]:
         """The part of a batch that this rank computes, on the device all at once: tokens take little memory.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import attend
 from .spec import ModelSpec
 
 IGNORED = -100
@@ -112,10 +113,7 @@ class Attention(nn.Module):
         query_bhte = rotate(heads(self.q_proj(x_btd)), cos_te, sin_te)
         key_bkte = rotate(heads(self.k_proj(x_btd)), cos_te, sin_te)
         value_bkte = heads(self.v_proj(x_btd))
-        shared = query_bhte.shape[1] != key_bkte.shape[1]
-        mixed_bhte = F.scaled_dot_product_attention(
-            query_bhte, key_bkte, value_bkte, is_causal=True, enable_gqa=shared
-        )
+        mixed_bhte = attend(query_bhte, key_bkte, value_bkte)
         return self.o_proj(mixed_bhte.transpose(1, 2).flatten(2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import INNER, MODEL, tied, tokens, write_theta
+from templar_torch import bench, profile
 from templar_torch.bench import PRESETS
 from templar_torch.engine import Engine, Options, activation_bytes, checkpointed_layers
 from templar_torch.flops import flops_per_token, peak_flops_per_s
@@ -253,3 +255,40 @@ def test_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for change in ({"layers": -1}, {"layers": "2"}, {"layers": True}, {"norm_eps": float("nan")}, {"width": 3}):
         with pytest.raises(ValueError):
             read(ModelSpec, values | change)
+
+
+def test_a_bench_that_fails_is_tried_with_less(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    failures = iter([RuntimeError("no compiler"), torch.OutOfMemoryError("too much")])
+    step = bench.Bench.step
+
+    def scarce(one: bench.Bench) -> float:
+        if error := next(failures, None):
+            raise error
+        if len(one.seconds) == 2:
+            raise RuntimeError("the device is gone")
+        return step(one)
+
+    monkeypatch.setattr(bench.Bench, "step", scarce)
+    monkeypatch.setattr("sys.argv", ["bench", "--preset", "tiny", "--device", "cpu", "--compile", "--layers", "1"])
+    bench.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["compiled"], result["micro_batch_sequences"], result["steps"]) == (False, 1, 2)
+    assert result["failures"] == ["RuntimeError: no compiler", "OutOfMemoryError: too much"]
+    assert result["stopped"] == "RuntimeError: the device is gone" and result["tokens_per_s"] > 0
+
+
+def test_kernels_are_told_apart_and_a_profiler_that_fails_costs_nothing() -> None:
+    names = {
+        "void flash::flash_fwd_kernel<cutlass::bfloat16_t>": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NTN": "matmul",
+        "triton_poi_fused__scaled_dot_product_cudnn_attention_cat_3": profile.COMPILED,
+        "multi_tensor_apply_kernel<FusedAdamMathFunctor<float>>": "optimiser",
+        "void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>": profile.OTHER,
+    }
+    assert {name: profile.kind(name) for name in names} == names
+
+    def fail() -> float:
+        raise RuntimeError("no counters")
+
+    assert profile.of(fail, torch.device("cpu")) == {"failed": "RuntimeError: no counters"}

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask check [STEP]   everything that CI runs, cheapest first; with STEP, that step alone
 cargo xtask long           the tests that take minutes, one after the other
-cargo xtask pages          write the generated pages of docs/ anew
+cargo xtask pages          regenerate the generated pages of docs/
 cargo xtask tools          install the tools that `check` needs (typos, cargo-deny, mdbook, numpy)
 cargo xtask steps          list the steps of `check`";
 

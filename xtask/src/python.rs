@@ -1,4 +1,4 @@
-//! Tools that come as Python packages, each set in an environment of its own below ~/.cache/templar/python.
+//! Tools that come as Python packages, each installed in its own environment below ~/.cache/templar/python.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn tools() -> Result<PathBuf, Failure> {
     environment("tools", &["-r", &path.to_string_lossy()], &wanted)
 }
 
-/// The environment of this name with these packages. It is made anew when `wanted` is not what it was made from.
+/// The environment of this name with these packages. It is rebuilt when `wanted` differs from what it was made from.
 fn environment(name: &str, packages: &[&str], wanted: &str) -> Result<PathBuf, Failure> {
     let home = std::env::var_os("HOME").ok_or("HOME is not set: it says where tools are kept")?;
     let folder = Path::new(&home).join(".cache/templar/python").join(name);

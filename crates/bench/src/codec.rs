@@ -95,7 +95,7 @@ pub fn measure(sample: &Sample, options: &Options) -> Vec<Row> {
     pool.install(|| kinds.map(|kind| measure_format(kind, sample, options, copy_gb_per_s)).to_vec())
 }
 
-/// The codec of new runs (`templar_sim::plan::run_spec`, which `templar bench` compares it with), for one kind.
+/// The codec of new runs (`templar_host::defaults::run_spec`, which `templar bench` compares it with), for one kind.
 pub fn spec(kind: CodecKind) -> CodecSpec {
     CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 }
 }

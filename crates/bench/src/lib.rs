@@ -9,6 +9,20 @@
 //! | how evenly the sent positions are spread: what a better coder could save | [`positions`] |
 //!
 //! Times are medians of several runs; compare only figures from one call.
+//!
+//! ```
+//! use templar_bench::peers::Text;
+//! use templar_bench::quality::{Options, format_arms, measure, pico};
+//!
+//! // What does each format cost in loss? Two peers train for one window of one inner step, which is far too little to tell.
+//! let mut preset = pico();
+//! (preset.inner.steps, preset.inner.batch_sequences, preset.inner.micro_batch_sequences) = (1, 1, 1);
+//! let options = Options { preset, peers: 2, windows: 1, seeds: vec![1] };
+//! let rows = measure(&format_arms(), &Text::built_in(20_000), &options, &|| ());
+//!
+//! assert_eq!(rows.len(), format_arms().len());
+//! assert!(rows.iter().all(|row| row.figures.as_ref().is_some_and(|figures| figures.loss.is_finite())));
+//! ```
 
 pub mod codec;
 pub mod data;

@@ -16,11 +16,11 @@ use crate::error::ChainError;
 pub const FIELDS_MAX: usize = 3;
 /// Bytes of one field (Bittensor: `Data::Raw128`).
 pub const FIELD_BYTES_MAX: usize = 128;
-/// What the shortest commitment costs of the quota.
+/// What the shortest commitment costs against the quota.
 pub const COMMITMENT_COST_BYTES_MIN: u64 = 100;
 /// The most neurons that a subnet can have, hence the most weights of one call.
 pub const UIDS_MAX: u16 = 256;
-/// No valid signed call is longer; checked before anything is decoded. 256 weights of 4 bytes and some 200 more.
+/// No valid signed call is longer: 256 weights of 4 bytes and some 200 more. Checked before anything is decoded.
 pub const SIGNED_CALL_BYTES_MAX: usize = 2048;
 
 /// How often a call is signed again because another task or process of the same hotkey used its nonce first.
@@ -89,7 +89,7 @@ fn signed_bytes(genesis: Hash32, netuid: u16, nonce: u64, call: &Call) -> Vec<u8
     borsh::to_vec(&(domain, genesis, netuid, nonce, call)).expect("memory accepts every byte")
 }
 
-/// Submits with the next nonce of a hotkey; again if another task or process of the same hotkey was quicker.
+/// Submits with the next nonce of a hotkey, and again if another task or process of the same hotkey was faster.
 pub(crate) async fn with_next_nonce<N, S>(next: impl Fn() -> N, submit: impl Fn(u64) -> S) -> Result<(), ChainError>
 where
     N: Future<Output = Result<u64, ChainError>>,
@@ -104,7 +104,7 @@ where
     }
 }
 
-/// What a commitment costs of the quota; refuses any shape that the chain does not take.
+/// What a commitment costs against the quota; refuses any shape that the chain does not accept.
 pub fn commitment_cost_bytes(fields: &[Vec<u8>]) -> Result<u64, ChainError> {
     let longest_bytes = fields.iter().map(Vec::len).max().unwrap_or(0);
     if fields.is_empty() || fields.len() > FIELDS_MAX || longest_bytes > FIELD_BYTES_MAX {

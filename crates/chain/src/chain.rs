@@ -16,7 +16,7 @@ use crate::error::ChainError;
 pub struct Head {
     pub number: u64,
     pub hash: Hash32,
-    /// Milliseconds since 1970 by the block's author: for people; no rule reads it.
+    /// Milliseconds since 1970, as the block's author says. It is for people; no rule reads it.
     pub timestamp_ms: u64,
 }
 
@@ -25,11 +25,11 @@ pub struct Head {
 pub struct Hyperparams {
     /// Blocks from one epoch (permits, incentive, emission) to the next.
     pub tempo_blocks: u64,
-    /// Blocks that must lie between two weight settings of one validator.
+    /// Fewest blocks between two weight settings of one validator.
     pub weights_rate_limit_blocks: u64,
     /// Bytes of commitments that one hotkey may publish in an epoch.
     pub commitment_quota_bytes: u64,
-    /// The least that one commitment counts against the quota, however short it is.
+    /// Fewest bytes that one commitment counts against the quota, however short it is.
     pub commitment_min_cost_bytes: u64,
     /// Fields of one commitment.
     pub commitment_max_fields: u32,

@@ -1,7 +1,7 @@
 //! What every adapter of [`Chain`] must do, as one suite that each adapter's tests run against a fresh subnet.
 //!
-//! The suite panics at the first thing that is wrong. It needs somebody who can register neurons and make blocks on
-//! the chain behind the adapter: the [`Operator`].
+//! The suite panics at the first thing that is wrong. It needs an [`Operator`], which registers neurons and makes
+//! blocks on the chain behind the adapter.
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -16,7 +16,7 @@ use crate::{
     error::ChainError,
 };
 
-/// The hand on the chain behind the adapter.
+/// Whoever operates the chain behind the adapter.
 #[async_trait]
 pub trait Operator: Sync {
     /// Registers a hotkey with a stake; it is on chain with the next block.
@@ -36,7 +36,7 @@ impl Operator for DevChain {
     }
 }
 
-/// Settings under which the suite is quick. Others work too, if at most two neurons get permits and the tempo is
+/// Settings with which the suite is fast. Others work too, if at most two neurons get permits and the tempo is
 /// longer than the rate limit.
 pub fn dev_config() -> DevConfig {
     DevConfig {

@@ -1,8 +1,8 @@
 //! The embedded development chain: one subnet, instant finality, deterministic block hashes, everything in SQLite.
 //!
 //! It follows the rules of Bittensor that nodes can feel (quota, rate limits, permits, consensus, emission, reused
-//! uids), and has none of its cost: no accounts, no fees, no peers. Whoever holds it registers whom it likes, and whoever
-//! reaches it may say anybody's pace, so it belongs on machines of one owner.
+//! uids), without its cost: no accounts, no fees, no peers. Whoever holds it can register anybody, and anybody who
+//! reaches it can set any node's pace, so it belongs on machines of one owner.
 //!
 //! A call goes to the pool after a full check, and into the next block if the check still holds there. The pool lives
 //! in memory and holds one commitment and one setting of weights per registered hotkey, the newest; that bounds it.
@@ -47,7 +47,7 @@ use crate::{
     error::ChainError,
 };
 
-/// How many late hotkeys are remembered, the newest.
+/// How many late hotkeys are remembered: the newest ones.
 const LATE_MAX: usize = 1024;
 /// How many hotkeys that are not registered may keep the chain's pace.
 const UNREGISTERED_PACERS_MAX: usize = 256;
@@ -70,7 +70,7 @@ pub struct NeuronInfo {
     pub rating: u16,
 }
 
-/// The development chain. Clones are the same chain.
+/// The development chain. Clones share one chain.
 #[derive(Clone, Debug)]
 pub struct DevChain {
     inner: Arc<Inner>,
@@ -95,7 +95,7 @@ struct Ledger {
     pool: BTreeMap<(Hotkey, CallKind), SignedCall>,
     pace: BTreeMap<Hotkey, u64>,
     late: VecDeque<(u64, Hotkey)>,
-    /// How many there ever were.
+    /// How many there were in all.
     late_total: u64,
 }
 
@@ -107,7 +107,7 @@ enum CallKind {
 }
 
 impl DevChain {
-    /// Opens the chain in the database at `path`, or a new one; `None` keeps it in memory. A chain goes on where it
+    /// Opens the chain in the database at `path`, or a new one; `None` keeps it in memory. A chain resumes where it
     /// was, under the same settings only. The pool, waiting registrations and paces start empty.
     pub fn open(path: Option<&Path>, config: DevConfig) -> Result<Self, ChainError> {
         config.check()?;
@@ -182,7 +182,7 @@ impl DevChain {
         let head = Head { number, hash: block_hash(config.seed, number), timestamp_ms };
         // Still under the lock, so that heads are announced in order.
         self.inner.newest.send_replace(head);
-        // Nobody listening is fine.
+        // There may be no listener.
         let _ = self.inner.heads.send(head);
         Ok(head)
     }
@@ -209,12 +209,13 @@ impl DevChain {
         self.ledger().subnet.owner_rao
     }
 
-    /// Whom blocks did not wait for, as (block, hotkey): the newest 1024, oldest first. Forgotten on restart.
+    /// The hotkeys for which blocks did not wait, as (block, hotkey): the newest 1024, oldest first. They are forgotten
+    /// on restart.
     pub fn late(&self) -> Vec<(u64, Hotkey)> {
         self.ledger().late.iter().copied().collect()
     }
 
-    /// How many there were in all since the chain was opened, those forgotten too.
+    /// How many there were since the chain was opened, including the forgotten ones.
     pub fn late_total(&self) -> u64 {
         self.ledger().late_total
     }
@@ -273,7 +274,7 @@ impl DevChain {
         self.inner.paced.subscribe()
     }
 
-    /// Which of these hotkeys have not said that they can do without a block before `number`.
+    /// Which of these hotkeys may still have something to do before block `number` ends.
     pub(crate) fn awaited(&self, participants: &[Hotkey], number: u64) -> Vec<Hotkey> {
         let ledger = self.ledger();
         let ready = |hotkey: &Hotkey| ledger.pace.get(hotkey).is_some_and(|through_block| *through_block >= number);
@@ -324,7 +325,7 @@ impl DevChain {
         if block <= head { Ok(()) } else { Err(ChainError::NotFinalised { block, head }) }
     }
 
-    /// A panic elsewhere cannot leave half a block behind: the subnet is replaced as a whole, after its commit.
+    /// A panic elsewhere cannot leave a half-made block behind: the subnet is replaced as a whole, after its commit.
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -348,7 +349,7 @@ impl Call {
     }
 }
 
-/// Applies the pool, each hotkey's calls in the order of their nonces, and gives the nonces used. A call that was
+/// Applies the pool, each hotkey's calls in the order of their nonces, and returns the nonces used. A call that was
 /// valid at admission can have become invalid (its hotkey was replaced, the epoch changed); it is dropped.
 fn include(
     subnet: &mut Subnet,

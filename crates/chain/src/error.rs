@@ -11,7 +11,7 @@ use templar_protocol::{keys::Hotkey, roster::Uid};
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ChainError {
-    // What was asked for is not there.
+    // What was asked for does not exist.
     #[error("block {block} is not finalised yet (the newest is {head}); wait for it and ask again")]
     NotFinalised { block: u64, head: u64 },
     #[error("this chain has no subnet {netuid}, only {known}; check netuid in the run file")]
@@ -36,7 +36,7 @@ pub enum ChainError {
     QuotaExceeded { cost_bytes: u64, used_bytes: u64, quota_bytes: u64, resets_at_block: u64 },
 
     // Weights, in the order in which they are checked.
-    #[error("{weights} weights for {neurons} neurons; send at most one each")]
+    #[error("{weights} weights for {neurons} neurons; send at most one per neuron")]
     TooManyWeights { weights: u64, neurons: u64 },
     #[error("setting weights takes a stake of {needed_rao} rao, {hotkey} has {stake_rao}; add stake")]
     StakeTooLow { hotkey: Hotkey, stake_rao: u64, needed_rao: u64 },
@@ -63,7 +63,7 @@ pub enum ChainError {
     },
 }
 
-/// Whether a failure may be over in a moment.
+/// Whether a failure may be temporary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// The same request may succeed in a moment without anybody changing anything.

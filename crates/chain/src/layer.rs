@@ -1,4 +1,4 @@
-//! A chain over another chain. What it does not say otherwise goes through to the one below.
+//! A chain over another chain. Calls that it does not override go to the one below.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -13,8 +13,8 @@ use crate::{
     error::ChainError,
 };
 
-/// A [`Chain`] that overrides what it changes and nothing else: every other method is that of [`ChainLayer::inner`].
-/// Whatever implements this is a [`Chain`].
+/// A [`Chain`] that overrides only what it changes: every other method is that of [`ChainLayer::inner`].
+/// Every type that implements this trait is a [`Chain`].
 ///
 /// ```
 /// use std::sync::Arc;

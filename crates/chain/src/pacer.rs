@@ -1,6 +1,6 @@
 //! Who tells a paced development chain that a node has nothing to do for a while.
 //!
-//! Only a development chain waits for its nodes, so this lies beside the seam and not in it.
+//! Only a development chain waits for its nodes, so this is beside the seam and not in it.
 
 use templar_protocol::keys::Hotkey;
 
@@ -15,7 +15,7 @@ pub enum Pacer {
 }
 
 impl Pacer {
-    /// Says that this hotkey has nothing to do before block `through_block` ends. The newest word counts, so a
+    /// Says that this hotkey has nothing to do before block `through_block` ends. The newest call counts, so a
     /// restarted node may take it back. A chain that makes its blocks by time alone takes note and does nothing.
     pub async fn pace(&self, hotkey: &Hotkey, through_block: u64) -> Result<(), ChainError> {
         match self {

@@ -13,7 +13,7 @@ use crate::{chain::Head, dev::DevChain, error::ChainError};
 /// The dev chain's clock.
 #[derive(Clone, Debug)]
 pub enum BlockTime {
-    /// A block every so often, as on a real chain.
+    /// A block at a fixed interval, as on a real chain.
     Fixed(Duration),
     /// Block n + 1 as soon as every participant has said ([`crate::Pacer`]) that it has nothing to do before
     /// that block ends; at the latest `cap` after block n, so that nobody can stop the chain. Without participants,
@@ -21,15 +21,15 @@ pub enum BlockTime {
     Paced { participants: Vec<Hotkey>, cap: Duration },
 }
 
-/// Makes blocks until `stop` becomes true or its sender is gone. Whoever a capped block did not wait for is
-/// remembered in [`DevChain::late`]. Fails only with the database.
+/// Makes blocks until `stop` becomes true or its sender is gone. Hotkeys for which a capped block did not wait are
+/// remembered in [`DevChain::late`]. It fails only if the database does.
 pub async fn run_blocks(chain: DevChain, time: BlockTime, mut stop: watch::Receiver<bool>) -> Result<(), ChainError> {
     let mut due = Instant::now() + time.longest();
     loop {
         let number = chain.newest().number + 1;
         tokio::select! {
             biased;
-            // A lost sender ends the wait too: nobody is left to say stop.
+            // A lost sender ends the wait too: nobody is left to ask for a stop.
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
             () = all_ready(&chain, &time, number) => {}
             () = sleep_until(due) => report_late(&chain, &time, number),
@@ -37,7 +37,7 @@ pub async fn run_blocks(chain: DevChain, time: BlockTime, mut stop: watch::Recei
         let Head { number, .. } = chain.produce_block()?;
         tracing::trace!(block = number, "block made");
         due = time.after(due);
-        // Where everybody is far ahead, blocks come without a pause; others must run between them all the same.
+        // If every participant is far ahead, blocks come without a pause; other tasks must still run between them.
         tokio::task::yield_now().await;
     }
 }
@@ -50,7 +50,7 @@ impl BlockTime {
         }
     }
 
-    /// When the next block is due at the latest. A fixed interval does not drift, but does not make up for blocks
+    /// The latest time for the next block. A fixed interval does not drift, but does not make up for blocks
     /// missed while the machine slept either.
     fn after(&self, due: Instant) -> Instant {
         let now = Instant::now();
@@ -62,7 +62,7 @@ impl BlockTime {
     }
 }
 
-/// Ends when no participant has anything to do before block `number` ends; never, if time alone makes blocks.
+/// Ends when no participant has anything to do before block `number` ends; never, if blocks are made by time alone.
 async fn all_ready(chain: &DevChain, time: &BlockTime, number: u64) {
     let BlockTime::Paced { participants, .. } = time else { return std::future::pending().await };
     if participants.is_empty() {

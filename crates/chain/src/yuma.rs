@@ -1,4 +1,4 @@
-//! The epoch of a subnet: from the weights of validators to everybody's share of the reward.
+//! The epoch of a subnet: from validators' weights to everybody's share of the reward.
 //!
 //! The rules are those that Bittensor's documentation names Yuma consensus, without its optional refinements:
 //!
@@ -20,9 +20,9 @@ pub const BOND_ALPHA: f64 = 0.1;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Voter {
     pub stake_rao: u64,
-    /// (neuron, weight), at most one a neuron.
+    /// (neuron, weight), at most one per neuron.
     pub weights: Vec<(u16, u16)>,
-    /// (neuron, bond) from the last epoch, at most one a neuron.
+    /// (neuron, bond) from the last epoch, at most one per neuron.
     pub bonds: Vec<(u16, f64)>,
 }
 
@@ -64,7 +64,7 @@ pub fn epoch(neurons: usize, voters: &[Voter]) -> Outcome {
     Outcome { consensus, incentive, dividends, bonds: bonds.iter().map(|row| sparse(row)).collect() }
 }
 
-/// The least weight such that more than half of the stake gives that much or less (κ = 0.5). With two validators of
+/// The smallest weight such that more than half of the stake gives that much or less (κ = 0.5). With two validators of
 /// equal stake that is the higher of their weights, so one absent validator of two stops nothing.
 fn stake_median(voters: &[Voter], weights: &[Vec<f64>], neuron: usize, total_stake: u128) -> f64 {
     let mut column: Vec<(f64, u64)> =

@@ -16,11 +16,12 @@ pub(crate) struct Cli {
     /// What to log to standard error, as in `info` or `templar_node=debug`.
     #[arg(long, global = true, env = "TEMPLAR_LOG", default_value = "warn", value_parser = filter)]
     pub(crate) log: String,
-    /// TOML file with options of the verb, named as on the command line; that and TEMPLAR_* take precedence.
+    /// TOML file with options of the verb, named as on the command line; the command line and TEMPLAR_* take
+    /// precedence.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Print JSON for programs instead of text for people: one document, or events as JSON lines. Failures, too, are
-    /// then one document on standard output.
+    /// Print JSON for programs instead of text for people: one document, or events as JSON lines. A failure is
+    /// then also one document on standard output.
     #[arg(long, global = true, env = "TEMPLAR_JSON")]
     pub(crate) json: bool,
     #[command(subcommand)]
@@ -31,7 +32,7 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Train a small model on a whole network in this process: no account, file, GPU or connection needed.
     Demo(commands::demo::Demo),
-    /// The same network with every node a process of its own; what dies is started again.
+    /// The same network with each node in its own process; nodes that die are restarted.
     Localnet(commands::localnet::Localnet),
     /// Mine: train on assigned data, publish what was learned, be paid for what it was worth.
     Miner(commands::node::Miner),
@@ -40,7 +41,7 @@ pub(crate) enum Verb {
     /// For rehearsals only: a miner that misbehaves.
     #[command(hide = true)]
     Adversary(commands::adversary::Adversary),
-    /// Make the model and the report of a network from the folder that it was kept in.
+    /// Export a network's model and report from its folder.
     Export(commands::export::Export),
     /// Make, show and check a run's specification.
     #[command(subcommand)]
@@ -79,7 +80,7 @@ impl Verb {
     }
 }
 
-/// Checks what to log.
+/// Checks a filter of log lines.
 fn filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
     EnvFilter::try_new(text).map(|_| text.to_owned())
 }

@@ -1,4 +1,4 @@
-//! One module a verb.
+//! One module per verb.
 
 pub(crate) mod adversary;
 pub(crate) mod bench;

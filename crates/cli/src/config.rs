@@ -1,4 +1,4 @@
-//! `--config FILE`: options of a verb from a TOML file. What stands on the command line wins, then the environment.
+//! `--config FILE`: options of a verb from a TOML file. The command line takes precedence, then the environment.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::cli::Cli;
 use crate::files::read_small;
 use crate::{failure, output};
 
-/// The command line, with what its configuration file adds. If there is something wrong with it, or it asks for help,
-/// that is said, and the code is how the process ends.
+/// The command line, with what its configuration file adds. If it is wrong or asks for help, this prints the message,
+/// and returns the code with which the process ends.
 pub(crate) fn parse() -> Result<Cli, ExitCode> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let json = asks_for_json(&arguments);
@@ -24,7 +24,7 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
         Ok(Ok(cli)) => return Ok(cli),
         Ok(Err(error)) if json && error.use_stderr() => (error.to_string(), 2),
         Ok(Err(error)) => {
-            // In colours where there is a terminal; a reader that went away has nothing to be told.
+            // In colours on a terminal; nothing is left to tell a reader that went away.
             let _ = error.print();
             return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
         }
@@ -39,7 +39,7 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
     Err(ExitCode::from(code))
 }
 
-/// Takes `-1` as the value of an option that then says what it accepts, and not as an option.
+/// Makes `-1` the value of an option, which then says what it accepts, rather than an option.
 fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     fn numbers(command: Command) -> Command {
         command.allow_negative_numbers(true).mut_subcommands(numbers)
@@ -47,16 +47,16 @@ fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     numbers(Cli::command()).try_get_matches_from(arguments)
 }
 
-/// Whether JSON is asked for on a command line that may be wrong otherwise.
+/// Whether a command line, which may be wrong otherwise, asks for JSON.
 fn asks_for_json(arguments: &[OsString]) -> bool {
     let named = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     named || std::env::var("TEMPLAR_JSON").is_ok_and(|value| value == "true")
 }
 
-/// The arguments, and those options of the file that are given nowhere else.
+/// The arguments, and those options of the file that nothing else gives.
 fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     let command = Cli::command();
-    // Whatever is wrong with the command line is said when it is complete.
+    // Errors of the command line are reported once it is complete.
     let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(&arguments) else {
         return Ok(arguments);
     };
@@ -80,21 +80,21 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
     Ok(arguments)
 }
 
-/// Whether an option has this long name, or had it once.
+/// Whether an option has this long name, or had it in an earlier version.
 fn is_named(option: &Arg, key: &str) -> bool {
     option.get_long() == Some(key) || option.get_all_aliases().is_some_and(|aliases| aliases.contains(&key))
 }
 
 fn read(path: &Path) -> Result<Table> {
     let text = read_small(path)?;
-    // It may be another file by mistake, and hold a secret: nothing of it is told.
+    // It may be the wrong file, and hold a secret: no error quotes it.
     text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         eyre!("{} is not TOML: line {line}: {}", path.display(), error.message().trim())
     })
 }
 
-/// A key and its value as they would stand on the command line.
+/// A key and its value as one would type them on the command line.
 fn options(key: &str, value: &Value) -> Result<Vec<OsString>> {
     Ok(match value {
         Value::Boolean(true) => vec![format!("--{key}").into()],

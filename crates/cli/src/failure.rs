@@ -1,4 +1,4 @@
-//! What is said when a verb fails: in words on standard error, or with `--json` as one JSON document on standard output.
+//! How a failed verb reports: in words on standard error, or with `--json` as one JSON document on standard output.
 
 use std::error::Error;
 
@@ -39,7 +39,7 @@ fn document(code: &str, causes: &[String]) -> Value {
     json!({ "error": { "code": code, "message": message, "because": because } })
 }
 
-/// The message and its causes, outermost first. Many messages end with their cause: said once is enough.
+/// The message and its causes, outermost first. Many messages end with their cause, which is not repeated.
 fn causes(report: &Report) -> Vec<String> {
     let mut causes: Vec<String> = report.chain().map(ToString::to_string).collect();
     causes.dedup_by(|cause, before| before.contains(cause.as_str()));
@@ -127,7 +127,7 @@ mod tests {
             codes.into_iter().filter(|code| !["error", "code", "message", "because"].contains(code)).collect();
         assert!(codes.len() >= 11, "{codes:?}");
         for code in codes {
-            assert!(page.contains(&format!("| `{code}` |")), "docs/errors.md does not tell of {code}");
+            assert!(page.contains(&format!("| `{code}` |")), "docs/errors.md does not list {code}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Files that people wrote: runs, keys, credentials. Nothing of a secret ever stands in an error.
+//! Files that people wrote: runs, keys, credentials. No part of a secret ever appears in an error.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -11,19 +11,19 @@ use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
 use toml::de::{DeTable, DeValue};
 
-/// Keys of a table of a file with credentials; the table `""` is the file itself. Every value is a text.
+/// The keys of each table of a file with credentials; the table `""` is the file itself. Every value is a string.
 type Keys = &'static [(&'static str, &'static [&'static str])];
 
-/// Keys of the file that says where a bucket is that may be read.
+/// Keys of the file that says where a readable bucket is.
 pub(crate) const LOCATOR_KEYS: Keys = &[("", LOCATOR)];
-/// Keys of a node's own bucket: what may write, and what is published on chain.
+/// Keys of a node's own bucket: the credential that may write, and what is published on chain.
 pub(crate) const BUCKET_KEYS: Keys = &[("write", &["access_key_id", "secret_access_key"]), ("public", LOCATOR)];
 const LOCATOR: &[&str] = &["endpoint", "bucket", "region", "access_key_id", "secret_access_key"];
 
-/// Largest text that a verb takes in: runs, keys and credentials are far smaller.
+/// Largest text file that a verb reads: runs, keys and credentials are far smaller.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
 
-/// A small text file; one byte more than allowed is enough to be refused.
+/// Reads a small text file. One byte over the limit is enough for a refusal.
 pub(crate) fn read_small(path: &Path) -> Result<String> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text));
@@ -36,18 +36,18 @@ pub(crate) fn read_small(path: &Path) -> Result<String> {
 pub(crate) fn read_key(path: &Path) -> Result<Keypair> {
     let text = read_small(path)?;
     warn_if_shared(path);
-    // Whatever the file holds may be a secret: nothing of it is told.
+    // Whatever the file holds may be a secret: no error quotes it.
     let seed = parse_seed(&text).with_context(|| {
         let (path, characters) = (path.display(), text.trim().chars().count());
         format!(
-            "{path} is no key file: it must hold a seed as 64 hexadecimal digits, with or without 0x before them, and has \
-             {characters} characters that are not that; `templar key new` makes one"
+            "{path} is not a key file: it must contain a seed of 64 hexadecimal digits, optionally with 0x, but contains \
+             {characters} characters of something else; `templar key new` makes one"
         )
     })?;
     Ok(Keypair::from_seed(seed.0))
 }
 
-/// Says so if others than its owner may read a file with a secret.
+/// Warns if users other than its owner may read a file with a secret.
 fn warn_if_shared(path: &Path) {
     #[cfg(unix)]
     {
@@ -56,7 +56,7 @@ fn warn_if_shared(path: &Path) {
         if mode & 0o077 != 0 {
             let path = path.display();
             tracing::warn!(
-                "{path} holds a secret, and others than its owner may use it (mode {mode:o}): chmod 600 {path}"
+                "{path} holds a secret, and users other than its owner have access to it (mode {mode:o}): chmod 600 {path}"
             );
         }
     }
@@ -64,28 +64,28 @@ fn warn_if_shared(path: &Path) {
     let _ = path;
 }
 
-/// A seed as wallets write it, too: with `0x`, or in capitals.
+/// Reads a seed, also as wallets write it: with `0x`, or in capitals.
 fn parse_seed(text: &str) -> Option<Hash32> {
     let text = text.trim().to_ascii_lowercase();
     text.strip_prefix("0x").unwrap_or(&text).parse().ok()
 }
 
-/// A run from its file.
+/// Reads a run from its file.
 pub(crate) fn read_run(path: &Path) -> Result<RunSpec> {
     let text = read_small(path)?;
     RunSpec::from_toml(&text).wrap_err_with(|| format!("{} does not describe a run", path.display()))
 }
 
-/// A TOML file with credentials, which has these keys.
+/// Reads a TOML file with credentials, which has these keys.
 pub(crate) fn read_secret<T: DeserializeOwned>(path: &Path, keys: Keys) -> Result<T> {
     let text = read_small(path)?;
     warn_if_shared(path);
     check_keys(&text, keys).wrap_err_with(|| format!("{} cannot be used", path.display()))?;
-    // The keys have been checked; whatever this error says might be a secret.
+    // The keys have been checked; this error might quote a secret.
     toml::from_str(&text).ok().wrap_err_with(|| format!("{} cannot be used: its values must be texts", path.display()))
 }
 
-/// Says which key is missing, unknown or not a text, and in which line.
+/// Names the key that is missing, unknown or not a string, and its line.
 fn check_keys(text: &str, keys: Keys) -> Result<()> {
     let line = |at: usize| text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
     let document = match DeTable::parse(text) {

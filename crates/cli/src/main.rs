@@ -1,8 +1,8 @@
 //! `templar`: strangers' machines train one language model together.
 //!
-//! Thin: a verb parses its arguments, calls a library crate, and shows what comes back. Exit codes: 0 done, 1 failed
-//! (the message says what happened, to what, and what to do next), 2 wrong usage, 130 stopped by Ctrl-C, 141 stopped
-//! because whoever read standard output went away.
+//! This crate is thin: a verb parses its arguments, calls a library crate, and shows the result. Exit codes: 0 done, 1
+//! failed (the message says what happened, to what, and what to do next), 2 wrong usage, 130 stopped by Ctrl-C, 141
+//! stopped because whoever read standard output went away.
 
 mod cli;
 mod commands;

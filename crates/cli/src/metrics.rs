@@ -1,7 +1,7 @@
-//! What nodes are doing, for Prometheus: their events as counters and gauges, served over HTTP with `--metrics`.
+//! Metrics of nodes for Prometheus: their events as counters and gauges, served over HTTP with `--metrics`.
 //!
-//! Labels are `node` and what an enum or the chain bounds (a verdict, a fault, a uid): nothing that a stranger publishes
-//! adds a time series.
+//! The labels are `node` and values that an enum or the chain bounds (a verdict, a fault, a uid), so nothing that a
+//! stranger publishes adds a time series.
 
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,7 +25,7 @@ pub(crate) struct MetricsArgs {
 }
 
 impl MetricsArgs {
-    /// Serves what [`record`] is told, until the process ends. Without the option, nothing is kept. Needs a runtime.
+    /// Serves what [`record`] counts, until the process ends. Without the option, nothing is kept. Needs a runtime.
     pub(crate) fn serve(&self) -> Result<()> {
         let Some(address) = self.metrics else { return Ok(()) };
         let builder = PrometheusBuilder::new().with_http_listener(address);
@@ -61,7 +61,7 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
         }
         Event::Sealed { payload_bytes, comm_s, .. } => {
             set("templar_payload_bytes", *payload_bytes as f64);
-            set("templar_communication_seconds", *comm_s);
+            set("templar_upload_seconds", *comm_s);
         }
         Event::Opened { .. } => add("templar_contributions_total", 1),
         Event::Ended { outcome, .. } => {
@@ -69,14 +69,14 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
             match outcome {
                 Outcome::Counted => add("templar_accepted_windows_total", 1),
                 Outcome::Missed { .. } => add("templar_missed_windows_total", 1),
-                // What the chain had in time, not what was handed to it.
+                // Votes that the chain had in time, not those handed to it.
                 Outcome::Voted | Outcome::Outvoted => add("templar_votes_total", 1),
                 _ => {}
             }
         }
         Event::Voted { accept, comm_s, .. } => {
             set("templar_accepted_contributions", accept.len() as f64);
-            set("templar_communication_seconds", *comm_s);
+            set("templar_intake_seconds", *comm_s);
         }
         Event::Settled { window, verdict, .. } => {
             let ended = match verdict {
@@ -123,7 +123,7 @@ fn record_engine(node: &str, stats: &EngineStats) {
     }
 }
 
-/// A field of something that serialises to an object of texts.
+/// A field of a value that serialises to an object of strings.
 fn field(of: &impl Serialize, name: &str) -> String {
     let value = serde_json::to_value(of).unwrap_or(Value::Null);
     value[name].as_str().unwrap_or("other").to_owned()
@@ -134,28 +134,29 @@ fn describe() {
     describe_counter!("templar_starts_total", "times that the node started");
     describe_gauge!("templar_settled_windows", "windows in the node's state");
     describe_counter!("templar_verdicts_total", "windows settled since the process started, by verdict");
-    describe_counter!("templar_windows_total", "windows that ended for the node, by how they ended for it");
+    describe_counter!("templar_windows_total", "windows that ended for the node, by outcome");
     describe_counter!("templar_accepted_windows_total", "windows in which the miner's contribution counts");
-    describe_gauge!("templar_last_settled_timestamp_seconds", "Unix time at which a window was settled last");
+    describe_gauge!("templar_last_settled_timestamp_seconds", "Unix time at which a window was last settled");
     describe_counter!("templar_train_steps_total", "inner steps");
     describe_counter!("templar_train_tokens_total", "tokens trained on");
     describe_gauge!("templar_train_loss_nats", "mean loss of the last window's inner steps, nats per token");
     describe_gauge!("templar_train_seconds", "how long the last window's inner steps took");
     describe_gauge!("templar_payload_bytes", "size of the last sealed contribution");
-    describe_gauge!("templar_communication_seconds", "how long the last upload took, or of a validator the downloads");
+    describe_gauge!("templar_upload_seconds", "duration of a miner's last upload");
+    describe_gauge!("templar_intake_seconds", "time from the last put deadline to a validator's vote");
     describe_counter!("templar_contributions_total", "contributions whose key was published");
     describe_counter!("templar_missed_windows_total", "windows to which the miner did not contribute");
-    describe_counter!("templar_votes_total", "votes handed to the chain");
+    describe_counter!("templar_votes_total", "votes that the chain had in time");
     describe_gauge!("templar_accepted_contributions", "contributions that the last vote accepts");
-    describe_counter!("templar_faults_total", "faults of others, by what they are of");
+    describe_counter!("templar_faults_total", "other nodes' faults, by kind of object");
     describe_gauge!("templar_validation_loss_nats", "loss on held-out text, nats per token");
     describe_gauge!("templar_validation_bits_per_byte", "loss on held-out text, bits per byte");
     describe_gauge!("templar_score", "newest score of a miner, by uid");
     describe_counter!("templar_weights_set_total", "times that weights were handed to the chain");
-    describe_gauge!("templar_weighted_miners", "miners with weight when weights were set last");
-    describe_counter!("templar_divergences_total", "times that the network certified another state than the node's");
+    describe_gauge!("templar_weighted_miners", "miners that had weight when weights were last set");
+    describe_counter!("templar_divergences_total", "times that the network certified a state other than the node's");
     describe_counter!("templar_adopted_states_total", "certified states taken over from elsewhere");
-    describe_counter!("templar_troubles_total", "things that did not work and were tried again");
+    describe_counter!("templar_troubles_total", "failures after which the node tried again");
     describe_gauge!("templar_engine_tokens_per_second", "training speed in the last window, all devices together");
     describe_gauge!("templar_engine_model_flops_per_second", "FLOP/s that the model needs at that speed");
     describe_gauge!("templar_engine_matmul_flops_per_second", "FLOP/s of a plain matrix product, measured on the spot");
@@ -225,6 +226,17 @@ mod tests {
         }
     }
 
+    /// A node that mines and one that judges may share a process, as in a demo.
+    #[test]
+    fn an_upload_and_an_intake_have_a_gauge_each() {
+        let sealed = Event::Sealed { window: 0, payload_bytes: 9, comm_s: 2.0 };
+        let voted = Event::Voted { window: 0, accept: vec![], faults: vec![], comm_s: 30.0 };
+        let lines = scraped(&[sealed, voted]);
+        for line in [r#"templar_upload_seconds{node="miner-0"} 2"#, r#"templar_intake_seconds{node="miner-0"} 30"#] {
+            assert!(lines.iter().any(|found| found == line), "{line} is not in {lines:#?}");
+        }
+    }
+
     #[test]
     fn windows_count_by_verdict_and_faults_by_cause() {
         let settled = |window, verdict| Event::Settled {
@@ -238,8 +250,12 @@ mod tests {
         let misvoted =
             Event::Misvoted { window: 0, uid: Uid(3), fault: VoteFault::Length, cause: "300 bytes".to_owned() };
         let certified = Verdict::Certified { accepted: vec![Uid(1)], excluded: vec![] };
-        let lines =
-            scraped(&[settled(6, certified.clone()), settled(7, Verdict::TooFewVotes), settled(8, certified), misvoted]);
+        let lines = scraped(&[
+            settled(6, certified.clone()),
+            settled(7, Verdict::TooFewVotes),
+            settled(8, certified),
+            misvoted,
+        ]);
         for line in [
             r#"templar_verdicts_total{node="miner-0",verdict="certified"} 2"#,
             r#"templar_verdicts_total{node="miner-0",verdict="no-quorum"} 1"#,

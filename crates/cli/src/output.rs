@@ -1,6 +1,7 @@
-//! Standard output, in text for people or in JSON. A reader that goes away, or a full disk, ends the verb without a panic.
+//! Standard output, as text for people or as JSON. If the reader goes away or the disk is full, the verb ends without a
+//! panic.
 //!
-//! What fails to be written is noted once: long verbs are asked to stop as by Ctrl-C, all later output is dropped, and
+//! A failed write is noted once: long verbs are asked to stop as by Ctrl-C, all later output is dropped, and
 //! the process ends with the right code.
 
 use std::fmt;
@@ -29,7 +30,7 @@ pub(crate) fn is_json() -> bool {
     JSON.get().copied().unwrap_or(false)
 }
 
-/// Writes to standard output at once, unless that has failed before.
+/// Writes to standard output at once, unless an earlier write failed.
 pub(crate) fn write(text: fmt::Arguments<'_>) {
     if FAILURE.get().is_some() {
         return;
@@ -41,12 +42,12 @@ pub(crate) fn write(text: fmt::Arguments<'_>) {
     }
 }
 
-/// Why standard output does not take any more, if so.
+/// Why standard output accepts nothing more, if that is so.
 pub(crate) fn failure() -> Option<&'static io::Error> {
     FAILURE.get()
 }
 
-/// Becomes true when standard output does not take any more.
+/// Becomes true when standard output accepts nothing more.
 pub(crate) fn failed() -> watch::Receiver<bool> {
     FAILED.subscribe()
 }

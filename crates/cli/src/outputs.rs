@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use color_eyre::eyre::{Context, ContextCompat as _, Result, bail, ensure};
+use color_eyre::eyre::{Context, Result, bail, ensure, eyre};
 use templar_data::{Dataset, Split};
 use templar_model::hf;
 use templar_record::report::Report;
@@ -34,7 +34,7 @@ pub(crate) struct ReportOut {
 }
 
 impl ModelOut {
-    /// Whether a model can be written there.
+    /// Checks that a model can be written there.
     pub(crate) fn check(&self, temporary: Option<&Path>) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
         check_parent("--out", out, temporary)?;
@@ -45,16 +45,16 @@ impl ModelOut {
         let mut entries = out.read_dir().wrap_err_with(|| format!("--out {} cannot be read", out.display()))?;
         ensure!(
             entries.next().is_none() || holds_a_model(out),
-            "--out {} holds other files than a model's; name an empty or a new folder",
+            "--out {} contains files that do not belong to a model; name a new or empty folder",
             out.display()
         );
         check_writable("--out", out)
     }
 
-    /// Writes the model, if that was asked for; says where it is.
+    /// Writes the model, if one was asked for, and returns its folder.
     pub(crate) fn write(&self, outcome: &Outcome, folder: &Path) -> Result<Option<&Path>> {
         let Some(out) = &self.out else { return Ok(None) };
-        let theta = outcome.theta.as_ref().wrap_err("there is no model to write: no validator has settled a window")?;
+        let theta = outcome.theta.as_ref().map_err(|missing| eyre!("there is no model to write: {missing}"))?;
         let dataset = Dataset::open(folder)?;
         let model = &outcome.spec.model;
         hf::export(out, model, theta, Some(dataset.manifest().end_of_text))
@@ -69,7 +69,7 @@ impl ModelOut {
 }
 
 impl ReportOut {
-    /// Whether a report can be written there.
+    /// Checks that a report can be written there.
     pub(crate) fn check(&self, temporary: Option<&Path>) -> Result<()> {
         let Some(path) = &self.report else { return Ok(()) };
         ensure!(!path.is_dir(), "--report {} is a folder; name a file", path.display());
@@ -79,7 +79,7 @@ impl ReportOut {
         check_parent("--report", path, temporary)
     }
 
-    /// Writes the report as a whole or not at all, if that was asked for.
+    /// Writes the whole report or nothing, if one was asked for.
     pub(crate) fn write(&self, report: &Report) -> Result<()> {
         let Some(path) = &self.report else { return Ok(()) };
         let text = serde_json::to_string_pretty(report)? + "\n";
@@ -95,7 +95,7 @@ fn holds_a_model(out: &Path) -> bool {
     has_weights && config.contains("LlamaForCausalLM")
 }
 
-/// Pipes, devices and links, such as /dev/stdout, take a report as it is: none of them must be replaced by a file.
+/// Pipes, devices and links, such as /dev/stdout, are written to directly: a file must not replace them.
 fn is_written_through(path: &Path) -> bool {
     let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
     is_link || path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
@@ -106,7 +106,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         return File::options().write(true).create(true).truncate(true).open(path)?.write_all(bytes);
     }
     let mut builder = tempfile::Builder::new();
-    // As any new file, and not only for its owner.
+    // With the permissions of any new file, not only for its owner.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.prefix(".templar-report-").tempfile_in(parent(path))?;
@@ -142,7 +142,7 @@ fn check_parent(option: &str, path: &Path, temporary: Option<&Path>) -> Result<(
     check_writable(option, parent)
 }
 
-/// Tries it: rights, a full or a read-only file system, all show that way.
+/// Tries to write: missing rights, a full disk and a read-only file system all show that way.
 fn check_writable(option: &str, folder: &Path) -> Result<()> {
     let file = tempfile::NamedTempFile::new_in(folder);
     file.map(drop).wrap_err_with(|| format!("{option}: nothing can be written in {}", folder.display()))
@@ -173,8 +173,8 @@ mod tests {
         for (said, what) in [
             (out("file"), "is a file; name a folder"),
             (out("none/model"), "does not exist; make it first"),
-            (out("other"), "holds other files than a model's"),
-            (out("web"), "holds other files than a model's"),
+            (out("other"), "contains files that do not belong to a model"),
+            (out("web"), "contains files that do not belong to a model"),
             (out("file/model"), "is not a folder"),
             (report("other"), "is a folder; name a file"),
             (report("none/report.json"), "does not exist; make it first"),

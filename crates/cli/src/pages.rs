@@ -1,4 +1,4 @@
-//! Generated pages of the book, docs/cli.md and docs/environment.md, and what must hold of variables.
+//! Generated pages of the book, docs/cli.md, docs/environment.md and docs/adversaries.md, and what must hold of variables.
 //!
 //! `cargo xtask pages` (that is `TEMPLAR_BLESS=1`) writes the pages; without it these tests compare them.
 
@@ -9,13 +9,25 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
+use templar_record::event::Role;
+use templar_sim::zoo::attack::KINDS;
 
 use crate::cli::Cli;
 
-/// Variables that no option reads: who reads them, and what for.
-const OTHERS: [(&str, &str, &str); 4] = [
+/// Variables that no option reads: who reads them, and why.
+const OTHERS: [(&str, &str, &str); 6] = [
     ("TEMPLAR_BIN", "a guest's start.sh", "Path of the binary that runs the node."),
-    ("TEMPLAR_BLESS", "tests", "Write golden files and generated pages anew instead of comparing them."),
+    ("TEMPLAR_BLESS", "tests", "Rewrite golden files and generated pages instead of comparing them."),
+    (
+        "TEMPLAR_TEST_DEVICE",
+        "tests of the PyTorch engine on a device",
+        "Device that they compare with the CPU, as PyTorch names it; cuda if not set.",
+    ),
+    (
+        "TEMPLAR_TEST_FIGURES",
+        "the same tests",
+        "File to which they append the differences found, one line of JSON each.",
+    ),
     ("TEMPLAR_TEST_TEXT", "long tests", "Path of tinyshakespeare.txt, which a long test trains on."),
     (
         "TEMPLAR_TORCH_DEVICE",
@@ -33,7 +45,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The option as it is typed, as in `--miners <N>`.
+    /// The option as it is typed, such as `--miners <N>`.
     fn typed(&self) -> String {
         let value = self.value();
         match self.arg.get_long() {
@@ -70,7 +82,7 @@ impl Entry {
         cell(self.arg.get_help())
     }
 
-    /// The default, where there is one and it is not that of a flag.
+    /// The default, if there is one and the option is not a flag.
     fn default(&self) -> String {
         let values = self.arg.get_default_values().iter();
         let values: Vec<String> = values.map(|value| format!("`{}`", value.to_string_lossy())).collect();
@@ -115,7 +127,7 @@ fn entries(verb: &str, command: &Command, with_hidden: bool) -> Vec<Entry> {
     args.map(|arg| Entry { verb: verb.to_owned(), arg: arg.clone() }).collect()
 }
 
-/// Options of all verbs; those that every verb takes come once, and their verb is empty.
+/// Options of all verbs; those that every verb takes are listed once, with an empty verb.
 fn all(command: &Command, with_hidden: bool) -> Vec<Entry> {
     let mut found = entries("", command, with_hidden);
     for (name, verb) in verbs(command, with_hidden) {
@@ -151,7 +163,7 @@ fn cli_page() -> String {
 fn environment_page() -> String {
     let mut text = format!(
         "{GENERATED}# Variables\n\nThe command line wins, then the variable, then the file of `--config`. A flag is set by \
-         `true`; values of a list (`…`) are separated by commas, but for paths, which have to stand on the command line.\n\n\
+         `true`; values of a list (`…`) are separated by commas, except paths, which must be given on the command line.\n\n\
          | variable | value | options | meaning |\n|---|---|---|---|\n"
     );
     for (name, entries) in by_variable(all(&built(), false)) {
@@ -175,6 +187,22 @@ fn environment_page() -> String {
     text += "\nVariables that no option reads:\n\n| variable | read by | meaning |\n|---|---|---|\n";
     for (name, reader, meaning) in OTHERS {
         writeln!(text, "| `{name}` | {reader} | {meaning} |").unwrap();
+    }
+    text
+}
+
+fn adversaries_page() -> String {
+    let mut text = format!(
+        "{GENERATED}# Adversaries\n\nKinds of attack that rehearsals know: `--adversary KIND` or `KIND=COUNT` of \
+         [demo, localnet and sim](cli.md) makes the last miners or validators such nodes. [Contributing](contributing.md) says \
+         how one is added.\n\n| kind | of a | what it tries | what stops it |\n|---|---|---|---|\n"
+    );
+    for kind in KINDS {
+        let role = match kind.role {
+            Role::Miner => "miner",
+            Role::Validator => "validator",
+        };
+        writeln!(text, "| `{kind}` | {role} | {} | {} |", kind.tries, kind.stopped_by).unwrap();
     }
     text
 }
@@ -207,6 +235,11 @@ fn check(file: &str, page: &str) {
 #[test]
 fn the_page_of_verbs_is_up_to_date() {
     check("docs/cli.md", &cli_page());
+}
+
+#[test]
+fn the_page_of_adversaries_is_up_to_date() {
+    check("docs/adversaries.md", &adversaries_page());
 }
 
 #[test]

@@ -1,23 +1,23 @@
-//! How far long work is, and how long it will take: a bar on a terminal, else a line now and then. Both go to
-//! standard error, so that standard output holds results alone.
+//! How far long work has got, and how long it will take: a bar on a terminal, otherwise a line from time to time. Both
+//! go to standard error, so that standard output holds only results.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Without a terminal: short work says nothing, and longer work says something before anybody wonders.
+/// Without a terminal, short work prints nothing, and longer work prints a line before anybody wonders.
 const FIRST_LINE: Duration = Duration::from_secs(2);
 const NEXT_LINE: Duration = Duration::from_secs(10);
 
-/// What work goes over.
+/// What the work is counted in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
     Bytes,
     Parameters,
 }
 
-/// Tells how far work is.
+/// Shows how far the work has got.
 #[derive(Debug)]
 pub(crate) enum Progress {
     Bar(ProgressBar),
@@ -36,7 +36,7 @@ impl Progress {
         Self::Bar(ProgressBar::new(0).with_style(style.expect("a constant template")).with_message(what))
     }
 
-    /// Call it as often as you like.
+    /// May be called at any rate.
     pub(crate) fn show(&mut self, done: u64, all: u64) {
         match self {
             Self::Bar(bar) => {
@@ -53,7 +53,7 @@ impl Progress {
         }
     }
 
-    /// Leaves nothing of a bar behind.
+    /// Clears the bar.
     pub(crate) fn finish(self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();

@@ -11,16 +11,16 @@ use templar_record::event::{Cause, Event, NodeEvent, Role, Source, Verdict};
 use templar_record::report::{NodeReport, Report, WindowReport};
 use templar_sim::local::guest::Invitation;
 
-/// What losses are of.
+/// What the losses measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// Text, in nats per token.
     Text,
-    /// The synthetic trainer's: a number that falls, and means nothing else.
+    /// The synthetic trainer's problem: the number falls, and means nothing else.
     Synthetic,
 }
 
-/// What work is counted in.
+/// What the work is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     Bytes,
@@ -39,7 +39,7 @@ pub(crate) fn invitation(invitation: &Invitation) -> String {
     )
 }
 
-/// A window in one line, and further ones for what is out of the ordinary.
+/// A window in one line, with further lines for anything out of the ordinary.
 pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String {
     // Five characters, so that columns stay columns.
     let number = |value: Option<f64>| {
@@ -68,8 +68,8 @@ pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String 
     text
 }
 
-/// How many opened contributions of a window found all seats taken. Where none is free, a contribution without a fault
-/// that does not count is one of them, whether or not its node says so.
+/// How many opened contributions of a window found all seats taken. If no seat is free, a contribution that has no
+/// fault and does not count is one of them, whether or not its node says so.
 fn no_seat(report: &WindowReport, seats: usize) -> usize {
     let told = usize::try_from(report.no_seat).unwrap_or(usize::MAX);
     if report.accepted.len() < seats {
@@ -139,7 +139,7 @@ fn row(node: &NodeReport) -> String {
     )
 }
 
-/// How many contributions counted, of all windows together.
+/// How many contributions counted in all windows together.
 fn counted(report: &Report) -> String {
     let seats = report.config.roster.gather as usize;
     let sum = |of: &dyn Fn(&WindowReport) -> usize| report.windows.iter().map(of).sum::<usize>();
@@ -152,7 +152,7 @@ fn counted(report: &Report) -> String {
     text + "\n"
 }
 
-/// For whom paced blocks did not wait, by node, and what became of its part in those windows.
+/// Nodes for which paced blocks did not wait, and what became of their part in those windows.
 fn late(report: &Report) -> String {
     let schedule = Schedule::new(&report.config);
     let mut blocks: BTreeMap<_, Vec<u64>> = BTreeMap::new();
@@ -181,17 +181,17 @@ fn meaning(loss: Loss) -> &'static str {
         Loss::Text => {
             "\nLosses are in nats per token. The score is what the validators measured of a miner's contributions.\n\
              The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
-             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+             are. Paid is in the development chain's own coin, which has the same units as TAO but no value.\n"
         }
         Loss::Synthetic => {
-            "\nThe losses are the synthetic trainer's: they say that the protocol works, and nothing of any text.\n\
+            "\nThe losses are the synthetic trainer's: they show that the protocol works, and say nothing about text.\n\
              The weight is a miner's share of what all miners are paid, and a validator's of what all validators\n\
-             are. Paid is in the development chain's own coin, which counts as TAO does and is worth nothing.\n"
+             are. Paid is in the development chain's own coin, which has the same units as TAO but no value.\n"
         }
     }
 }
 
-/// How far work is that began so long ago, and how long it will take.
+/// How far work that began `since` ago has got, and how long it will still take.
 pub(crate) fn work(what: &str, unit: Unit, done: u64, all: Option<u64>, since: Duration) -> String {
     let amount = |amount: u64| match unit {
         Unit::Bytes => bytes(amount),
@@ -210,7 +210,7 @@ pub(crate) fn work(what: &str, unit: Unit, done: u64, all: Option<u64>, since: D
     format!("{what}: {done} of {}, about {left} left", amount(all))
 }
 
-/// So many of something.
+/// A count with its noun.
 pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
@@ -241,7 +241,9 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         Event::Settled { window, verdict, state_root, .. } => {
             let verdict = match verdict {
                 Verdict::Certified { accepted, .. } => format!("certified with {} contributions", accepted.len()),
-                Verdict::Withheld { .. } => "withheld: an accepted payload cannot be had, so nobody's counts".to_owned(),
+                Verdict::Withheld { .. } => {
+                    "withheld: an accepted payload cannot be had, so nobody's counts".to_owned()
+                }
                 Verdict::TooFewVotes => "null: at most half of the stake voted".to_owned(),
                 Verdict::NoMajority => "null: no state has more than half of the votes".to_owned(),
             };
@@ -268,7 +270,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         }
         Event::Unlisted { window, uid, cause, .. } => format!("window {window}: uid {uid} takes no part: {cause}"),
         Event::Misserved { window, uid, fault } => {
-            format!("window {window}: uid {uid} serves no certified contribution: {fault}")
+            format!("window {window}: uid {uid} does not serve the certified contribution correctly: {fault}")
         }
         Event::Faults { totals } => {
             let counts: Vec<String> =

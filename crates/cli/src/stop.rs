@@ -1,5 +1,5 @@
 //! Ctrl-C and SIGTERM: the first asks whatever runs to stop, the second ends the process at once. Output that nobody
-//! takes any more stops it too.
+//! reads any more stops it too.
 
 use std::path::PathBuf;
 
@@ -7,13 +7,13 @@ use tokio::sync::watch;
 
 use crate::output;
 
-/// Becomes true when the user wants an end. Signals are heard from the return of this function on, so it comes before
+/// Becomes true when the user asks for an end. Signals are caught once this function has returned, so call it before
 /// all work that takes long. Must be called on a runtime.
 pub(crate) fn on_signal() -> watch::Receiver<bool> {
     on_signal_leaving(None)
 }
 
-/// [`on_signal`] for work whose files are in a folder, which an end at once leaves behind.
+/// [`on_signal`] for work whose files are in a folder, which stays behind if the process ends at once.
 pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     let mut signals = Signals::install();
@@ -26,14 +26,17 @@ pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool
         let _ = sender.send(true);
         signals.next().await;
         if let Some(folder) = folder.filter(|folder| folder.exists()) {
-            eprintln!("ended at once: files are left in {}; remove them when you do not need them", folder.display());
+            eprintln!(
+                "ended at once: files are left in {}; remove them when you no longer need them",
+                folder.display()
+            );
         }
         std::process::exit(130);
     });
     receiver
 }
 
-/// The signals that ask for an end.
+/// The signals that ask the process to end.
 #[cfg(unix)]
 struct Signals {
     interrupt: Option<tokio::signal::unix::Signal>,
@@ -42,7 +45,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    /// From now on signals are kept, and do not end the process by themselves.
+    /// From now on signals are caught, and no longer end the process by themselves.
     fn install() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         Self { interrupt: signal(SignalKind::interrupt()).ok(), terminate: signal(SignalKind::terminate()).ok() }

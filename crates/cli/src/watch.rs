@@ -1,5 +1,5 @@
-//! A network at work, for whoever watches: on a terminal a bar that moves within a window, and in any case a line for
-//! each window and for what went wrong. Without a terminal a line comes at least every ten seconds.
+//! Shows a network at work: on a terminal with a bar that moves within a window, and in any case with a line per window
+//! and per failure. Without a terminal, a line is printed at least every ten seconds.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +15,9 @@ use crate::metrics;
 use crate::output::{is_json, say};
 use crate::show::{self, Loss};
 
-/// Silence after which a line says where the network is.
+/// Silence after which a line says how far the network is.
 const SILENCE_MAX: Duration = Duration::from_secs(9);
-/// Work before the start that takes less is not told.
+/// Work before the start that takes less time is not shown.
 const WORTH_TELLING: Duration = Duration::from_secs(1);
 /// Parts into which the bar divides a window.
 const PARTS: u64 = 1000;
@@ -31,17 +31,17 @@ pub(crate) struct Watcher {
     /// Most contributions that count in a window.
     seats: Cell<usize>,
     nodes: Cell<usize>,
-    /// Those that have started since this process did.
+    /// The nodes that have started since this process did.
     up: RefCell<BTreeSet<String>>,
-    /// Windows that have had their line.
+    /// Windows whose line has been printed.
     shown: Cell<u64>,
     /// The window with which this process begins.
     next: Cell<u64>,
-    /// When a line was printed last.
+    /// When the last line was printed.
     spoke: Cell<Instant>,
-    /// Since when there is work before the start.
+    /// When the work before the start began.
     working: Cell<Option<(show::Unit, Instant)>>,
-    /// For whom blocks did not wait, by window.
+    /// Nodes for which blocks did not wait, by window.
     late: RefCell<BTreeMap<u64, BTreeSet<String>>>,
 }
 
@@ -69,14 +69,14 @@ impl Watcher {
         }
     }
 
-    /// So many seats has each window.
+    /// Sets how many seats each window has.
     pub(crate) fn set_seats(&self, seats: u32) {
         self.seats.set(seats as usize);
     }
 
     pub(crate) fn on_news(&self, news: &News<'_>) {
         match news {
-            // Not on standard output, which may be events alone.
+            // Not on standard output, which may consist of events alone.
             News::Invited(invitation) => self.bar.suspend(|| eprintln!("{}", show::invitation(invitation))),
             News::Event(event, recorder) => self.on_event(event, recorder),
             _ if is_json() => {}
@@ -84,7 +84,7 @@ impl Watcher {
             News::Resumed { windows, measured } => {
                 self.shown.set(*measured);
                 self.next.set(*windows);
-                self.print(&format!("this network goes on: {windows} of {} windows are trained", self.windows));
+                self.print(&format!("resuming this network: {windows} of {} windows are trained", self.windows));
             }
             News::Stands { spec, nodes } => {
                 self.set_seats(spec.roster.gather);
@@ -121,10 +121,10 @@ impl Watcher {
         let window = moment.window.unwrap_or(0);
         let share = if moment.window.is_some() { moment.share } else { 0.0 };
         self.bar.set_prefix(format!("window {}/{}", (window + 1).min(self.windows), self.windows));
-        // Never backwards, and full at the end only.
+        // The bar never moves backwards, and is full only at the end.
         let position = (((window as f64 + share) * PARTS as f64) as u64).min(self.windows * PARTS - 1);
         self.bar.set_position(position.max(self.bar.position()));
-        let what = if window >= self.windows { "the last window is judged".to_owned() } else { phase(moment) };
+        let what = if window >= self.windows { "judging the last window".to_owned() } else { phase(moment) };
         if self.is_silent(SILENCE_MAX) {
             let place = if moment.window.is_some() && window < self.windows {
                 format!("window {window}: ")
@@ -164,7 +164,7 @@ impl Watcher {
         }
     }
 
-    /// The first starts of all nodes are one line, any other is news.
+    /// The first starts of all nodes share one line; any other start has its own.
     fn on_started(&self, event: &NodeEvent) {
         let mut nodes = self.up.borrow_mut();
         let (is_first, up) = (nodes.insert(event.node.clone()), nodes.len());
@@ -220,7 +220,7 @@ fn phase(moment: Moment) -> String {
     }
 }
 
-/// What became of the part of a late node, as far as it is known.
+/// What became of a late node's part, as far as is known.
 fn late_consequence(accepted: bool, outcome: Option<&Outcome>) -> &'static str {
     match outcome {
         _ if accepted => "; its contribution counted all the same",

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Exit code, standard output and standard error, without the folder's name.
 fn command(folder: &Path) -> Command {
@@ -144,7 +145,7 @@ fn results_have_a_place_before_anything_starts() {
             (["--report", "none/report.json"], "the folder none does not exist; make it first"),
             (["--report", "tmp"], "is a folder; name a file"),
             (["--out", "text.txt"], "is a file; name a folder"),
-            (["--out", "."], "holds other files than a model's"),
+            (["--out", "."], "contains files that do not belong to a model"),
             (["--preset", "72b"], "needs about 1"),
         ] {
             let output = command(folder.path()).arg(verb).args(arguments).env("TMPDIR", &temporary).output().unwrap();
@@ -226,7 +227,10 @@ fn what_no_engine_reads_is_refused() {
     let valued = [&["--nproc", "2"][..], &["--python", "p"], &["--threads", "2"]];
     for options in valued.into_iter().chain([&["--offload-optimiser"][..], &["--deterministic"]]) {
         let said = templar(folder.path(), &[&["localnet"], options].concat());
-        assert!(said.starts_with("exit 1") && said.contains(&format!("{} is for PyTorch", options[0])), "{said}");
+        assert!(
+            said.starts_with("exit 1") && said.contains(&format!("{} applies to PyTorch only", options[0])),
+            "{said}"
+        );
     }
 }
 
@@ -247,6 +251,20 @@ fn a_file_of_options_gives_way_to_environment_and_command_line() {
     insta::assert_snapshot!(templar(folder.path(), &["sim", "--config", "sim.toml"]));
     fs::write(folder.path().join("sim.toml"), "windows = \"many\"").unwrap();
     assert!(templar(folder.path(), &["sim", "--config", "sim.toml"]).contains("invalid value 'many' for '--windows"));
+}
+
+#[test]
+fn adversaries_have_names_and_counts_and_are_never_all() {
+    let folder = folder();
+    let said = |adversary: &str| templar(folder.path(), &["sim", "--windows", "1", "--adversary", adversary]);
+    assert!(said("late-vote=2").contains("2 of 2 validators would misbehave; at least one must be honest"));
+    assert!(said("noise=4").contains("4 of 4 miners would misbehave; at least one must be honest"));
+    assert!(
+        said("mischief").contains("there is no adversary \"mischief\"; give one of false-checkpoint, forged-payload")
+    );
+    assert!(said("noise=0").contains("has no count of 1 to 65535"));
+    let done = said("noise=2");
+    assert!(done.starts_with("exit 0") && done.matches(" noise ").count() == 2, "{done}");
 }
 
 #[test]
@@ -272,11 +290,13 @@ fn what_may_be_a_secret_is_not_told() {
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     let seed = fs::read_to_string(&key).unwrap();
     let words = "legal winner thank year wave sausage worth useful legal winner thank yellow";
-    for (secret, length) in [(&seed[..63], "has 63 characters"), (words, "has 75 characters"), ("0xzz", "has 4 ")] {
+    for (secret, length) in
+        [(&seed[..63], "contains 63 characters"), (words, "contains 75 characters"), ("0xzz", "contains 4 ")]
+    {
         fs::write(&key, secret).unwrap();
         let said = templar(folder.path(), &["key", "show"]);
         assert!(
-            said.starts_with("exit 1") && said.contains("key.hex is no key file") && said.contains(length),
+            said.starts_with("exit 1") && said.contains("key.hex is not a key file") && said.contains(length),
             "{said}"
         );
         assert!(!said.contains("WARN") && !said.contains(&secret[..4]), "{said}");
@@ -317,7 +337,7 @@ fn a_dataset_is_replaced_on_demand_alone_and_strays_are_told() {
     let result: serde_json::Value = serde_json::from_str(said.strip_prefix("exit 0\n").unwrap()).unwrap();
     assert_eq!(result["strays"], serde_json::json!(["notes.txt"]));
     let said = templar(folder.path(), &["data", "verify", "data"]);
-    assert!(said.starts_with("exit 0") && said.contains("in order\n1 entry is not the dataset's"), "{said}");
+    assert!(said.starts_with("exit 0") && said.contains("valid\n1 entry does not belong to the dataset"), "{said}");
     assert!(said.ends_with("\n  notes.txt\n"), "{said}");
     assert!(templar(folder.path(), &["data", "inspect", "data"]).contains("samples of 64 tokens"));
     let said = prepare(&["--end-of-text", "<stop>"]);
@@ -362,4 +382,27 @@ fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
     assert!(waits && node.try_wait().unwrap().is_none());
     node.kill().unwrap();
     node.wait().unwrap();
+}
+
+#[test]
+fn a_simulation_ends_when_nobody_reads_it_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["sim", "--windows", "100000", "--miners", "1", "--validators", "1"];
+    let mut sim = command(folder.path()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(sim.stdout.take().unwrap());
+    lines.read_line(&mut String::new()).unwrap();
+    drop(lines);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        if let Some(status) = sim.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            sim.kill().unwrap();
+            sim.wait().unwrap();
+            panic!("it goes on though nobody reads it");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(status.code(), Some(141));
 }

@@ -29,7 +29,7 @@ pub struct Connection {
     pub role: Role,
     pub spec: RunSpec,
     pub keypair: Keypair,
-    /// JSON-RPC endpoint of the chain.
+    /// Endpoint of the development chain's own JSON-RPC.
     pub chain: String,
     pub bucket: OwnBucket,
     /// Where the run's dataset is served.

@@ -3,8 +3,8 @@
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
-    Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec,
+    RunSpec, ScoringSpec, Theta0Spec, WindowSpec,
 };
 
 /// Stake of each validator in a local network. A neuron needs half of it to be a validator.

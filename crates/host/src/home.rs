@@ -103,7 +103,7 @@ impl Home<'_> {
             ("--chain", self.chain.to_owned()),
             ("--key", path("key.hex")),
             ("--bucket", path("bucket.toml")),
-            ("--data", path("data.toml")),
+            ("--data-bucket", path("data.toml")),
             ("--data-folder", path("dataset")),
             ("--state-folder", path("state")),
         ];
@@ -131,4 +131,26 @@ pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::testing::{bucket, spec};
+    use templar_store::dev_credentials;
+
+    use super::*;
+
+    /// `--data` is only an old name of `--data-bucket`, and the option of other verbs that names text.
+    #[test]
+    fn the_command_line_names_the_options_of_a_node() {
+        let (run, data) = (spec(), bucket());
+        let own = OwnBucket { locator: data.clone(), write: dev_credentials(1, "a").0 };
+        let home = Home { name: "a", role: Role::Miner, run: &run, chain: "ws://c", bucket: &own, data: &data };
+        let arguments = home.arguments(Path::new("f"));
+        assert_eq!(arguments[0], "miner");
+        let options: Vec<&str> = arguments[1..].iter().step_by(2).map(String::as_str).collect();
+        let expected =
+            ["--run", "--name", "--chain", "--key", "--bucket", "--data-bucket", "--data-folder", "--state-folder"];
+        assert_eq!(options, expected);
+    }
 }

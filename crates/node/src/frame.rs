@@ -1,4 +1,4 @@
-//! What every duty of a node stands on.
+//! What every duty of a node is built on.
 //!
 //! | what | module |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | whether its own access to storage works | [`access`] |
 //! | what long computations must know while they run | [`signals`] |
 //! | the stream of events that it emits | [`events`] |
-//! | why it cannot go on, or cannot go on right now | [`error`] |
+//! | why it cannot continue, or cannot continue right now | [`error`] |
 
 pub mod access;
 pub mod context;

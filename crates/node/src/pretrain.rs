@@ -1,9 +1,9 @@
 //! The duty of a pre-training run.
 //!
-//! The life of a window, one module a step: [`window`] (who, whose, which samples) → [`miner`] (train) → [`pending`]
-//! (seal) → [`upload`] (publish, open) → [`intake`] (fetch, check) → [`validator`] (vote) → [`replica`] (certificate, outer
-//! step) → [`evaluate`] (what it was worth). [`seat`] is what miner and validator have in common, [`state`] what a window
-//! leaves behind, [`checkpoint`] what a newcomer starts from.
+//! The life of a window, one module per step: [`window`] (who, whose, which samples) → [`miner`] (train) → [`pending`]
+//! (seal) → [`upload`] (publish, open) → [`intake`] (fetch, check) → [`validator`] (vote) → [`replica`] (certificate,
+//! outer step) → [`evaluate`] (what it was worth). [`seat`] is what miner and validator have in common, [`state`] what
+//! a window leaves behind, [`checkpoint`] what a newcomer starts from.
 
 pub mod batches;
 pub mod checkpoint;
@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod fetch;
 pub mod intake;
 pub mod miner;
+mod pauses;
 pub mod pending;
 pub mod replica;
 pub mod seat;

@@ -41,8 +41,7 @@ pub fn has_turn(uid: Uid, window: u64, spec: &RosterSpec) -> bool {
 /// lot orders equal ones. Then come the others by falling incentive. While nobody has incentive, the first kind gets all
 /// seats. `standing` is that of the state that the window starts from.
 pub fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
-    let mut eligible: Vec<&Miner> =
-        roster.miners.iter().filter(|miner| !standing.excludes(miner, window)).collect();
+    let mut eligible: Vec<&Miner> = roster.miners.iter().filter(|miner| !standing.excludes(miner, window)).collect();
     let mut hasher = Hasher::new("templar v2 candidate lot");
     hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut eligible);
     let misses = |miner: &Miner| standing.misses(&miner.entry);

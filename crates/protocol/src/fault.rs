@@ -1,4 +1,7 @@
 //! What can be wrong with what others publish, and who is to blame. Nothing is slashed before blame is known.
+//!
+//! The table in §9 of `docs/spec/protocol.md` says which check finds which [`FaultKind`]; a test compares it with this
+//! file.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +27,8 @@ pub enum Party {
     Chain,
 }
 
-/// What is wrong with a candidate's contribution to a window.
+/// What is wrong with a candidate's contribution to a window. [`FaultKind::class`] says what each kind means for the
+/// miner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -79,26 +83,30 @@ pub enum FaultKind {
     NotJudged,
 }
 
+/// What a fault means for the miner.
+#[derive(Clone, Copy)]
+enum Class {
+    /// The bucket did not serve an object, which may still appear.
+    Unserved,
+    /// The key is not there, and may still appear: publishing it is up to the miner.
+    Unopened,
+    /// The miner fell behind, as an honest one can.
+    Lapse,
+    /// The miner signed it, so anybody can check it, and no honest miner with sound software does.
+    Proof,
+    /// Bytes that the miner's hotkey did not sign: they may have been damaged in transit, or be somebody else's.
+    Unsigned,
+    /// The validator failed, not the miner.
+    Unjudged,
+}
+
 impl FaultKind {
-    /// Who is to blame when a validator sees this fault and its own links work.
-    pub fn attributed_to(self) -> Party {
+    /// Every kind is listed, so that the compiler asks where a new one belongs.
+    fn class(self) -> Class {
         match self {
-            Self::HeaderUnavailable | Self::PayloadUnavailable => Party::Storage,
-            Self::NotJudged => Party::Validator,
-            _ => Party::Miner,
-        }
-    }
-
-    /// Whether an object could not be fetched and may still appear; all other faults are in what was read.
-    pub fn is_absence(self) -> bool {
-        matches!(self, Self::HeaderUnavailable | Self::PayloadUnavailable | Self::NotOpened)
-    }
-
-    /// Whether the fault is in what the miner's hotkey signed, so that anybody can check it and no honest node can have
-    /// made it: such a miner is excluded for a while. What is absent, unsigned, or may be a slow link's doing excludes
-    /// nobody, and no statistic does.
-    pub fn excludes(self) -> bool {
-        match self {
+            Self::HeaderUnavailable | Self::PayloadUnavailable => Class::Unserved,
+            Self::NotOpened => Class::Unopened,
+            Self::NotCommitted | Self::WrongBase | Self::Possession => Class::Lapse,
             Self::WrongRun
             | Self::WrongWindow
             | Self::WrongEntry
@@ -107,22 +115,37 @@ impl FaultKind {
             | Self::TokenCount
             | Self::SampleDigest
             | Self::SealBroken
-            | Self::PayloadMalformed => true,
-            Self::NotCommitted
-            | Self::WordMalformed
-            | Self::HeaderUnavailable
+            | Self::PayloadMalformed => Class::Proof,
+            Self::WordMalformed
             | Self::HeaderMalformed
             | Self::HeaderMismatch
             | Self::BadSignature
-            | Self::WrongBase
-            | Self::Possession
-            | Self::PayloadUnavailable
             | Self::PayloadMismatch
-            | Self::NotOpened
             | Self::KeyMismatch
-            | Self::Duplicate
-            | Self::NotJudged => false,
+            | Self::Duplicate => Class::Unsigned,
+            Self::NotJudged => Class::Unjudged,
         }
+    }
+
+    /// Who is to blame when a validator sees this fault and its own links work.
+    pub fn attributed_to(self) -> Party {
+        match self.class() {
+            Class::Unserved => Party::Storage,
+            Class::Unopened | Class::Lapse | Class::Proof | Class::Unsigned => Party::Miner,
+            Class::Unjudged => Party::Validator,
+        }
+    }
+
+    /// Whether an object could not be fetched and may still appear; all other faults are in what was read.
+    pub fn is_absence(self) -> bool {
+        matches!(self.class(), Class::Unserved | Class::Unopened)
+    }
+
+    /// Whether the fault is in what the miner's hotkey signed, so that anybody can check it and no honest node can have
+    /// made it: such a miner is excluded for a while. What is absent, unsigned, or may be a slow link's doing excludes
+    /// nobody, and no statistic does.
+    pub fn excludes(self) -> bool {
+        matches!(self.class(), Class::Proof)
     }
 }
 
@@ -178,4 +201,58 @@ impl From<WordError> for VoteFault {
 #[non_exhaustive]
 pub enum BucketFault {
     Malformed,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error, StrDeserializer};
+
+    use super::*;
+
+    /// The kinds in the order in which this file declares them.
+    fn kinds() -> Vec<FaultKind> {
+        let (_, variants) = include_str!("fault.rs").split_once("pub enum FaultKind {").unwrap();
+        let (variants, _) = variants.split_once("\n}").unwrap();
+        let names = variants.lines().filter_map(|line| line.trim().strip_suffix(','));
+        names.filter(|name| name.bytes().all(|byte| byte.is_ascii_alphabetic())).map(kind).collect()
+    }
+
+    fn kind(name: &str) -> FaultKind {
+        let mut kebab = String::new();
+        for letter in name.chars() {
+            if letter.is_ascii_uppercase() && !kebab.is_empty() {
+                kebab.push('-');
+            }
+            kebab.push(letter.to_ascii_lowercase());
+        }
+        let read: StrDeserializer<'_, Error> = kebab.as_str().into_deserializer();
+        FaultKind::deserialize(read).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// A row is `| check | fault; fault | who is to blame | excludes |`.
+    #[test]
+    fn the_specification_has_every_kind_with_its_consequence() {
+        let page = include_str!("../../../docs/spec/protocol.md");
+        let (_, section) = page.split_once("\n## 9. ").unwrap();
+        let (section, _) = section.split_once("\n## 10. ").unwrap();
+        let mut told = Vec::new();
+        for row in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let [_, names, party, excludes] = cells[..] else { panic!("{row}") };
+            for kind in names.split("; ").map(kind) {
+                let blamed = format!("{:?}", kind.attributed_to()).to_lowercase();
+                let consequence = if kind.excludes() { "yes" } else { "no" };
+                assert_eq!((party, excludes), (blamed.as_str(), consequence), "{kind:?}");
+                told.push(kind);
+            }
+        }
+        let again = section.lines().find(|line| line.contains("are tried again at every block")).unwrap();
+        let kinds = kinds();
+        for kind in &kinds {
+            assert_eq!(told.iter().filter(|other| *other == kind).count(), 1, "rows of {kind:?} in the table");
+            assert_eq!(again.contains(&format!("{kind:?}")), kind.is_absence(), "{kind:?} is tried again");
+        }
+        assert_eq!(told.len(), kinds.len());
+    }
 }

@@ -114,14 +114,15 @@ impl Roster {
                 continue;
             }
             let entry = neuron.entry;
-            let Locator { role, work_class, bucket } = match commitment.fields.first().map(|field| Locator::decode(field)) {
-                None => continue,
-                Some(Ok(locator)) => locator,
-                Some(Err(error)) => {
-                    roster.malformed.push((entry, error));
-                    continue;
-                }
-            };
+            let Locator { role, work_class, bucket } =
+                match commitment.fields.first().map(|field| Locator::decode(field)) {
+                    None => continue,
+                    Some(Ok(locator)) => locator,
+                    Some(Err(error)) => {
+                        roster.malformed.push((entry, error));
+                        continue;
+                    }
+                };
             let stake_before = earlier.find(&entry).map_or(0, |before| before.stake_rao);
             let stake_rao = neuron.stake_rao.min(stake_before);
             // Without a vote on chain, it has just come, or come back: its commitment is its ticket.

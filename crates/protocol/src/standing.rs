@@ -64,13 +64,7 @@ impl Standing {
 
     /// The standing after the window of `certificate`, which had this `roster` and these `candidates`.
     #[must_use]
-    pub fn after(
-        &self,
-        spec: &RunSpec,
-        roster: &Roster,
-        candidates: &[Candidate],
-        certificate: &Certificate,
-    ) -> Self {
+    pub fn after(&self, spec: &RunSpec, roster: &Roster, candidates: &[Candidate], certificate: &Certificate) -> Self {
         let window = certificate.window;
         let mut next = self.clone();
         next.exclusions.retain(|exclusion| exclusion.until_window > window + 1);
@@ -141,8 +135,7 @@ mod tests {
     #[test]
     fn an_exclusion_follows_hotkey_and_bucket_until_its_window() {
         let (run, roster) = (spec(), roster(3, 1));
-        let standing =
-            Standing::default().after(&run, &roster, &candidates(3), &certified(0, &[0, 1], &[2], &[]));
+        let standing = Standing::default().after(&run, &roster, &candidates(3), &certified(0, &[0, 1], &[2], &[]));
         let miner = |hotkey: u16, bucket_of: u16| Miner {
             entry: EntryId { uid: Uid(9), registered_at_block: 77, ..entry(hotkey) },
             incentive: 0,

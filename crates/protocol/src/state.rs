@@ -141,8 +141,7 @@ mod tests {
 
     fn settle(state: &RunState, outcome: Outcome, step: OuterStep) -> RunState {
         let candidates = vec![Candidate { entry: entry(1), bucket: bucket() }];
-        let certificate =
-            Certificate { window: state.settled, outcome, voted_stake_rao: 1, total_stake_rao: 1 };
+        let certificate = Certificate { window: state.settled, outcome, voted_stake_rao: 1, total_stake_rao: 1 };
         let inputs = Hash32::of(b"inputs");
         let roster = roster(2, 1);
         let settlement =

@@ -7,8 +7,8 @@ use crate::keys::Keypair;
 use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec,
-    ScoringSpec, Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION,
+    RosterSpec, RunSpec, ScoringSpec, Theta0Spec, WindowSpec,
 };
 
 /// A small valid run.

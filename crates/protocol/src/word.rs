@@ -121,12 +121,7 @@ impl Vote {
 
     /// Reads the vote on `window`, which has `candidates` candidates and `validators` validators, from a stranger's
     /// commitment.
-    pub fn read(
-        commitment: &Commitment,
-        window: u32,
-        candidates: usize,
-        validators: usize,
-    ) -> Result<Self, WordError> {
+    pub fn read(commitment: &Commitment, window: u32, candidates: usize, validators: usize) -> Result<Self, WordError> {
         let body = body(commitment, VOTE_FIELD, VOTE_TAG, window)?;
         let (each, all) = (candidates.div_ceil(8), validators.div_ceil(8));
         let expected = 32 + 2 * each + all + size_of::<VoteProof>();

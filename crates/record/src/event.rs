@@ -1,10 +1,10 @@
 //! What a node reports about itself: one stream of typed events for progress, reports, logs and simulations.
 
 use serde::{Deserialize, Serialize};
-pub use templar_protocol::locator::Role;
 use templar_protocol::certificate::NullReason;
 use templar_protocol::fault::{BucketFault, CheckpointFault, Fault, FaultKind, VoteFault};
 use templar_protocol::hash::Hash32;
+pub use templar_protocol::locator::Role;
 use templar_protocol::roster::Uid;
 
 use crate::engine::EngineStats;
@@ -38,21 +38,24 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         engine: Option<EngineStats>,
     },
-    /// A miner uploaded its sealed payload and handed its header's hash to the chain.
+    /// A miner uploaded its sealed payload and its header. Only then does it hand the header's hash to the chain.
     Sealed {
         window: u64,
         payload_bytes: u64,
+        /// How long the upload took.
         comm_s: f64,
     },
     /// A miner published the key of its payload.
     Opened {
         window: u64,
     },
-    /// A validator finished judging, and handed its vote to the chain.
+    /// A validator finished judging, and its vote is on its disk. Only then does it hand the vote to the chain; whether
+    /// the vote counted is known when the window has [`Event::Ended`].
     Voted {
         window: u64,
         accept: Vec<Uid>,
         faults: Vec<Fault>,
+        /// Time from the put deadline to the vote, in which the validator fetched what it judged.
         comm_s: f64,
     },
     /// A validator's vote on a window does not count: it is malformed, or names another window.
@@ -144,9 +147,14 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    Certified { accepted: Vec<Uid>, excluded: Vec<Uid> },
+    Certified {
+        accepted: Vec<Uid>,
+        excluded: Vec<Uid>,
+    },
     /// What most of the votes accept does not count for anybody, because a payload of it could not be had.
-    Withheld { accepted: Vec<Uid> },
+    Withheld {
+        accepted: Vec<Uid>,
+    },
     TooFewVotes,
     NoMajority,
 }

@@ -11,7 +11,8 @@ use templar_protocol::run::{RunId, RunSpec};
 use crate::engine::EngineStats;
 use crate::event::{FaultCount, Role};
 
-/// Version of the schema.
+/// Version of the schema. It rises when a field goes, changes its name, type or meaning; a new field leaves it as it
+/// is, because readers ignore fields that they do not know.
 pub const SCHEMA: u32 = 1;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -51,6 +51,12 @@ pub enum Trouble {
          upload: check the bucket and the connection to it"
     )]
     UploadGivenUp { window: u64, put: Put, deadline_block: u64 },
+    /// The node's own bucket refuses something. The node goes on trying, silently, until it is of no use any more.
+    #[error(
+        "window {window}: this node's own bucket does not take {put}: {cause}; the node tries again until block \
+         {deadline_block}: check the bucket and the connection to it"
+    )]
+    UploadRefused { window: u64, put: Put, cause: String, deadline_block: u64 },
     /// Old objects stay in the node's own bucket for now. They cost storage and nothing else.
     #[error("cannot sweep this node's own bucket: {cause}")]
     Sweep { cause: String },

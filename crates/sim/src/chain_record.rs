@@ -1,4 +1,4 @@
-//! What a development chain says of the network in the end, as the report takes it.
+//! What a development chain knows of the network at the end, in the form that the report needs.
 
 use templar_chain::DevChain;
 use templar_record::recorder::Neuron;
@@ -18,7 +18,7 @@ pub fn neurons(chain: &DevChain) -> Vec<Neuron> {
         .collect()
 }
 
-/// For whom paced blocks did not wait, and how often that was.
+/// Nodes for which paced blocks did not wait, and how often that happened.
 pub fn late(chain: &DevChain) -> (Vec<Late>, u64) {
     let neurons = chain.emissions();
     let uid = |hotkey| neurons.iter().find(|neuron| neuron.hotkey == hotkey).map(|neuron| neuron.uid);

@@ -1,9 +1,5 @@
 //! Who takes part in a local network, and the run that they form.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_defaults};
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
@@ -11,6 +7,8 @@ use templar_protocol::keys::Keypair;
 use templar_protocol::run::{ChainSpec, DataSpec, RunSpec, WindowSpec};
 use templar_record::event::Role;
 use templar_record::recorder::Participant;
+
+use crate::zoo::kind::{Adversary, Kind};
 
 const NETUID: u16 = 3;
 
@@ -22,41 +20,8 @@ pub struct Plan {
     pub windows: u64,
     pub seed: u64,
     pub preset: Preset,
-    /// How the last so many miners behave, if not honestly.
-    pub adversaries: Vec<Behaviour>,
-}
-
-/// How a node behaves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Behaviour {
-    #[default]
-    Honest,
-    /// Publishes noise of an honest contribution's size instead of training.
-    Noise,
-    /// Commits, and never publishes the key.
-    Withhold,
-}
-
-impl fmt::Display for Behaviour {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Honest => "honest",
-            Self::Noise => "noise",
-            Self::Withhold => "withhold",
-        })
-    }
-}
-
-impl FromStr for Behaviour {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Honest, Self::Noise, Self::Withhold]
-            .into_iter()
-            .find(|behaviour| behaviour.to_string() == text)
-            .ok_or_else(|| format!("no behaviour {text:?}: there are honest, noise and withhold"))
-    }
+    /// How the last miners and the last validators misbehave, one each.
+    pub adversaries: Vec<Kind>,
 }
 
 /// One node of a local network.
@@ -64,12 +29,13 @@ impl FromStr for Behaviour {
 pub struct Member {
     pub name: String,
     pub role: Role,
-    pub behaviour: Behaviour,
+    /// How it misbehaves, unless it is honest.
+    pub adversary: Option<Adversary>,
     pub keypair: Keypair,
     pub stake_rao: u64,
 }
 
-/// What a node of this role has at stake in a local network.
+/// The stake of a node with this role in a local network.
 pub(crate) fn stake_rao(role: Role) -> u64 {
     match role {
         Role::Miner => 0,
@@ -78,32 +44,36 @@ pub(crate) fn stake_rao(role: Role) -> u64 {
 }
 
 impl Member {
-    /// As the report knows it.
+    /// The member as the report lists it.
     pub fn participant(&self) -> Participant {
         Participant {
             name: self.name.clone(),
             role: self.role,
-            behaviour: self.behaviour.to_string(),
+            behaviour: self.adversary.map_or("honest", |adversary| adversary.kind.name).to_owned(),
             hotkey: self.keypair.hotkey(),
         }
     }
 }
 
-/// Miners first, then validators: in the order in which they register. The last miners misbehave.
-pub(crate) fn members(seed: u64, miners: usize, validators: usize, adversaries: &[Behaviour]) -> Vec<Member> {
-    let member = |role: Role, nth: usize, behaviour: Behaviour| {
+/// Miners first, then validators: in the order in which they register. The last ones of either role misbehave.
+pub(crate) fn members(seed: u64, miners: usize, validators: usize, adversaries: &[Kind]) -> Vec<Member> {
+    let adversaries = Adversary::all(adversaries);
+    let of_role = |role: Role, count: usize| {
         let kind = match role {
             Role::Miner => "miner",
             Role::Validator => "validator",
         };
-        let name = format!("{kind}-{nth}");
-        let keypair = Keypair::insecure_dev(seed, &name);
-        Member { name, role, behaviour, keypair, stake_rao: stake_rao(role) }
+        let bad: Vec<Adversary> = adversaries.iter().filter(|bad| bad.kind.role == role).copied().collect();
+        let honest = count.saturating_sub(bad.len());
+        let member = move |nth: usize| {
+            let name = format!("{kind}-{nth}");
+            let keypair = Keypair::insecure_dev(seed, &name);
+            let adversary = nth.checked_sub(honest).map(|at| bad[at]);
+            Member { name, role, adversary, keypair, stake_rao: stake_rao(role) }
+        };
+        (0..count).map(member)
     };
-    let honest = miners.saturating_sub(adversaries.len());
-    let behaviour = |nth: usize| nth.checked_sub(honest).map_or(Behaviour::Honest, |bad| adversaries[bad]);
-    let miners = (0..miners).map(|nth| member(Role::Miner, nth, behaviour(nth)));
-    miners.chain((0..validators).map(|nth| member(Role::Validator, nth, Behaviour::Honest))).collect()
+    of_role(Role::Miner, miners).chain(of_role(Role::Validator, validators)).collect()
 }
 
 impl Plan {
@@ -141,8 +111,9 @@ impl Plan {
     }
 }
 
-/// Short windows: about the least that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here the
-/// tempo is as long as a window, so that pay follows each of them; the quota is new in each, too, and binds in tests only.
+/// Short windows: about the shortest that Bittensor's quota of commitments (3100 bytes in 360 blocks) would allow. Here
+/// the tempo is as long as a window, so that each window is paid; the quota is renewed as often, and binds in tests
+/// only.
 fn local_windows() -> WindowSpec {
     WindowSpec {
         blocks: 20,
@@ -158,6 +129,9 @@ fn local_windows() -> WindowSpec {
 mod tests {
     use templar_host::defaults::{mainnet_windows, run_spec};
 
+    use crate::zoo::attack::{late_vote, noise, withhold};
+    use crate::zoo::kind::Part;
+
     use super::*;
 
     #[test]
@@ -171,12 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn the_last_miners_misbehave() {
+    fn the_last_of_a_role_misbehave_each_in_its_part() {
         let preset = templar_model::presets::preset("nano").unwrap();
-        let adversaries = vec![Behaviour::Noise, Behaviour::Withhold];
-        let plan = Plan { miners: 4, validators: 1, windows: 1, seed: 1, preset, adversaries };
-        let behaviours: Vec<_> = plan.members().iter().map(|member| member.behaviour.to_string()).collect();
-        let expected = ["honest", "honest", "noise", "withhold", "honest"];
-        assert_eq!(behaviours, expected);
+        let adversaries = vec![noise::KIND, late_vote::KIND, withhold::KIND, noise::KIND];
+        let plan = Plan { miners: 5, validators: 2, windows: 1, seed: 1, preset, adversaries };
+        let members = plan.members();
+        let behaviours: Vec<_> = members.iter().map(|member| member.participant().behaviour).collect();
+        assert_eq!(behaviours, ["honest", "honest", "noise", "withhold", "noise", "honest", "late-vote"]);
+        let parts: Vec<_> = members.iter().filter_map(|member| member.adversary).map(|bad| bad.part).collect();
+        let part = |nth, of| Part { nth, of };
+        assert_eq!(parts, [part(0, 2), part(0, 1), part(1, 2), part(0, 1)]);
     }
 }

@@ -1,3 +1,3 @@
-//! Networks on a virtual clock. A seed that shows a failure shows it again.
+//! Networks on a virtual clock. A seed that shows a failure once shows it always.
 
 pub mod scenario;

@@ -7,7 +7,7 @@ use templar_protocol::bucket::BucketLocator;
 
 use crate::{Credential, OwnBucket, Store, StoreError};
 
-/// Large enough for the path that uploads in parts.
+/// Large enough to be uploaded in parts.
 const LARGE_BYTES: usize = 20_000_000;
 
 /// Checks what `a` and `b`, stores of two empty buckets in one cloud, do for their owners and for each other.
@@ -19,8 +19,8 @@ pub async fn check_store(a: &dyn Store, b: &dyn Store) {
     wrong_locators_open_nothing(a, b).await;
 }
 
-/// Checks that a bucket's published read credential writes nothing, and that one bucket's write credential is nothing
-/// to another. `open` makes a store that uses the given bucket as its own.
+/// Checks that a bucket's published read credential cannot write, and that one bucket's write credential does not open
+/// another. `open` makes a store that uses the given bucket as its own.
 pub async fn check_rights(open: &dyn Fn(OwnBucket) -> Box<dyn Store>, a: &OwnBucket, b: &OwnBucket) {
     let owner = open(a.clone());
     put(owner.as_ref(), "rights/kept", b"as it was").await;
@@ -64,7 +64,7 @@ async fn writes_are_read_by_everybody(a: &dyn Store, b: &dyn Store) {
     missing(b.get(a.own(), "v1/x/one", 100).await);
     a.delete("v1/x/one").await.expect("deleting what is not there is fine");
     missing(b.get(a.own(), "v1/never", 100).await);
-    // A folder is no object, and an object may have the name of another's folder.
+    // A folder is not an object, and an object may have the name of another's folder.
     put(a, "v1/y/z", b"inside").await;
     missing(b.get(a.own(), "v1/y", 100).await);
     put(a, "v1/y", b"beside").await;

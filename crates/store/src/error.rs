@@ -12,22 +12,32 @@ pub enum StoreError {
     TooLarge { key: String, bytes: u64, max_bytes: u64 },
     #[error("bucket {bucket:?} denies access to {key:?}: check the credential and the bucket's rights")]
     Denied { bucket: String, key: String },
-    /// `ahead_s` is this machine's clock minus the server's, by the server's own word.
+    /// `ahead_s` is this machine's clock minus the server's, by the server's own word; none if the server does not give
+    /// its time.
     #[error(
-        "the server of bucket {bucket:?} refuses requests whose time is wrong: this machine's clock is {} s {} the server's; \
-         set it (NTP does), and the node goes on by itself", ahead_s.abs(), if *ahead_s < 0 { "behind" } else { "ahead of" }
+        "the server of bucket {bucket:?} refuses requests whose time is wrong: this machine's clock is {}; set it (NTP does), \
+         and the node will continue by itself", skew(*ahead_s)
     )]
-    ClockSkew { bucket: String, ahead_s: i64 },
+    ClockSkew { bucket: String, ahead_s: Option<i64> },
     #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]
     Timeout { bucket: String, key: String, after: Duration },
     #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]
     Unavailable { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("{key:?} is no valid object key: {reason}")]
+    #[error("{key:?} is not a valid object key: {reason}")]
     BadKey { key: String, reason: &'static str },
     #[error("bucket {bucket:?} at {endpoint:?} is not contacted: {reason}")]
     RefusedBucket { endpoint: String, bucket: String, reason: &'static str },
     #[error("the HTTP client for storage cannot be set up; check the system's TLS certificates")]
     NoClient { source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// How far this machine's clock is off, as a part of a sentence.
+fn skew(ahead_s: Option<i64>) -> String {
+    match ahead_s {
+        Some(ahead_s) if ahead_s < 0 => format!("{} s behind the server's", ahead_s.unsigned_abs()),
+        Some(ahead_s) => format!("{ahead_s} s ahead of the server's"),
+        None => "not within what the server allows, and it does not say what time it has".to_owned(),
+    }
 }
 
 impl StoreError {

@@ -1,13 +1,14 @@
 //! Object storage as a Templar node sees it: one bucket of its own to write, everybody's buckets to read.
 //!
-//! The store only carries bytes. What is agreed on stands on the chain; nothing here is trusted, and no timestamp of a
+//! The store only carries bytes. What is agreed on is on the chain; nothing here is trusted, and no timestamp of a
 //! store is ever read. [`Store`] is the seam, with two implementations that pass one suite ([`conformance`]):
 //!
 //! - [`S3Store`]: any S3-compatible service. Buckets of strangers are contacted only as the endpoint policy of
 //!   [`S3Options`] allows, because their addresses are hostile input.
 //! - [`MemoryStore`] in a [`MemoryCloud`]: for simulation, with the same rights and with injected faults.
 //!
-//! [`S3Server`] is the embedded S3 server of local networks. [`keys`] names every object.
+//! [`S3Server`] is the embedded S3 server of local networks. [`StoreLayer`] makes a store over another store that changes one
+//! thing. [`keys`] names every object.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -30,6 +31,7 @@ mod bucket;
 pub mod conformance;
 mod error;
 pub mod keys;
+pub mod layer;
 mod memory;
 mod s3;
 mod server;
@@ -37,6 +39,7 @@ mod store;
 
 pub use bucket::{Credential, OwnBucket, dev_credentials};
 pub use error::StoreError;
+pub use layer::StoreLayer;
 pub use memory::{Fault, MemoryCloud, MemoryStore, Op, OpKind};
 pub use s3::{S3Options, S3Store, is_loopback};
 pub use server::{BucketSpec, OBJECT_BYTES_MAX, S3Server, ServerError};

@@ -1,6 +1,6 @@
-//! A cloud in memory, for simulation: many buckets, the rights of the real ones, and faults at the word of a test.
+//! A cloud in memory, for simulation: many buckets, the rights of the real ones, and faults on a test's command.
 //!
-//! Nothing here waits on its own, so that runs under a paused clock are reproducible.
+//! Nothing here waits by itself, so that runs under a paused clock are reproducible.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,7 +43,7 @@ pub struct Op {
 pub enum Fault {
     /// The object cannot be found.
     NotFound,
-    /// The service answers that it is out of order; nothing is changed.
+    /// The service answers that it is unavailable; nothing is changed.
     Unavailable,
     /// The operation happens, but only after this time.
     Delay(Duration),
@@ -110,7 +110,7 @@ impl MemoryCloud {
         self.lock().buckets.get(bucket).map_or_else(Vec::new, |bucket| bucket.objects.keys().cloned().collect())
     }
 
-    /// What its owner could do at any time: removes the objects whose keys contain `part`.
+    /// Removes the objects whose keys contain `part`, as the owner could do at any time.
     pub fn remove(&self, bucket: &str, part: &str) {
         if let Some(bucket) = self.lock().buckets.get_mut(bucket) {
             bucket.objects.retain(|key, _| !key.contains(part));
@@ -145,7 +145,7 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// Asks the fault hook about `op`, and suffers what it says. Returns whether a read is to be corrupted.
+    /// Asks the fault hook about `op`, and fails or waits as it says. Returns whether a read is to be corrupted.
     async fn suffer(&self, op: &Op) -> Result<bool, StoreError> {
         let fault = self.cloud.lock().fault.as_mut().and_then(|hook| hook(op));
         let (bucket, key) = (op.bucket.clone(), op.key.clone());
@@ -161,7 +161,7 @@ impl MemoryStore {
         }
     }
 
-    /// Does `act` to the own bucket, with the write credential.
+    /// Does `act` to the bucket of this store, with its write credential.
     async fn on_own<T>(&self, kind: OpKind, key: &str, act: impl FnOnce(&mut Bucket) -> T) -> Result<T, StoreError> {
         let bucket = self.own.locator.bucket.clone();
         let op = Op { kind, actor: bucket.clone(), bucket, key: key.to_owned() };

@@ -25,13 +25,13 @@ use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, keys};
 /// Objects above this size are uploaded in parts, so that a lost connection costs one part.
 const SINGLE_PUT_BYTES_MAX: usize = 16 << 20;
 const PART_BYTES: usize = 8 << 20;
-/// What S3 allows.
+/// S3's own limit.
 const PARTS_MAX: usize = 10_000;
 const PARTS_IN_FLIGHT: usize = 4;
-/// How long a failed upload may take to be withdrawn.
+/// How long a failed or dropped upload may take to be withdrawn.
 const ABORT: Duration = Duration::from_secs(5);
 
-/// All storage over S3: writes with the own write credential, reads with those that owners publish.
+/// All storage over S3: writes with this node's write credential, reads with those that owners publish.
 #[derive(Debug)]
 pub struct S3Store {
     own: OwnBucket,
@@ -41,7 +41,7 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Fails if the own locator is unusable or no HTTP client can be made. Contacts nobody.
+    /// Fails if this node's locator is unusable or no HTTP client can be made. Contacts nobody.
     pub fn new(own: OwnBucket, mut options: S3Options) -> Result<Self, StoreError> {
         options.vouched_endpoints.push(own.locator.endpoint.clone());
         let request_timeout = options.request_timeout;
@@ -51,7 +51,7 @@ impl S3Store {
         Ok(Self { own, writer, clients, request_timeout })
     }
 
-    /// Waits for `operation` on `key` in `bucket`, at most for the time allowed, and names what went wrong.
+    /// Waits for `operation` on `key` in `bucket`, at most for the time allowed, and adds both to its error.
     async fn within<T>(
         &self,
         bucket: &str,
@@ -71,13 +71,34 @@ impl S3Store {
     async fn put_in_parts(&self, path: &Path, bytes: Bytes) -> Result<(), Failure> {
         let late = |_| Failure::Remote(timed_out());
         let deadline = tokio::time::Instant::now() + self.request_timeout;
-        let mut upload = tokio::time::timeout_at(deadline, self.writer.put_multipart(path)).await.map_err(late)??;
-        let sent = tokio::time::timeout_at(deadline, send_parts(upload.as_mut(), bytes)).await;
-        if !matches!(sent, Ok(Ok(()))) {
-            // Parts that are left behind cost their owner money. If this fails too, the bucket's own rules expire them.
-            let _ = tokio::time::timeout(ABORT, upload.abort()).await;
+        let upload = tokio::time::timeout_at(deadline, self.writer.put_multipart(path)).await.map_err(late)??;
+        let mut upload = Upload(Some(upload));
+        tokio::time::timeout_at(deadline, upload.send(bytes)).await.map_err(late)?
+    }
+}
+
+/// An upload in parts, which is withdrawn unless it is completed: parts that are left behind cost their owner money.
+/// Withdrawing goes on beside whoever drops this, for some seconds. If it fails too, or the process ends before it
+/// does, the bucket's own rules expire them.
+struct Upload(Option<Box<dyn MultipartUpload>>);
+
+impl Upload {
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        if let Some(upload) = &mut self.0 {
+            send_parts(upload.as_mut(), bytes).await?;
         }
-        sent.map_err(late)?
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(mut upload) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { tokio::time::timeout(ABORT, upload.abort()).await });
+        }
     }
 }
 
@@ -126,7 +147,7 @@ impl Store for S3Store {
         let path = path(key)?;
         let bucket = &self.own.locator.bucket;
         if bytes.len() > SINGLE_PUT_BYTES_MAX {
-            // Keeps its own time, so that it can clean up after running out of it.
+            // It has its own time limit, so that it can clean up after exceeding it.
             let after = self.request_timeout;
             return match self.put_in_parts(&path, bytes).await {
                 Ok(()) => Ok(()),
@@ -172,7 +193,7 @@ impl Store for S3Store {
 
 fn path(key: &str) -> Result<Path, StoreError> {
     keys::check(key)?;
-    let reason = "it is no path of an object";
+    let reason = "it is not the path of an object";
     Path::parse(key).map_err(|_| StoreError::BadKey { key: key.to_owned(), reason })
 }
 

@@ -1,4 +1,4 @@
-//! The embedded S3 server of local networks: real S3 over real sockets, kept in a folder.
+//! The embedded S3 server of local networks: real S3 over real sockets, with its objects in a folder.
 //!
 //! `demo` and `localnet` run it so that nodes speak to storage exactly as they will to a cloud. s3s does protocol and
 //! signatures; [`access`] says who may do what; [`objects`] answers, over the files of [`files`].
@@ -41,7 +41,7 @@ const LOCK: &str = ".lock";
 const CONNECTIONS_MAX: usize = 512;
 /// A connection on which no request comes for this long is closed.
 const IDLE: Duration = Duration::from_mins(1);
-/// What is still running this long after a shutdown began is cut off.
+/// Whatever is still running this long after a shutdown began is cut off.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// A running S3 server. Dropping it stops it too, without waiting.

@@ -1,8 +1,10 @@
-//! The suite that every store passes, on both of them.
+//! The suite that every store passes, on both of them and on a layer.
 
 use templar_protocol::locator::{Locator, Role};
 use templar_store::conformance::{check_rights, check_store};
-use templar_store::{BucketSpec, MemoryCloud, S3Options, S3Server, S3Store, dev_credentials};
+use templar_store::{
+    BucketSpec, MemoryCloud, MemoryStore, S3Options, S3Server, S3Store, Store, StoreLayer, dev_credentials,
+};
 
 #[tokio::test]
 async fn memory_store() {
@@ -10,6 +12,24 @@ async fn memory_store() {
     let (a, b) = (cloud.create_bucket("alice"), cloud.create_bucket("bob"));
     check_store(&cloud.store(a.clone()), &cloud.store(b.clone())).await;
     check_rights(&|own| Box::new(cloud.store(own)), &a, &b).await;
+}
+
+/// Changes nothing.
+struct Clear(MemoryStore);
+
+impl StoreLayer for Clear {
+    fn inner(&self) -> &dyn Store {
+        &self.0
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_overrides_nothing_is_the_store_below() {
+    let cloud = MemoryCloud::new();
+    let (a, b) = (cloud.create_bucket("alice"), cloud.create_bucket("bob"));
+    let open = |own| Clear(cloud.store(own));
+    check_store(&open(a.clone()), &open(b.clone())).await;
+    check_rights(&|own| Box::new(open(own)), &a, &b).await;
 }
 
 #[tokio::test]

@@ -182,3 +182,30 @@ async fn a_broken_upload_leaves_nothing() {
     let left: Vec<_> = std::fs::read_dir(root.path().join("alice/incoming")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[tokio::test]
+async fn an_upload_in_parts_that_is_dropped_leaves_no_parts_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let server = server(&root, &["alice"]).await;
+    let store = store(&server, "alice");
+    let parts = || std::fs::read_dir(root.path().join("alice/incoming")).unwrap().count();
+    // Four are sent at a time, so some are complete: the server does not forget those by itself.
+    let has_begun = async {
+        while parts() < 6 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = has_begun => {}
+        _ = store.put("v1/large", vec![0; 256 << 20].into()) => panic!("it is over before it was seen to begin"),
+    }
+    let is_withdrawn = async {
+        while parts() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), is_withdrawn).await.expect("parts are left behind");
+    assert!(store.get(store.own(), "v1/large", 1).await.unwrap_err().is_not_found());
+    server.shutdown().await;
+}

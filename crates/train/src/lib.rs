@@ -3,6 +3,7 @@
 //! | what | module |
 //! |---|---|
 //! | the seam: job, outcome, errors | [`trainer`] |
+//! | a trainer over another trainer that changes one thing | [`layer`] |
 //! | tokens of one inner step | [`batch`] |
 //! | learning rate by global inner step | [`schedule`] |
 //! | AdamW on flat parameters | [`adamw`] |
@@ -34,6 +35,7 @@ pub mod adamw;
 pub mod batch;
 pub mod conformance;
 pub mod cpu_trainer;
+pub mod layer;
 pub mod schedule;
 pub mod speed;
 mod state;
@@ -43,6 +45,7 @@ pub mod worker;
 
 pub use batch::{BatchError, TokenBatch};
 pub use cpu_trainer::CpuTrainer;
+pub use layer::TrainerLayer;
 pub use schedule::learning_rate;
 pub use synthetic::SyntheticTrainer;
 pub use trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};

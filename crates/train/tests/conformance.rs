@@ -9,7 +9,7 @@ use templar_model::presets;
 use templar_protocol::layout::Layout;
 use templar_protocol::run::InnerSpec;
 use templar_train::conformance::{self, Distance};
-use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer};
+use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer, TrainerLayer};
 
 use tiny::tiny;
 
@@ -27,6 +27,33 @@ fn cpu_trainer_conforms() {
 fn synthetic_trainer_conforms() {
     let (model, inner) = tiny(false);
     conformance::check_trainer(&model, || Box::new(SyntheticTrainer::new(&model, &inner)));
+}
+
+/// Changes nothing.
+struct Clear(CpuTrainer);
+
+impl TrainerLayer for Clear {
+    fn inner(&self) -> &dyn Trainer {
+        &self.0
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Trainer {
+        &mut self.0
+    }
+}
+
+#[test]
+fn a_layer_that_overrides_nothing_is_the_trainer_below() {
+    let (model, inner) = tiny(false);
+    let clear = || Clear(CpuTrainer::new(&model, &inner));
+    conformance::check_trainer(&model, || Box::new(clear()));
+    let theta = Layout::llama(&model).theta0(&model, 1);
+    let batches = conformance::batches(&model, 1, 2, "layer");
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
+    let mut trainer: Box<dyn Trainer> = Box::new(clear());
+    trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap();
+    // The seam has a default for this one, which a layer must not fall back to.
+    assert!(trainer.stats().is_some());
 }
 
 /// The seam does not promise this, but it holds on the CPU: matrices are split by rows and columns, never along a sum.

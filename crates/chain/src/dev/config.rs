@@ -77,7 +77,7 @@ impl DevConfig {
             ("max_validators", u64::from(self.max_validators), 1, u64::from(self.max_uids)),
             ("immunity_blocks", self.immunity_blocks, 0, 1 << 40),
             ("activity_cutoff_blocks", self.activity_cutoff_blocks, 1, 1 << 40),
-            // Ten TAO a block for a billion blocks still fit the 64 bits of an account.
+            // Ten TAO per block for a billion blocks still fit the 64 bits of an account.
             ("emission_rao_per_block", self.emission_rao_per_block, 0, 10_000_000_000),
         ];
         for (setting, found, lowest, highest) in limits {

@@ -1,13 +1,13 @@
-//! The end of an epoch: pay by the weights, then give the permits anew.
+//! The end of an epoch: pay by the weights, then reassign the permits.
 
 use super::{config::DevConfig, subnet::Subnet};
 use crate::yuma::{self, Voter};
 
-/// The owner's part of the emission, of 100.
+/// The owner's share of the emission, in percent.
 const OWNER_PERCENT: u64 = 18;
 
 impl Subnet {
-    /// Whether an epoch ends with `block`: every tempo, and at once where nobody has a permit but somebody has stake,
+    /// Whether an epoch ends with `block`: every tempo, and at once if nobody has a permit but somebody has stake,
     /// so that a new network does not wait a whole tempo for its first validators.
     pub(super) fn epoch_is_due(&self, block: u64, config: &DevConfig) -> bool {
         let nobody_judges = !self.neurons.iter().any(|neuron| neuron.permit);

@@ -1,7 +1,7 @@
-//! The dev chain's database. The newest state of every neuron, and every state that a snapshot ever showed.
+//! The dev chain's database: the newest state of every neuron, and every state that a snapshot ever showed.
 //!
 //! History is one row per change of a neuron, valid from a block on, so a snapshot as of any past block is one
-//! indexed look-up a uid. Nothing is pruned: a dev chain's history is bounded by its life and the disk alone.
+//! indexed look-up per uid. Nothing is pruned: a dev chain's history is bounded by its life and the disk alone.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use super::{
     subnet::{NeuronState, Subnet},
 };
 
-/// Changes with every change of the tables or of what their blobs hold.
+/// Rises with every change of the tables or of what their blobs hold.
 const FORMAT: i32 = 1;
 
 const TABLES: &str = "
@@ -176,7 +176,7 @@ impl Storage {
         result.map_err(|error| failed("wrote a block", &error))
     }
 
-    /// The last nonce of a hotkey that a block included. Kept when a hotkey loses its place, so that its old calls
+    /// The last nonce of a hotkey that a block included. It stays when a hotkey loses its place, so that its old calls
     /// stay invalid if it comes back.
     pub(super) fn nonce(&self, hotkey: &Hotkey) -> Result<Option<u64>, DevError> {
         let query = || -> rusqlite::Result<Option<i64>> {
@@ -187,7 +187,7 @@ impl Storage {
         Ok(query().map_err(|error| failed("read a nonce", &error))?.map(|nonce| nonce as u64))
     }
 
-    /// What uids below `uids` were as of the end of `block`, which must be finalised.
+    /// The neurons with uids below `uids` as of the end of `block`, which must be finalised.
     pub(super) fn neurons_at(&self, block: u64, uids: usize) -> Result<Vec<Neuron>, DevError> {
         let doing = "read a snapshot";
         let query = || -> rusqlite::Result<Vec<Vec<u8>>> {

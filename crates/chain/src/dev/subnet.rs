@@ -14,7 +14,7 @@ use crate::{
     error::ChainError,
 };
 
-/// All the TAO there will ever be, in rao: no stake is larger.
+/// All TAO that will ever exist, in rao: no stake is larger.
 pub(crate) const STAKE_RAO_MAX: u64 = 21_000_000 * 1_000_000_000;
 
 /// Everything that the chain knows of one neuron.
@@ -98,7 +98,7 @@ impl NeuronState {
 }
 
 impl Subnet {
-    /// The mean of the weights that the validators which have set any have set for `uid`.
+    /// The mean of the weights for `uid` over the validators that have set any weights.
     pub(crate) fn rating(&self, uid: u16) -> u16 {
         let rows = self.neurons.iter().filter_map(|neuron| neuron.weights.as_ref());
         let set =

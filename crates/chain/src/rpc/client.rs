@@ -1,4 +1,4 @@
-//! A [`Chain`] on the other end of a WebSocket, which survives that the server restarts.
+//! A [`Chain`] on the other end of a WebSocket, that survives restarts of the server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,13 +38,13 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A call is retried over lost connections for so long.
+/// How long a call is retried over lost connections.
 const RETRY_FOR: Duration = Duration::from_secs(20);
-/// No request takes longer, whatever it waits for: its last attempt, or others who are connecting.
+/// Longest time for a request, whether it waits for its last attempt or for another caller that is connecting.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(40);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Pauses while a chain is waited for that was down at start.
+/// Pauses between attempts to reach a chain that was down at the start.
 const WAIT_FIRST: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -58,7 +58,7 @@ pub struct RpcChain {
     shared: Arc<Shared>,
 }
 
-/// The chain did not answer; it will be asked again. [`RpcChain::wait_for`] tells of it.
+/// The chain did not answer, and will be asked again. [`RpcChain::wait_for`] reports it.
 #[derive(Debug)]
 pub struct Absent<'a> {
     pub url: &'a str,
@@ -82,8 +82,8 @@ struct Shared {
 }
 
 impl RpcChain {
-    /// Connects, and waits for as long as it takes until the chain at `url` answers, with growing pauses between the
-    /// attempts. `tell` hears of every attempt that failed. Dropping the future stops the wait and leaves nothing
+    /// Connects, and waits as long as it takes for the chain at `url` to answer, with growing pauses between
+    /// attempts. `tell` is called after every failed attempt. Dropping the future stops the wait and leaves nothing
     /// behind. Ends with an error only where waiting is useless: the URL is wrong, or something else answers there.
     pub async fn wait_for(url: &str, mut tell: impl FnMut(&Absent<'_>)) -> Result<Self, ChainError> {
         check_url(url)?;
@@ -121,7 +121,7 @@ impl RpcChain {
         Self { shared: Arc::new(Shared { url: url.to_owned(), genesis, client: Mutex::new(Arc::new(client)) }) }
     }
 
-    /// Every neuron and what it was paid, in the order of uids: only a development chain says so.
+    /// Every neuron and what it was paid, in the order of uids. Only a development chain has this method.
     pub async fn neurons(&self) -> Result<Vec<NeuronInfo>, ChainError> {
         self.request(method::NEURONS, rpc_params![]).await
     }
@@ -166,7 +166,7 @@ impl RpcChain {
             .unwrap_or_else(|_| Err(RpcError::Timeout { url, method, waited_s }.into()))
     }
 
-    /// The connection, or a new one if it is lost. The lock is held while connecting, so that many callers make one.
+    /// The connection, or a new one if it was lost. The lock is held while connecting, so that many callers make one.
     async fn client(&self) -> Result<Arc<WsClient>, ChainError> {
         let mut client = self.shared.client.lock().await;
         if !client.is_connected() {
@@ -253,7 +253,8 @@ impl Chain for RpcChain {
     }
 
     async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
-        // Before it is sent: what is too long for the chain is too long for the server, which would only say so much.
+        // Checked before sending: what is too long for the chain is too long for the server, whose refusal would not
+        // say why.
         crate::call::commitment_cost_bytes(&fields)?;
         self.submit(key, netuid, &Call::Commit { fields }).await
     }
@@ -295,7 +296,7 @@ async fn open(url: &str) -> Result<(WsClient, Hash32), ChainError> {
     Ok((client, genesis))
 }
 
-/// The refusal that the server meant, or what went wrong on the way.
+/// The server's refusal, or what went wrong on the way.
 fn failure(url: &str, method: &str, error: ClientError) -> ChainError {
     let (url, method) = (url.to_owned(), method.to_owned());
     match error {
@@ -309,7 +310,7 @@ fn failure(url: &str, method: &str, error: ClientError) -> ChainError {
     }
 }
 
-/// Whether the way to the chain failed, and not the chain.
+/// Whether the connection failed, rather than the chain.
 fn is_lost(error: &ChainError) -> bool {
     matches!(error.adapter_error(), Some(RpcError::Connection { .. } | RpcError::Timeout { .. }))
 }
@@ -325,7 +326,7 @@ impl Attempts {
         Self { until: Instant::now() + RETRY_FOR, backoff: FIRST_BACKOFF }
     }
 
-    /// Waits before the next attempt; gives the error back if another attempt is useless or too late.
+    /// Waits before the next attempt; returns the error if another attempt is useless or too late.
     async fn pause(&mut self, error: ChainError) -> Result<(), ChainError> {
         if !is_lost(&error) || Instant::now() + self.backoff > self.until {
             return Err(error);
@@ -337,7 +338,7 @@ impl Attempts {
     }
 }
 
-/// The newest head that has come, then each newer one that the reader is there for. Ends with the sender.
+/// The newest head so far, then each newer one for which the reader is ready. Ends with the sender.
 fn head_stream(mut heads: watch::Receiver<Head>) -> BoxStream<'static, Head> {
     heads.mark_changed();
     futures::stream::unfold(heads, |mut heads| async move {

@@ -5,7 +5,7 @@ use templar_protocol::hash::Hash32;
 
 use crate::error::{ChainError, Retry};
 
-/// Why a chain cannot be reached, understood or served.
+/// Why a chain cannot be reached, understood or served over JSON-RPC.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RpcError {
@@ -15,7 +15,7 @@ pub enum RpcError {
     Connection { url: String, reason: String },
     #[error("{url} did not answer {method} in {waited_s} s; check the load of the chain's machine")]
     Timeout { url: String, method: String, waited_s: u64 },
-    #[error("{url} answered {method} with something else than promised ({reason}); check its version")]
+    #[error("{url} answered {method} with something unexpected ({reason}); check its version")]
     Protocol { url: String, method: String, reason: String },
     #[error("{url} now serves another chain ({found} instead of {expected}); check the address and restart")]
     OtherChain { url: String, expected: Hash32, found: Hash32 },

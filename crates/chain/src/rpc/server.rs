@@ -1,5 +1,5 @@
-//! Serves a [`DevChain`]. Everything that arrives is a stranger's: sizes, connections, subscriptions and waits have
-//! limits, and arguments are decoded before the chain sees them.
+//! Serves a [`DevChain`]. Everything that arrives comes from strangers: sizes, connections, subscriptions and waits
+//! have limits, and arguments are decoded before the chain sees them.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -24,12 +24,12 @@ use crate::{
     error::ChainError,
 };
 
-/// Two for each neuron of a full subnet, and some for people.
+/// Two per neuron of a full subnet, and some for people.
 const CONNECTIONS_MAX: u32 = 544;
 const SUBSCRIPTIONS_PER_CONNECTION_MAX: u32 = 8;
 /// Messages that may wait for a slow reader before the chain stops answering it.
 const MESSAGES_BUFFERED: u32 = 64;
-/// A subscriber that takes nothing for so long is dropped.
+/// A subscriber that reads nothing for this long is dropped.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long `stop` waits for requests in progress.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,9 +69,9 @@ impl RpcServer {
         format!("ws://{}", self.address)
     }
 
-    /// Closes every connection; after it the address is free again.
+    /// Closes every connection; afterwards the address is free again.
     pub async fn stop(self) {
-        // An error says that it was stopped already.
+        // An error means that it has already stopped.
         let _ = self.handle.stop();
         if tokio::time::timeout(STOP_TIMEOUT, self.handle.stopped()).await.is_err() {
             tracing::warn!(address = %self.address, "the chain's server stopped without waiting longer for its clients");
@@ -100,7 +100,7 @@ fn methods(chain: DevChain) -> Result<RpcModule<DevChain>, RegisterMethodError> 
     Ok(module)
 }
 
-/// What any chain can answer. The chain's reads never wait, so their futures are ready at once.
+/// Methods that any chain could answer. The chain's reads never wait, so their futures are ready at once.
 fn read_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodError> {
     module.register_method(method::GENESIS, |_, chain, _| Answer::Ok(chain.genesis_hash()))?;
     module.register_method(method::HEAD, |_, chain, _| Answer::Ok(chain.newest()))?;
@@ -120,7 +120,7 @@ fn read_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodEr
     Ok(())
 }
 
-/// What only this chain has.
+/// Methods that only this chain has.
 fn dev_methods(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMethodError> {
     module.register_method(method::NONCE, |params: Params<'_>, chain, _| -> Answer<u64> {
         let hotkey: Hotkey = params.one()?;

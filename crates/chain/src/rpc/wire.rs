@@ -6,7 +6,7 @@ use jsonrpsee::types::{ErrorCode, ErrorObjectOwned};
 
 use crate::{dev::DevError, error::ChainError};
 
-/// The longest request: a signed call in hexadecimal and its frame.
+/// Longest request: a signed call in hexadecimal, and the JSON around it.
 pub(super) const REQUEST_BYTES_MAX: u32 = 8 * 1024;
 /// The longest answer: a snapshot of 256 neurons (some 550 bytes each, in hexadecimal) with room to spare.
 pub(super) const RESPONSE_BYTES_MAX: u32 = 1024 * 1024;
@@ -20,7 +20,7 @@ pub(super) mod method {
     pub(in crate::rpc) const UNSUBSCRIBE_HEADS: &str = "chain_unsubscribeHeads";
     pub(in crate::rpc) const SNAPSHOT: &str = "subnet_snapshot";
     pub(in crate::rpc) const HYPERPARAMS: &str = "subnet_hyperparams";
-    pub(in crate::rpc) const SUBMIT: &str = "author_submit";
+    pub(in crate::rpc) const SUBMIT: &str = "subnet_submit";
     pub(in crate::rpc) const NONCE: &str = "dev_nonce";
     pub(in crate::rpc) const PACE: &str = "dev_pace";
     pub(in crate::rpc) const NEURONS: &str = "dev_neurons";
@@ -62,7 +62,7 @@ fn dev_code(error: &DevError) -> i32 {
     }
 }
 
-/// The value that a server put into a JSON-RPC error, if it did and code and value agree.
+/// The value that a server put into a JSON-RPC error, if there is one and it agrees with the code.
 pub(super) fn refusal(error: &ErrorObjectOwned) -> Option<ChainError> {
     let data = error.data()?.get();
     if let Ok(rule) = serde_json::from_str::<ChainError>(data) {

@@ -39,9 +39,9 @@ async fn hostile_requests_are_refused_and_change_nothing() {
         other => panic!("not refused: {other:?}"),
     };
     let long = "00".repeat(3000);
-    assert_eq!(code(raw.request("author_submit", rpc_params![long]).await), 1104);
-    assert_eq!(code(raw.request("author_submit", rpc_params!["not hex"]).await), 1104);
-    assert_eq!(code(raw.request("author_submit", rpc_params![7]).await), -32602);
+    assert_eq!(code(raw.request("subnet_submit", rpc_params![long]).await), 1104);
+    assert_eq!(code(raw.request("subnet_submit", rpc_params!["not hex"]).await), 1104);
+    assert_eq!(code(raw.request("subnet_submit", rpc_params![7]).await), -32602);
     assert_eq!(code(raw.request("subnet_snapshot", rpc_params![3, -1]).await), -32602);
     assert_eq!(code(raw.request("subnet_snapshot", rpc_params![3, u64::MAX]).await), 1001);
     assert_eq!(code(raw.request("dev_pace", rpc_params!["ab", 1]).await), -32602);
@@ -57,7 +57,7 @@ async fn hostile_requests_are_refused_and_change_nothing() {
     assert_eq!(codes, [1505; 300 - 256], "strangers' paces are bounded");
     // Too large to be read at all: the server answers or hangs up, but goes on.
     let huge = "00".repeat(20_000);
-    assert!(raw.request::<(), _>("author_submit", rpc_params![huge]).await.is_err());
+    assert!(raw.request::<(), _>("subnet_submit", rpc_params![huge]).await.is_err());
     let client = RpcChain::connect(&server.url()).await.unwrap();
     assert_eq!(client.head().await.unwrap(), chain.newest());
     Pacer::Rpc(client).pace(&key("a").hotkey(), 1).await.expect("a registered hotkey always has room");

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use templar_chain::{
-    Chain, ChainError, DevChain, DevConfig, DevError,
+    Chain, ChainError, ChainLayer, DevChain, DevConfig, DevError,
     call::{Call, SignedCall},
     conformance,
 };
@@ -27,6 +27,21 @@ fn commit(byte: u8) -> Call {
 async fn conforms_in_process() {
     let chain = DevChain::open(None, config()).unwrap();
     conformance::check_chain(&chain, &chain, NETUID).await;
+}
+
+/// Changes nothing.
+struct Clear(DevChain);
+
+impl ChainLayer for Clear {
+    fn inner(&self) -> &dyn Chain {
+        &self.0
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_overrides_nothing_is_the_chain_below() {
+    let chain = DevChain::open(None, config()).unwrap();
+    conformance::check_chain(&Clear(chain.clone()), &chain, NETUID).await;
 }
 
 #[tokio::test]

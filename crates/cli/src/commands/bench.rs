@@ -1,4 +1,4 @@
-//! `templar bench`: one module a part that is measured.
+//! `templar bench`: one module per measured part.
 
 mod codec;
 mod data;
@@ -11,7 +11,8 @@ use crate::end::End;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// The codec: bytes on real pseudo-gradients, speed against this machine's copy bandwidth; or what it costs in loss.
+    /// The codec: bytes on real pseudo-gradients, speed against this machine's copy bandwidth; or what it costs in
+    /// loss.
     Codec(codec::Codec),
     /// Datasets: text to tokens per second, against the tokenizers crate's own speed, and how fast they are checked.
     Data(data::Data),

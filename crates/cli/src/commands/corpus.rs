@@ -8,10 +8,10 @@ use templar_data::{EndOfText, Manifest, Tokenizer, prepared_dataset};
 use templar_model::presets::Preset;
 use templar_sim::local::network::Text;
 
-/// Options that say what is trained on.
+/// Options that choose the training data.
 #[derive(Debug, Args)]
 pub(crate) struct CorpusArgs {
-    /// What to train on in place of the built-in corpus: files or folders of UTF-8 text or JSON Lines, or the folder of
+    /// What to train on instead of the built-in corpus: files or folders of UTF-8 text or JSON Lines, or the folder of
     /// a dataset that `data prepare` wrote.
     #[arg(long, env = "TEMPLAR_DATA", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -24,7 +24,7 @@ pub(crate) struct CorpusArgs {
 }
 
 impl CorpusArgs {
-    /// The text, after the model has been fitted to it.
+    /// Chooses the text, and fits the model to it.
     pub(crate) fn text(&self, preset: &mut Preset) -> Result<Text> {
         if self.data.is_empty() {
             return Ok(Text::BuiltIn);
@@ -32,7 +32,7 @@ impl CorpusArgs {
         if let Some((folder, manifest)) = self.prepared()? {
             ensure!(
                 self.tokenizer.is_none(),
-                "{} is prepared already, with the tokenizer that it has: leave --tokenizer out, or give the text",
+                "{} is already prepared with its own tokenizer: omit --tokenizer, or give the raw text",
                 folder.display()
             );
             fit(preset, manifest.seq_len, manifest.vocab_size);
@@ -51,7 +51,7 @@ impl CorpusArgs {
         for path in &self.data {
             let Some(manifest) = prepared_dataset(path)? else { continue };
             if self.data.len() > 1 {
-                bail!("{} is a prepared dataset, which is trained on alone: give no other --data", path.display());
+                bail!("{} is a prepared dataset, which cannot be combined with other --data", path.display());
             }
             return Ok(Some((path, manifest)));
         }
@@ -59,14 +59,14 @@ impl CorpusArgs {
     }
 }
 
-/// Fits the model to the data, and says what that changed.
+/// Fits the model to the data, and prints what that changed.
 fn fit(preset: &mut Preset, seq_len: u32, vocab_size: u32) {
     let before = preset.model.clone();
     preset.fit(seq_len, vocab_size);
     let model = &preset.model;
     if model.seq_len != before.seq_len {
         eprintln!(
-            "the model's sequences have {} tokens, as the dataset's samples do, in place of {}",
+            "sequence length is now {} tokens, to match the dataset's samples, instead of {}",
             model.seq_len, before.seq_len
         );
     }

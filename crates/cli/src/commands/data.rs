@@ -11,14 +11,14 @@ use crate::end::End;
 use crate::output::{is_json, say};
 use crate::progress::{Progress, Unit};
 
-/// Strays that are named; the others are counted.
+/// Strays listed by name; the others are counted.
 const NAMED_STRAYS_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
     /// Turn text and JSON Lines into token shards and a manifest.
     Prepare(Prepare),
-    /// Say what is in a dataset.
+    /// Describe a dataset.
     Inspect(Inspect),
     /// Check every hash of a dataset.
     Verify(Verify),
@@ -32,7 +32,7 @@ pub(crate) struct Prepare {
     /// Where to write the dataset: a folder that is empty or absent, unless --replace is given.
     #[arg(long, env = "TEMPLAR_DATASET", value_name = "DIR")]
     out: PathBuf,
-    /// Replace the dataset that lies there, once the new one is complete; other files stay.
+    /// Replace the dataset that is already there, once the new one is complete; other files stay.
     #[arg(long, env = "TEMPLAR_REPLACE")]
     replace: bool,
     /// A Hugging Face tokenizer.json; without one, tokens are bytes.
@@ -41,16 +41,16 @@ pub(crate) struct Prepare {
     /// The tokenizer's token that ends a text, if its name is not one of the usual ones, such as <|endoftext|>.
     #[arg(long, env = "TEMPLAR_END_OF_TEXT", value_name = "TOKEN", requires = "tokenizer")]
     end_of_text: Option<String>,
-    /// Tokens in a sample.
+    /// Tokens per sample.
     #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = PrepareOptions::default().seq_len)]
     seq_len: u32,
-    /// Part of the text that is never trained on.
+    /// Fraction of the text that is never trained on.
     #[arg(long, env = "TEMPLAR_HELD_OUT", default_value_t = PrepareOptions::default().held_out_fraction)]
     held_out: f64,
-    /// Samples in a shard.
+    /// Samples per shard.
     #[arg(long, env = "TEMPLAR_SHARD_SAMPLES", default_value_t = PrepareOptions::default().shard_samples)]
     shard_samples: u64,
-    /// Which parts of the text are held out.
+    /// Seed of the choice of what is held out.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
 }
@@ -86,8 +86,14 @@ fn print_strays(strays: &[String]) {
     if strays.is_empty() {
         return;
     }
-    let files = if strays.len() == 1 { "1 entry is" } else { &format!("{} entries are", strays.len()) };
-    say!("{files} not the dataset's, and nobody reads them; remove them unless they are yours:");
+    if strays.len() == 1 {
+        say!("1 entry does not belong to the dataset and is ignored; remove it unless you need it:");
+    } else {
+        say!(
+            "{} entries do not belong to the dataset and are ignored; remove them unless you need them:",
+            strays.len()
+        );
+    }
     for name in strays.iter().take(NAMED_STRAYS_MAX) {
         say!("  {name}");
     }
@@ -138,7 +144,7 @@ impl Prepare {
     }
 }
 
-/// What the library says of its options, in the words of the command line.
+/// The library's error about an option, in the words of the command line.
 fn by_flag(error: PrepareError) -> Report {
     match error {
         PrepareError::Option { option, found, allowed } => {
@@ -196,7 +202,7 @@ impl Verify {
         if is_json() {
             say!("{}", json!({ "manifest": hash, "ok": true, "strays": strays }));
         } else {
-            say!("dataset {hash} is in order");
+            say!("dataset {hash} is valid");
             print_strays(&strays);
         }
         Ok(())

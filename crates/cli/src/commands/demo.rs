@@ -20,7 +20,8 @@ use crate::watch::Watcher;
 pub(crate) struct Demo {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Seconds that a block waits for a node before the chain goes on without it; its contribution does not count then.
+    /// Seconds that a block waits for a node before the chain continues without it; its contribution does not count
+    /// then.
     #[arg(long, env = "TEMPLAR_PACE_CAP_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pace_cap_s: u64,
 }
@@ -34,7 +35,7 @@ impl Demo {
         self.network.metrics.serve()?;
         self.network.introduce(Ring::Demo, &network, &folder);
         let watcher = Watcher::new(network.plan.windows, Loss::Text);
-        // A folder that is removed at the end is never gone on from.
+        // A network is never resumed from a folder that is removed at the end.
         let saving = if folder.temporary().is_some() { Saving::Sparing } else { Saving::Exact };
         let demo = demo::Demo { network, pace_cap: Duration::from_secs(self.pace_cap_s), saving };
         let outcome = demo.run(stop, &mut |news| watcher.on_news(&news)).await;

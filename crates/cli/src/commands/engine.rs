@@ -14,7 +14,7 @@ pub(crate) struct TorchArgs {
     /// The Python interpreter that has `templar_torch`; python3 if not given.
     #[arg(long, env = "TEMPLAR_PYTHON", value_name = "PATH")]
     python: Option<PathBuf>,
-    /// Processes of a worker, one for each GPU; 1 if not given.
+    /// Processes of a worker, one per GPU; 1 if not given.
     #[arg(long, env = "TEMPLAR_NPROC", value_parser = clap::value_parser!(u16).range(1..=64))]
     nproc: Option<u16>,
     /// Where to train, as PyTorch names it: auto (if not given), cpu, cuda, cuda:1 or mps. AMD's GPUs are cuda there.
@@ -23,7 +23,7 @@ pub(crate) struct TorchArgs {
     /// Threads of each process on CPUs.
     #[arg(long, env = "TEMPLAR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
-    /// Keep the optimiser's moments in host memory between two windows.
+    /// Keep the optimiser's moments in host memory between windows.
     #[arg(long, env = "TEMPLAR_OFFLOAD_OPTIMISER")]
     offload_optimiser: bool,
     /// Compute the same bits each time, on GPUs too, which costs some speed there.
@@ -32,14 +32,14 @@ pub(crate) struct TorchArgs {
 }
 
 impl TorchArgs {
-    /// The engines of these names. `threads` is for those who did not say how many. Fails if an option was given that
-    /// no engine here reads: whoever names a GPU must not be left to train on the CPU.
+    /// The engines of these names. `threads` applies if the user did not say how many. Fails if an option was given
+    /// that no engine here reads: a user who names a GPU must not end up training on the CPU.
     pub(crate) fn engines(&self, names: &[EngineName], threads: Option<u32>) -> Result<Vec<Engine>> {
         if !names.contains(&EngineName::Torch)
             && let Some(option) = self.not_for_cpu()
         {
             bail!(
-                "{option} is for PyTorch, and no node here trains with it: the built-in engine trains in the node's \
+                "{option} applies to PyTorch only, which no node here uses: the built-in engine trains in the node's \
                  process, on the CPU. Add --engine torch, or leave {option} out (on the command line, in --config and \
                  in the environment)"
             );
@@ -62,7 +62,7 @@ impl TorchArgs {
         Ok(names.iter().map(engine).collect())
     }
 
-    /// An option that was given, and that the built-in engine does not do.
+    /// An option that was given, and that the built-in engine does not have.
     fn not_for_cpu(&self) -> Option<&'static str> {
         let elsewhere = |device: &String| !matches!(device.as_str(), "cpu" | "auto");
         let given = [

@@ -11,8 +11,7 @@ use crate::output::{is_json, say};
 use crate::outputs::{ModelOut, ReportOut};
 use crate::show::{self, Loss};
 
-/// Make the model and the report of a `demo` or `localnet` from the folder that it was kept in, whether or not it ran to
-/// its end.
+/// Export the model and the report of a `demo` or `localnet` from its folder, whether or not it ran to its end.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// The network's folder.
@@ -28,7 +27,7 @@ impl Export {
         self.out.check(None)?;
         self.report.check(None)?;
         let outcome = export::outcome(&self.folder)?;
-        // What is asked for first: a failure is the only document then.
+        // What was asked for comes first: if it fails, the failure is the only document.
         self.report.write(&outcome.report)?;
         let model = self.out.write(&outcome, &self.folder.join("dataset"))?;
         if is_json() {

@@ -19,15 +19,15 @@ pub(crate) struct Generate {
     /// The text to continue.
     #[arg(long, env = "TEMPLAR_PROMPT", default_value = "The ")]
     prompt: String,
-    /// New tokens at most.
+    /// Maximum number of new tokens.
     #[arg(long, env = "TEMPLAR_TOKENS", default_value_t = 200)]
     tokens: usize,
-    /// 0 takes the likeliest token; 1 samples from the model's own probabilities.
+    /// 0 takes the most likely token; 1 samples from the model's own probabilities.
     #[arg(long, env = "TEMPLAR_TEMPERATURE", default_value_t = 0.8)]
     temperature: f64,
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
-    /// A Hugging Face tokenizer.json; else the one in the model's folder; without one, tokens are bytes.
+    /// A Hugging Face tokenizer.json; by default the one in the model's folder; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -45,7 +45,7 @@ impl Generate {
         let generator = Generator::new(&spec, &theta, &prompt, self.tokens, end_of_text, sampling)?;
         if generator.cut_tokens() > 0 {
             eprintln!(
-                "the prompt has {} tokens and the model sees {} at most: the first {} were cut off",
+                "the prompt has {} tokens, but the model takes at most {}: the first {} were cut off",
                 prompt.len(),
                 spec.seq_len,
                 generator.cut_tokens()
@@ -77,7 +77,7 @@ impl Generate {
         Ok(End::Done)
     }
 
-    /// The one that was named, else the folder's own, else bytes.
+    /// The tokenizer that was named, else the folder's own, else bytes.
     fn tokenizer(&self) -> Result<Tokenizer> {
         let own = self.model.join(TOKENIZER_FILE);
         let path = self.tokenizer.as_ref().or_else(|| own.is_file().then_some(&own));

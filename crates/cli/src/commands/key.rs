@@ -34,7 +34,7 @@ impl Key {
             Self::New(File { file }) => {
                 ensure!(!file.exists(), "{} exists already; a key is never overwritten", file.display());
                 let mut seed = [0; 32];
-                getrandom::fill(&mut seed).wrap_err("this machine gives no random numbers")?;
+                getrandom::fill(&mut seed).wrap_err("the system's random number generator failed")?;
                 write_secret(&file, &format!("{}\n", Hash32(seed))).wrap_err_with(|| file.display().to_string())?;
                 Keypair::from_seed(seed)
             }

@@ -20,15 +20,15 @@ use crate::show::Loss;
 use crate::stop;
 use crate::watch::Watcher;
 
-/// The network of `demo` with every node a process of its own, on a chain with a fixed block time.
+/// The network of `demo` with each node in its own process, on a chain with a fixed block time.
 #[derive(Debug, Args)]
 pub(crate) struct Localnet {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Seconds between two blocks; a window has 20 blocks, of which training may take 10.
+    /// Seconds between two blocks; a window has 20 blocks, and training may take 10 of them.
     #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.0)]
     block_s: f64,
-    /// Kill a node with SIGKILL in the middle of a window, as in `miner-1@4`; may be given several times.
+    /// Kill a node with SIGKILL in the middle of a window, such as `miner-1@4`; may be given several times.
     #[arg(long, env = "TEMPLAR_KILL", value_delimiter = ',', value_name = "NODE@WINDOW")]
     kill: Vec<Kill>,
     /// Hotkeys of miners on other machines that may take part; `templar key new` makes one.
@@ -46,7 +46,7 @@ impl Localnet {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
         ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
-        ensure!(!self.listen.is_unspecified(), "--listen {} names no address that others can reach", self.listen);
+        ensure!(!self.listen.is_unspecified(), "--listen {} is not an address that others can reach", self.listen);
         let folder = self.network.folder()?;
         let stop = stop::on_signal_leaving(folder.temporary().map(Path::to_path_buf));
         let network = self.network.network(&folder)?;
@@ -66,7 +66,7 @@ impl Localnet {
         }
         let localnet = localnet::Localnet {
             network,
-            binary: std::env::current_exe().wrap_err("this binary cannot find itself to start nodes")?,
+            binary: std::env::current_exe().wrap_err("cannot start nodes: the path of this binary is unknown")?,
             block: Duration::from_secs_f64(self.block_s),
             kills: self.kill.clone(),
             listen: self.listen,

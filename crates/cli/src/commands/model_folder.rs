@@ -1,4 +1,4 @@
-//! What a model's folder has beside the weights.
+//! What a model's folder holds besides the weights.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,13 @@ use templar_data::{Manifest, Tokenizer, TokenizerId};
 use templar_model::hf::{self, TokenizerFile};
 use templar_protocol::layout::ModelSpec;
 
-/// Puts the tokenizer of the dataset in `dataset` beside the model in `out`, so that other tools can encode text for it.
+/// Puts the tokenizer of the dataset in `dataset` next to the model in `out`, so that other tools can encode text for
+/// it.
 pub(crate) fn export_tokenizer(out: &Path, model: &ModelSpec, dataset: &Path, manifest: &Manifest) -> Result<()> {
     let json = match &manifest.tokenizer {
         TokenizerId::Bytes => None,
         TokenizerId::Json { .. } => {
-            // Checks its hash, among other things.
+            // This also checks its hash.
             Tokenizer::open_for(dataset, manifest)?;
             let path = dataset.join(TOKENIZER_FILE);
             Some(fs::read(&path).wrap_err_with(|| format!("{} cannot be read", path.display()))?)

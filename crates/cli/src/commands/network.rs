@@ -1,4 +1,4 @@
-//! What rehearsals have in common: who takes part, the folder, and what is left in the end.
+//! What rehearsals have in common: who takes part, the folder, and what is left at the end.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,14 @@ use templar_host::engine::EngineName;
 use templar_model::presets::{self, Preset};
 use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
+use templar_record::event::Role;
 use templar_record::report::Report;
 use templar_sim::local::error::NetworkError;
-use templar_sim::local::kept::{Definition, Ring};
+use templar_sim::local::kept::{Definition, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
 use templar_sim::local::needs::{self, Machine};
-use templar_sim::local::network::{Network, Outcome, Text};
-use templar_sim::plan::{Behaviour, Plan};
+use templar_sim::local::network::{Network, NoTheta, Outcome, Text};
+use templar_sim::plan::Plan;
+use templar_sim::zoo::attack::Several;
 
 use crate::commands::corpus::CorpusArgs;
 use crate::commands::engine::TorchArgs;
@@ -29,46 +31,49 @@ use crate::show::{self, Loss};
 #[derive(Debug, Args)]
 pub(crate) struct RehearsalArgs {
     /// Windows to train.
-    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=WINDOWS_MAX))]
     pub(crate) windows: u64,
     /// Miners.
-    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
+    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=i64::from(MINERS_MAX)))]
     miners: u16,
     /// Validators.
-    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(VALIDATORS_MAX)))]
     validators: u16,
-    /// Everything that is drawn follows from it: keys, data, θ₀, blocks.
+    /// Seed of everything random: keys, data, θ₀, blocks.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     seed: u64,
     /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
     #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
     pub(crate) codec: CodecKind,
-    /// How the last miners behave, one each: noise or withhold.
-    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "BEHAVIOUR")]
-    adversary: Vec<Behaviour>,
+    /// How the last miners or validators misbehave, as in noise or late-vote=2; the page on adversaries has the kinds.
+    #[arg(long, env = "TEMPLAR_ADVERSARY", num_args = 1.., value_delimiter = ',', value_name = "KIND[=COUNT]")]
+    adversary: Vec<Several>,
     #[command(flatten)]
     pub(crate) report: ReportOut,
 }
 
 impl RehearsalArgs {
     pub(crate) fn plan(&self, preset: Preset) -> Result<Plan> {
-        ensure!(
-            self.adversary.len() < usize::from(self.miners),
-            "{} of {} miners would misbehave; at least one must be honest",
-            self.adversary.len(),
-            self.miners
-        );
+        self.check_adversaries(Role::Miner, "miners", self.miners.into())?;
+        self.check_adversaries(Role::Validator, "validators", self.validators.into())?;
         Ok(Plan {
             miners: usize::from(self.miners),
             validators: usize::from(self.validators),
             windows: self.windows,
             seed: self.seed,
             preset,
-            adversaries: self.adversary.clone(),
+            adversaries: self.adversary.iter().flat_map(|several| vec![several.kind; several.count.into()]).collect(),
         })
     }
 
-    /// Shows the report, and writes it if that was asked for.
+    fn check_adversaries(&self, role: Role, plural: &str, nodes: usize) -> Result<()> {
+        let of_role = self.adversary.iter().filter(|several| several.kind.role == role);
+        let bad: usize = of_role.map(|several| usize::from(several.count)).sum();
+        ensure!(bad == 0 || bad < nodes, "{bad} of {nodes} {plural} would misbehave; at least one must be honest");
+        Ok(())
+    }
+
+    /// Shows the report, and writes it if a file was named.
     pub(crate) fn finish(&self, report: &Report, loss: Loss) -> Result<()> {
         if is_json() {
             say!("{}", serde_json::to_string(report)?);
@@ -100,12 +105,12 @@ pub(crate) struct NetworkArgs {
     preset: String,
     #[command(flatten)]
     corpus: CorpusArgs,
-    /// Engines of the nodes, miners first; the last one is for all further nodes: builtin or torch.
+    /// Engines of the nodes, miners first; the last one applies to all remaining nodes: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINES", value_name = "ENGINE", num_args = 1.., default_value = "builtin", value_delimiter = ',')]
     engine: Vec<EngineName>,
     #[command(flatten)]
     out: ModelOut,
-    /// Keep the network's files (chain, buckets, nodes) in this folder, and go on with the network that is in it.
+    /// Keep the network's files (chain, buckets, nodes) in this folder, and resume the network already in it.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
@@ -129,7 +134,7 @@ impl Folder {
         }
     }
 
-    /// The folder, if it is removed at the end.
+    /// The folder, if it will be removed at the end.
     pub(crate) fn temporary(&self) -> Option<&Path> {
         match self {
             Self::Kept(_) => None,
@@ -137,7 +142,7 @@ impl Folder {
         }
     }
 
-    /// Leaves the folder where it is, for somebody to look into.
+    /// Keeps the folder, so that somebody can look into it.
     pub(crate) fn keep(self) -> PathBuf {
         match self {
             Self::Kept(path) => path,
@@ -175,13 +180,13 @@ impl NetworkArgs {
             return Ok(Folder::Temporary(folder.wrap_err("no temporary folder can be made; name one with --folder")?));
         };
         if !Definition::is_in(path) && path.exists() {
-            let is_empty = std::fs::read_dir(path).wrap_err_with(|| path.display().to_string())?.next().is_none();
-            ensure!(is_empty, "{} is not empty: name another folder, or remove what is in it", path.display());
+            let is_free = Definition::is_free(path).wrap_err_with(|| path.display().to_string())?;
+            ensure!(is_free, "{} is not empty: name another folder, or remove what is in it", path.display());
         }
         Ok(Folder::Kept(path.clone()))
     }
 
-    /// Says what is about to happen, unless events alone are wanted.
+    /// Says what is about to happen, unless only events are wanted.
     pub(crate) fn introduce(&self, ring: Ring, network: &Network, folder: &Folder) {
         if !is_json() {
             say!("{}", self.introduction(ring, network, folder));
@@ -194,10 +199,10 @@ impl NetworkArgs {
         let size = show::parameters(Layout::llama(model).len() as u64);
         let places = match ring {
             Ring::Demo => "all in this process",
-            Ring::Localnet => "each in a process of its own",
+            Ring::Localnet => "each in its own process",
         };
         let data = match &network.text {
-            Text::BuiltIn => "the built-in corpus: 4 MB of made-up text, of which the entropy is known".to_owned(),
+            Text::BuiltIn => "the built-in corpus: 4 MB of generated text with a known entropy".to_owned(),
             Text::Paths { sources, .. } => {
                 sources.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
             }
@@ -205,7 +210,7 @@ impl NetworkArgs {
         };
         let tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(model.seq_len);
         let files = match folder {
-            Folder::Kept(path) => format!("{} (the same command goes on there if it is interrupted)", path.display()),
+            Folder::Kept(path) => format!("{} (if interrupted, the same command resumes from here)", path.display()),
             Folder::Temporary(folder) => {
                 format!("{}, removed at the end (--folder DIR keeps them)", folder.path().display())
             }
@@ -235,8 +240,8 @@ impl NetworkArgs {
         )
     }
 
-    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and it is said
-    /// what can be done with them.
+    /// Shows the result and writes what was asked for. If something failed, the network's files stay, and the error
+    /// says what can be done with them.
     pub(crate) fn finish(
         &self,
         ring: Ring,
@@ -246,7 +251,7 @@ impl NetworkArgs {
         let outcome = match outcome {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(End::Stopped),
-            // Nothing has run, and there is nothing to look into.
+            // Nothing has run, so there is nothing to look into.
             Err(error) if error.is_before_start() => return Err(error.into()),
             Err(error) => return Err(left(ring, "the network failed", None, folder, error.into())),
         };
@@ -257,7 +262,7 @@ impl NetworkArgs {
             let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
             return Err(left(ring, "the network failed", Some(&outcome), folder, eyre!("{}", failures.join("\n  "))));
         }
-        if outcome.stopped && outcome.theta.is_none() {
+        if outcome.stopped && matches!(outcome.theta, Err(NoTheta::NothingSettled)) {
             return Ok(End::Stopped);
         }
         let written = match self.out.write(&outcome, &folder.path().join("dataset")) {
@@ -278,15 +283,16 @@ impl NetworkArgs {
         match (model, folder) {
             (Some(model), _) => {
                 let model = model.display();
-                lines.push(format!(
-                    "  the model is in {model}; let it write: templar generate {model} --prompt \"The \""
-                ));
+                lines.push(format!("  the model is in {model}; try it: templar generate {model} --prompt \"The \""));
             }
             (None, Folder::Kept(folder)) => {
-                lines.push(format!("  make the model of what is kept: templar export {} --out DIR", folder.display()));
+                lines.push(format!("  export the model: templar export {} --out DIR", folder.display()));
             }
             (None, Folder::Temporary(_)) => {
-                lines.push(format!("  this model is gone; the next one stays: templar {} --out DIR", ring.verb()));
+                lines.push(format!(
+                    "  this model was not kept; to keep the next one: templar {} --out DIR",
+                    ring.verb()
+                ));
             }
         }
         match &self.rehearsal.report.report {
@@ -295,7 +301,7 @@ impl NetworkArgs {
         }
         if let (Folder::Kept(_), true) = (folder, outcome.stopped) {
             lines.push(format!(
-                "  go on with the same command: templar {} … --folder {}",
+                "  resume with the same command: templar {} … --folder {}",
                 ring.verb(),
                 folder.path().display()
             ));
@@ -304,21 +310,21 @@ impl NetworkArgs {
     }
 }
 
-/// An error after which files are left: which, and what they are good for.
+/// Adds to an error which files are left, and what they are good for.
 fn left(ring: Ring, what: &str, outcome: Option<&Outcome>, folder: Folder, error: Failure) -> Failure {
     let folder = folder.keep();
     let (shown, verb) = (folder.display(), ring.verb());
     let mut advice = format!("{what}; its files are left in {shown}:\n  look into them, or remove them: rm -r {shown}");
-    if outcome.is_some_and(|outcome| outcome.theta.is_some()) {
+    if outcome.is_some_and(|outcome| outcome.theta.is_ok()) {
         let _ = write!(
             advice,
-            "\n  make model and report of what was trained: templar export {shown} --out DIR --report FILE"
+            "\n  export the model and the report so far: templar export {shown} --out DIR --report FILE"
         );
     }
     if outcome.is_none_or(|outcome| !outcome.failures.is_empty()) && Definition::is_in(&folder) {
         let _ = write!(
             advice,
-            "\n  go on once the cause is mended: templar {verb} with the same options and --folder {shown}"
+            "\n  once the cause is fixed, resume with templar {verb} and the same options, with --folder {shown}"
         );
     }
     error.wrap_err(advice)

@@ -20,13 +20,13 @@ use crate::metrics::{self, MetricsArgs};
 use crate::output::say;
 use crate::{output, show, stop};
 
-/// What every node takes.
+/// Options of every node.
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
     /// The run's specification.
     #[arg(long, env = "TEMPLAR_RUN", value_name = "FILE")]
     run: PathBuf,
-    /// JSON-RPC endpoint of the chain, as in ws://127.0.0.1:9944.
+    /// Endpoint of the development chain's own JSON-RPC, such as ws://127.0.0.1:9944.
     #[arg(long, env = "TEMPLAR_CHAIN", value_name = "URL")]
     chain: String,
     /// File with the hotkey's 32-byte seed in hexadecimal. Only its owner should be able to read it.
@@ -50,7 +50,8 @@ pub(crate) struct NodeArgs {
     /// What trains and evaluates: builtin or torch.
     #[arg(long, env = "TEMPLAR_ENGINE", value_name = "ENGINE", default_value_t)]
     engine: EngineName,
-    /// End after so many windows of the run; a localnet tells its guests how many it has. Without it a node never ends.
+    /// End after this many windows of the run; a localnet tells its guests how many it has. Without it a node never
+    /// ends.
     #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = clap::value_parser!(u64).range(1..))]
     until_window: Option<u64>,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
@@ -62,14 +63,14 @@ pub(crate) struct NodeArgs {
     torch: TorchArgs,
 }
 
-/// Train on assigned data, publish what was learned, be paid for what it was worth.
+/// Mine: train on assigned data, publish what was learned, be paid for what it was worth.
 #[derive(Debug, Args)]
 pub(crate) struct Miner {
     #[command(flatten)]
     node: NodeArgs,
 }
 
-/// Judge contributions, vote on them, measure what they were worth, set weights.
+/// Validate: judge contributions, vote on them, measure what they were worth, set weights.
 #[derive(Debug, Args)]
 pub(crate) struct Validator {
     #[command(flatten)]
@@ -119,7 +120,7 @@ pub(crate) async fn run(
     };
     args.metrics.serve()?;
     let (sender, receiver) = mpsc::channel(256);
-    // The node stops on a signal, or when its part is over.
+    // The node stops on a signal, or when its part has ended.
     let (stop, (halt, mut halted)) = (stop::on_signal(), watch::channel(false));
     tokio::spawn(forward(stop.clone(), halt.clone()));
     let is_shown = args.until_window.is_some() || !output::is_json();
@@ -136,19 +137,19 @@ pub(crate) async fn run(
     }
     ensure!(
         printing.await?? != Some(Ending::ChainGone),
-        "the chain is gone: its network has ended early, or its machine is down; start again to go on from here"
+        "the chain is gone: its network has ended early, or its machine is down; restart to resume from here"
     );
     Ok(if *stop.borrow() { End::Stopped } else { End::Done })
 }
 
-/// Hands a signal on.
+/// Passes a signal on.
 async fn forward(mut stop: watch::Receiver<bool>, halt: watch::Sender<bool>) {
     if stop.wait_for(|stop| *stop).await.is_ok() {
         halt.send_replace(true);
     }
 }
 
-/// A node that its parent cannot stop any more must not go on unseen. Its state on disk is whole at any moment.
+/// A node that its parent can no longer stop must not continue unseen. Its state on disk is consistent at any moment.
 fn end_with_parent() {
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
@@ -156,8 +157,8 @@ fn end_with_parent() {
     });
 }
 
-/// Prints events as they come, until the last node ended or standard output does not take any more; ends the node when
-/// its part is over, and says what came of it.
+/// Prints events as they come, until the node has ended or standard output accepts nothing more. Ends the node when its
+/// part is over, and prints the final result.
 async fn print_events(
     mut events: mpsc::Receiver<NodeEvent>,
     mut tenure: Tenure,

@@ -23,7 +23,7 @@ use crate::progress::{Progress, Unit};
 pub(crate) enum Run {
     /// Write a new run.toml with this project's defaults.
     Init(Init),
-    /// Say what a run is, and its id.
+    /// Describe a run and print its id.
     Show(Show),
     /// Check a run.toml: every value, θ₀'s root, and the dataset if one is given.
     Verify(Verify),
@@ -55,7 +55,7 @@ pub(crate) struct Init {
     /// Seed of θ₀ and of the order of the data.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
     seed: u64,
-    /// Give a key another value than the default, such as outer.rate=0.65 (several allowed; docs/run-keys.md has all).
+    /// Override a key's default value, such as outer.rate=0.65 (several allowed; docs/run-keys.md has all).
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
     /// Where to write it.
@@ -80,7 +80,7 @@ pub(crate) struct Verify {
     dataset: Option<PathBuf>,
 }
 
-/// Keys that `run init` works out.
+/// Keys that `run init` computes.
 const DERIVED: [&str; 2] = ["theta0.root", "data.manifest"];
 
 /// A key and its value.
@@ -158,14 +158,15 @@ impl Show {
         );
         say!("data      manifest {}", spec.data.manifest);
         say!(
-            "window    {} blocks: put by block {}, vote by block {}, {} windows' delay",
+            "window    {} blocks: put by block {}, vote by block {}, a delay of {} {}",
             spec.windows.blocks,
             spec.windows.put_block,
             spec.windows.vote_block,
-            spec.windows.delay_windows
+            spec.windows.delay_windows,
+            if spec.windows.delay_windows == 1 { "window" } else { "windows" }
         );
         say!(
-            "training  {} inner steps of {} sequences: {window_tokens} tokens a miner and window",
+            "training  {} inner steps of {} sequences: {window_tokens} tokens per miner and window",
             spec.inner.steps,
             spec.inner.batch_sequences
         );
@@ -179,7 +180,7 @@ impl Verify {
         let root = theta0_root(&spec);
         ensure!(
             root == spec.theta0.root,
-            "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or is of another protocol",
+            "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or belongs to another protocol version",
             spec.theta0.root,
             spec.theta0.seed
         );
@@ -190,13 +191,13 @@ impl Verify {
         if is_json() {
             say!("{}", json!({ "run_id": spec.id(), "ok": true }));
         } else {
-            say!("run {} is in order", spec.id());
+            say!("run {} is valid", spec.id());
         }
         Ok(())
     }
 }
 
-/// The root of θ₀, with progress on standard error where that takes long.
+/// The root of θ₀, with progress on standard error if it takes long.
 ///
 /// No signal is handled here, so Ctrl-C and SIGTERM end the process at once; nothing has been written yet.
 fn theta0_root(spec: &RunSpec) -> Hash32 {

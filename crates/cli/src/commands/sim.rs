@@ -7,7 +7,7 @@ use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 
 use crate::commands::network::RehearsalArgs;
 use crate::end::End;
-use crate::output::{is_json, say};
+use crate::output::{self, is_json, say};
 use crate::show::{self, Loss};
 use crate::watch::Watcher;
 
@@ -41,6 +41,8 @@ impl Sim {
             );
         }
         scenario.on_event = Some(Box::new(move |event, recorder| watcher.on_event(event, recorder)));
+        // Whoever read the lines has gone away: nobody wants the rest.
+        scenario.stop = Some(output::failed());
         let outcome = scenario.run(folder.path());
         self.rehearsal.finish(&outcome.report, Loss::Synthetic)?;
         if !outcome.failures.is_empty() {

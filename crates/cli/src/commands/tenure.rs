@@ -1,4 +1,4 @@
-//! How long a node of somebody takes part, and what it has earned: what its owner gets to see at the end.
+//! How long somebody's node takes part, and what it has earned: what its owner sees at the end.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use templar_protocol::keys::Hotkey;
 use templar_record::event::{Event, Role, Verdict};
 use templar_record::trouble::Trouble;
 
-/// How long the chain may take to say what was paid: it is for people to see, and nothing waits for it.
+/// How long the chain may take to say what was paid. That is for information only, and nothing waits for it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// After so many failures in a row to follow the chain, some 20 s each, a network that was to end has ended.
+/// After this many failures in a row to follow the chain, some 20 s each, a network that had a planned end has ended.
 const LOST_MAX: u32 = 2;
 
 /// Why a node ends by itself.
@@ -19,14 +19,14 @@ const LOST_MAX: u32 = 2;
 pub(crate) enum Ending {
     /// The last window is settled.
     LastWindow,
-    /// The chain is gone before that.
+    /// The chain went away before that.
     ChainGone,
 }
 
 /// A node's part in its network.
 #[derive(Debug)]
 pub(crate) struct Tenure {
-    /// After so many windows it ends; for ever without.
+    /// It ends after this many windows; without a number, never.
     until_window: Option<u64>,
     /// Whether anybody wants to see the standing.
     is_shown: bool,
@@ -47,7 +47,7 @@ impl Tenure {
         Self { until_window, is_shown, url, hotkey, role, chain, standing, settled: 0, counted: 0, lost: 0 }
     }
 
-    /// Takes in what happened to the node; whether it should end.
+    /// Takes in an event of the node, and returns why the node should end, if it should.
     pub(crate) async fn note(&mut self, event: &Event) -> Option<Ending> {
         match event {
             Event::Settled { window, verdict, .. } => {
@@ -69,7 +69,7 @@ impl Tenure {
         }
     }
 
-    /// What the chain says of this node, if it says so at all: real chains are asked in other ways.
+    /// Asks the chain how this node is doing. Only a development chain answers this question.
     async fn look(&mut self) {
         let looking = async {
             if self.chain.is_none() {
@@ -82,7 +82,7 @@ impl Tenure {
         }
     }
 
-    /// What came of it, for people or as JSON; nothing if nothing is known.
+    /// The final result, for people or as JSON; `None` if the standing is not known.
     pub(crate) fn summary(&self, is_json: bool) -> Option<String> {
         let Standing { uid, score, weight, paid_rao } = self.standing?;
         let (settled, counted, paid) = (self.settled, self.counted, paid_rao as f64 / 1e9);
@@ -95,13 +95,13 @@ impl Tenure {
         let percent = 100.0 * weight;
         Some(match self.role {
             Role::Miner => format!(
-                "uid {uid} in the end: contributions counted in {counted} of {settled} windows\n  \
-                 score    {score:.3} by the validators' weights, of which 1 is the best miner's\n  \
+                "final result of uid {uid}: contributions counted in {counted} of {settled} windows\n  \
+                 score    {score:.3} from the validators' weights (the best miner has 1)\n  \
                  weight   {percent:.1} % of what all miners were paid last\n  \
                  paid     {paid:.3} so far, in the chain's own coin (1 = 10⁹ rao)"
             ),
             Role::Validator => format!(
-                "uid {uid} in the end: {settled} windows settled\n  \
+                "final result of uid {uid}: {settled} windows settled\n  \
                  weight   {percent:.1} % of what all validators were paid last\n  \
                  paid     {paid:.3} so far, in the chain's own coin (1 = 10⁹ rao)"
             ),

@@ -40,9 +40,9 @@ fn name_of(process: u32) -> Option<String> {
     Some((*arguments.get(name + 1)?).to_owned())
 }
 
-/// Watches which files the nodes of a localnet hold open or mapped until it ends; asserts that these are only their own.
-/// It looks ten times a second, so it sees databases, θ and data, which stay open, but perhaps not a file that is read
-/// and closed at once: `long.rs` has a test that sees each opening.
+/// Watches which files the nodes of a localnet hold open or mapped until it ends; asserts that these are only their
+/// own. It looks ten times a second, so it sees databases, θ and data, which stay open, but perhaps not a file that is
+/// read and closed at once: `long.rs` has a test that sees each opening.
 fn assert_nodes_keep_to_themselves(localnet: &mut Child, folder: &Path) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     while localnet.try_wait().unwrap().is_none() {
@@ -186,7 +186,7 @@ fn a_guest_with_nothing_but_its_folder_and_its_key_takes_part() {
     let guest = guest.wait_with_output().unwrap();
     let said = String::from_utf8(guest.stdout).unwrap();
     assert!(guest.status.success(), "{said}");
-    for part in ["uid 3 in the end: contributions counted in ", "score ", "weight ", "paid "] {
+    for part in ["final result of uid 3: contributions counted in ", "score ", "weight ", "paid "] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let report = report(&path);

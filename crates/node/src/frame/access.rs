@@ -1,9 +1,13 @@
-//! Whether this node's own access to storage works: what tells its own fault from everybody else's.
+//! Whether this node's own access to storage works, which distinguishes its own fault from everybody else's.
 //!
-//! A node whose clock is wrong, or whose line is cut, sees what a node sees in a network of dead buckets. So whoever is
-//! about to act on the silence of a bucket asks here first, and an answer settles it: one from the own bucket, or from
-//! another one that has served this node before. Buckets that stay silent, however many there are, cannot make a node
-//! doubt itself as long as its own bucket answers.
+//! A node with a wrong clock or a broken connection sees the same as a node in a network of dead buckets. So code that
+//! is about to act on the silence of a bucket asks here first, and one answer settles it: from this node's own bucket,
+//! or from another one that has served this node before.
+//!
+//! An own bucket on the same machine proves little: it answers whatever the clock says and wherever the line is cut. So
+//! a node that gets no answer from anybody else, though it asked more than one, blames itself as well. It is *isolated*
+//! until the first answer of somebody else. Buckets that stay silent cannot make a node doubt itself as long as one of
+//! the others serves it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,7 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::{Either, join_all, select};
+use futures::StreamExt;
+use futures::future::{Either, select};
+use futures::stream::FuturesUnordered;
 use templar_protocol::bucket::BucketLocator;
 use templar_record::event::Event;
 use templar_record::trouble::Trouble;
@@ -24,15 +30,20 @@ use tokio::time::Instant;
 
 use crate::frame::events::Events;
 
-/// Most time that a bucket may take to answer a probe.
+/// Longest time that a bucket may take to answer a probe.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before broken access is probed again: doubled each time, from the first to the second.
+/// Most time that the own bucket may still take once another one has answered: what it would say is whether the node
+/// itself is wrong.
+const OWN_GRACE: Duration = Duration::from_secs(2);
+/// Most time that the node's loop waits for a probe: a fraction of a block. The probe goes on, and wakes the node.
+const LOOP_PATIENCE: Duration = Duration::from_secs(3);
+/// Pause before broken access is probed again: doubled each time, from the first value to the second.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Buckets of others that are asked beside the own one.
+/// Other nodes' buckets that are asked besides this node's own.
 const WITNESSES_MAX: usize = 4;
 
-/// What is known of the own access.
+/// What is known of this node's own access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Works,
@@ -56,7 +67,7 @@ enum State {
     },
 }
 
-/// The own access to storage, and the probe of it: one at a time.
+/// This node's own access to storage, and its probe, of which there is one at a time.
 pub struct Access {
     shared: Arc<Shared>,
     /// Ends with this.
@@ -66,15 +77,32 @@ pub struct Access {
 struct Shared {
     store: Arc<dyn Store>,
     events: Events,
-    /// A folder of the own bucket to list.
+    /// A folder of this node's own bucket to list.
     folder: String,
     state: watch::Sender<State>,
-    /// Objects of others that this node has read, each of another bucket, newest last.
+    /// Objects that this node has read from other nodes, each in a different bucket, newest last.
     witnesses: Mutex<VecDeque<(BucketLocator, String)>>,
     /// Operations that no bucket answered.
     unanswered: AtomicU64,
+    /// Operations that a bucket of somebody else answered.
+    answered: AtomicU64,
+    isolated: Mutex<Option<Isolation>>,
     /// How often the access has come back.
     heals: AtomicU64,
+}
+
+/// Nobody but the own bucket answers.
+struct Isolation {
+    since: Instant,
+    cause: String,
+}
+
+/// How many operations were answered up to some moment, and how many were not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    pub unanswered: u64,
+    /// By somebody else than the own bucket.
+    pub answered: u64,
 }
 
 impl fmt::Debug for Access {
@@ -92,20 +120,28 @@ impl Access {
             state: watch::Sender::new(State::Works { examined_at: None }),
             witnesses: Mutex::default(),
             unanswered: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            isolated: Mutex::default(),
             heals: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), probe: Mutex::default() }
     }
 
-    /// What is known at block `head`, where something could not be had. Starts a probe, once a block, if nothing is.
+    /// What is known at block `head`, after something could not be read. If nothing is known, starts a probe, once per
+    /// block.
     pub fn examine(&self, head: u64) -> Finding {
+        self.examine_since(head, head)
+    }
+
+    /// The same, where a probe that was asked for at block `oldest` is good enough.
+    fn examine_since(&self, oldest: u64, head: u64) -> Finding {
         let state = self.shared.state.borrow().clone();
         match state {
             State::Broken { cause } => Finding::Broken { cause },
             State::Probing => Finding::Unknown,
-            State::Works { examined_at: Some(at) } if at >= head => Finding::Works,
+            State::Works { examined_at: Some(at) } if at >= oldest => Finding::Works,
             State::Works { .. } => {
-                // Wakes nobody: there is nothing to see yet.
+                // This wakes nobody: there is no result yet.
                 self.shared.state.send_if_modified(|state| {
                     *state = State::Probing;
                     false
@@ -118,18 +154,40 @@ impl Access {
         }
     }
 
-    /// The same, after waiting for the probe: at most for some seconds.
+    /// The same, after waiting for the probe for a fraction of a block. What a slower probe says counts in the next
+    /// block, too: else a slow bucket could keep a node from ever finding out.
     pub async fn find_out(&self, head: u64) -> Finding {
         let mut news = self.news();
-        loop {
-            match self.examine(head) {
-                Finding::Unknown => news.next().await,
-                finding => return finding,
+        let found = async {
+            loop {
+                match self.examine_since(head.saturating_sub(1), head) {
+                    Finding::Unknown => news.next().await,
+                    finding => return finding,
+                }
             }
-        }
+        };
+        tokio::time::timeout(LOOP_PATIENCE, found).await.unwrap_or(Finding::Unknown)
     }
 
-    /// Why this node waits for its own access, if it does: an operation would tell nothing of others.
+    /// Why this node cannot judge others at the moment, if so: its access is broken, or it is isolated.
+    pub fn doubt(&self) -> Option<String> {
+        self.broken().or_else(|| lock(&self.shared.isolated).as_ref().map(|isolation| isolation.cause.clone()))
+    }
+
+    /// Notes, and tells once, that nobody but the own bucket answers. It ends with the first answer of somebody else.
+    pub async fn isolate(&self, cause: String) {
+        let cause = format!("of the buckets that it needs, none but its own answers: {cause}");
+        {
+            let mut isolated = lock(&self.shared.isolated);
+            if isolated.is_some() {
+                return;
+            }
+            *isolated = Some(Isolation { since: Instant::now(), cause: cause.clone() });
+        }
+        self.shared.events.emit(Event::Trouble { trouble: Trouble::OwnStorage { cause } }).await;
+    }
+
+    /// Why this node waits for its own access, if it does. Until then operations say nothing about other nodes.
     pub fn broken(&self) -> Option<String> {
         match &*self.shared.state.borrow() {
             State::Broken { cause } => Some(cause.clone()),
@@ -137,9 +195,10 @@ impl Access {
         }
     }
 
-    /// Operations that no bucket answered, up to now.
-    pub fn unanswered(&self) -> u64 {
-        self.shared.unanswered.load(Ordering::Relaxed)
+    /// What became of operations up to now.
+    pub fn tally(&self) -> Tally {
+        let Shared { unanswered, answered, .. } = &*self.shared;
+        Tally { unanswered: unanswered.load(Ordering::Relaxed), answered: answered.load(Ordering::Relaxed) }
     }
 
     /// How often the access has come back.
@@ -147,19 +206,27 @@ impl Access {
         self.shared.heals.load(Ordering::Relaxed)
     }
 
-    /// Learns from what became of a read.
-    pub fn note<T>(&self, from: &BucketLocator, key: &str, result: &Result<T, StoreError>) {
+    /// Learns from the result of a read.
+    pub async fn note<T: Sync>(&self, from: &BucketLocator, key: &str, result: &Result<T, StoreError>) {
+        let is_other = from != self.shared.store.own();
         match result {
-            Ok(_) if from != self.shared.store.own() => {
-                let mut witnesses = lock(&self.shared.witnesses);
-                witnesses.retain(|(bucket, _)| bucket != from);
-                witnesses.push_back((from.clone(), key.to_owned()));
-                if witnesses.len() > WITNESSES_MAX {
-                    witnesses.pop_front();
-                }
+            Ok(_) if is_other => {
+                self.remember(from, key);
+                self.shared.note_answer().await;
             }
             Err(error) if !is_answer(error) => self.note_silence(),
+            Err(_) if is_other => self.shared.note_answer().await,
             _ => {}
+        }
+    }
+
+    /// Whom to ask later whether anybody answers.
+    fn remember(&self, from: &BucketLocator, key: &str) {
+        let mut witnesses = lock(&self.shared.witnesses);
+        witnesses.retain(|(bucket, _)| bucket != from);
+        witnesses.push_back((from.clone(), key.to_owned()));
+        if witnesses.len() > WITNESSES_MAX {
+            witnesses.pop_front();
         }
     }
 
@@ -168,18 +235,18 @@ impl Access {
         self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tells when there is something new to know.
+    /// Notifies the node of changes.
     pub fn news(&self) -> News {
         News(self.shared.state.subscribe())
     }
 }
 
-/// What changes in what is known of the own access.
+/// Changes in what is known of this node's own access.
 #[derive(Debug)]
 pub struct News(watch::Receiver<State>);
 
 impl News {
-    /// Ends when there is something new; waits for ever if nobody is left to say so. Dropping it loses nothing.
+    /// Ends at the next change; waits for ever if its sender is gone. Dropping it loses nothing.
     pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -187,8 +254,8 @@ impl News {
     }
 }
 
-/// Whether a bucket's own service has answered. A refusal is none: a wrong clock and a wrong credential of one's own are
-/// refused as well.
+/// Whether a bucket's own service has answered. A refusal does not count: this node's own wrong clock or wrong
+/// credential is refused as well.
 pub fn is_answer(error: &StoreError) -> bool {
     matches!(error, StoreError::NotFound { .. } | StoreError::TooLarge { .. })
 }
@@ -211,27 +278,40 @@ async fn probe_until_it_works(shared: Arc<Shared>, head: u64) {
     }
     shared.events.emit(Event::StorageBack { after_s: since.elapsed().as_secs_f64() }).await;
     shared.heals.fetch_add(1, Ordering::Relaxed);
-    // What others are worth has to be seen anew.
+    // Whether other buckets serve this node has to be seen again.
     shared.state.send_replace(State::Works { examined_at: None });
 }
 
 impl Shared {
-    /// Asks the own bucket, and at the same time whether anybody answers. Gives what is wrong with the own one.
+    async fn note_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        let isolation = lock(&self.isolated).take();
+        if let Some(Isolation { since, .. }) = isolation {
+            self.events.emit(Event::StorageBack { after_s: since.elapsed().as_secs_f64() }).await;
+        }
+    }
+
+    /// Asks this node's own bucket, and at the same time whether any other answers. Returns what is wrong with its own.
     async fn reach(&self) -> Result<(), String> {
         let own = pin!(in_time(self.store.list(&self.folder, 1)));
         let others = pin!(self.is_any_witness_there());
         let (own, others) = match select(own, others).await {
             Either::Left((own, others)) => (own, Either::Left(others)),
-            Either::Right((found, own)) => (own.await, Either::Right(found)),
+            Either::Right((true, own)) => {
+                let own = tokio::time::timeout(OWN_GRACE, own).await;
+                (own.ok().flatten(), Either::Right(true))
+            }
+            Either::Right((false, own)) => (own.await, Either::Right(false)),
         };
         let cause = match own {
             Some(Ok(_)) => return Ok(()),
-            // The node itself is wrong, its clock for one, whatever others say. A credential without the right to list is
-            // told from one that is good for nothing by others.
+            // This node itself is at fault, such as its clock, whatever others answer. Only their answers distinguish a
+            // credential without the right to list from an invalid one.
             Some(Err(error)) if !error.is_transient() && !matches!(error, StoreError::Denied { .. }) => {
                 return Err(error.to_string());
             }
-            // Nobody has served this node so far, so nobody else can tell a credential without the right to list.
+            // No other bucket has served this node so far, so none can show that the credential lacks only the right to
+            // list.
             Some(Err(StoreError::Denied { .. })) if lock(&self.witnesses).is_empty() => return Ok(()),
             Some(Err(error)) => error.to_string(),
             None => format!("its own bucket does not answer within {} s", PROBE_PATIENCE.as_secs()),
@@ -245,11 +325,16 @@ impl Shared {
 
     async fn is_any_witness_there(&self) -> bool {
         let witnesses = lock(&self.witnesses).clone();
-        // One byte at most: what is larger is not downloaded, and that it is there is all that matters.
-        let answers = witnesses.iter().map(|(bucket, key)| in_time(self.store.get(bucket, key, 1)));
-        let answered = join_all(answers).await.into_iter().flatten();
-        let mut answered = answered.map(|answer| answer.map_or_else(|error| is_answer(&error), |_| true));
-        answered.any(|answered| answered)
+        // One byte at most: larger objects are not downloaded, and only their existence matters.
+        let mut answers: FuturesUnordered<_> =
+            witnesses.iter().map(|(bucket, key)| in_time(self.store.get(bucket, key, 1))).collect();
+        // The first one settles it: another that hangs is not waited for.
+        while let Some(answer) = answers.next().await {
+            if answer.is_some_and(|answer| answer.map_or_else(|error| is_answer(&error), |_| true)) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -257,7 +342,7 @@ async fn in_time<T>(answer: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(PROBE_PATIENCE, answer).await.ok()
 }
 
-/// Nothing is half done under these locks.
+/// No state is left half-changed under these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,7 +15,7 @@ use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::{RunId, RunSpec};
 use templar_store::{Store, StoreError, keys};
 
-use crate::frame::access::{Access, Finding};
+use crate::frame::access::{Access, Finding, Tally};
 use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
@@ -25,14 +25,14 @@ use templar_record::trouble::Trouble;
 /// Where long computations run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compute {
-    /// On threads of their own, so that the node goes on watching the chain.
+    /// On their own threads, so that the node keeps watching the chain.
     Threads,
-    /// On the spot: for simulations, whose time does not pass meanwhile.
+    /// Inline: for simulations, whose time does not pass meanwhile.
     Inline,
 }
 
 impl Compute {
-    /// A future of `work`'s result that holds nothing up but its own reader.
+    /// A future of `work`'s result that holds up only its own reader.
     pub fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> BoxFuture<'static, T> {
         match self {
             Self::Inline => Box::pin(async move { work() }),
@@ -58,7 +58,7 @@ pub struct Context {
     pub codec: Codec,
     pub events: Events,
     pub compute: Compute,
-    /// Whether the store is at fault, or this node.
+    /// Decides whether the store is at fault, or this node.
     pub access: Access,
 }
 
@@ -106,29 +106,39 @@ impl Context {
             .ok_or(NodeError::NotRegistered { hotkey: self.keypair.hotkey(), netuid: self.spec.chain.netuid })
     }
 
-    /// Reads an object of anybody's bucket. What becomes of it is noted in [`Context::access`].
+    /// Reads an object of anybody's bucket, and records the result in [`Context::access`].
     pub async fn get(&self, from: &BucketLocator, key: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
         let result = self.store.get(from, key, bytes_max).await;
-        self.access.note(from, key, &result);
+        self.access.note(from, key, &result).await;
         result
     }
 
-    /// Whether this node is to blame for what went unanswered since there were `silences` unanswered operations. Waits for
-    /// a probe if there were more.
-    pub async fn is_cut_off(&self, head: u64, silences: u64) -> bool {
-        self.access.unanswered() > silences && matches!(self.access.find_out(head).await, Finding::Broken { .. })
+    /// Whether this node is, or may be, to blame for what went unanswered since `before`. Waits a while for a probe if
+    /// something did.
+    pub async fn is_cut_off(&self, head: u64, before: Tally) -> bool {
+        self.access.tally().unanswered > before.unanswered && self.access.find_out(head).await != Finding::Works
+    }
+
+    /// Whether nobody else has answered since `before`, though somebody was asked: then this node is isolated.
+    pub async fn is_isolated(&self, before: Tally) -> bool {
+        let now = self.access.tally();
+        let is_isolated = now.unanswered > before.unanswered && now.answered == before.answered;
+        if is_isolated {
+            self.access.isolate("whoever should serve what is certified is silent".to_owned()).await;
+        }
+        is_isolated
     }
 
     pub async fn emit(&self, event: Event) {
         self.events.emit(event).await;
     }
 
-    /// Tells what did not work.
+    /// Reports a failure.
     pub async fn trouble(&self, trouble: Trouble) {
         self.emit(Event::Trouble { trouble }).await;
     }
 
-    /// Tells that a step failed, which is tried again.
+    /// Reports that a step failed and will be retried.
     pub async fn failed(&self, error: &NodeError) {
         self.trouble(Trouble::Step { part: error.part(), cause: error.to_string() }).await;
     }

@@ -1,4 +1,4 @@
-//! The run's dataset, by hash, from a bucket that anybody may serve it from.
+//! Fetches the run's dataset by hash, from a bucket that anybody may serve.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::frame::error::NodeError;
 pub enum DatasetError {
     #[error("the dataset cannot be read from or written to its bucket: {0}")]
     Store(#[from] StoreError),
-    #[error("the manifest served for the dataset is not one: {0}")]
+    #[error("the object served as the dataset's manifest is not a manifest: {0}")]
     Manifest(#[from] templar_data::ManifestError),
     #[error("the bucket serves {found} as the dataset's manifest {expected}; fetch the dataset from another bucket")]
     WrongManifest { found: Hash32, expected: Hash32 },
@@ -32,7 +32,7 @@ pub enum DatasetError {
     Read { path: String, source: std::io::Error },
 }
 
-/// Whether a dataset is the run's, and of the shape that its model takes. Without that no node of the run starts.
+/// Checks that a dataset is the run's, and has the shape that its model needs. Otherwise no node of the run starts.
 pub fn check(spec: &RunSpec, manifest: &Manifest) -> Result<(), NodeError> {
     let (found, expected) = (manifest.hash(), spec.data.manifest);
     if found != expected {
@@ -58,8 +58,8 @@ fn objects(manifest: &Manifest) -> Vec<(String, Hash32, u64)> {
 /// Opens the dataset in `folder`, after fetching from `bucket` what is missing or damaged. `progress` gets the bytes
 /// fetched.
 ///
-/// The manifest is compared with the run's before anything that it names is asked for, so a hostile bucket can send no
-/// byte more than the run's dataset has. Every file is hashed once a folder: a flipped bit in a shard of a validator's
+/// The manifest is compared with the run's before anything that it names is asked for, so a hostile bucket cannot send
+/// more bytes than the run's dataset has. Every file is hashed once per folder: a flipped bit in a validator's shard
 /// would make honest miners look guilty.
 pub async fn fetch(
     store: &dyn Store,
@@ -93,7 +93,7 @@ pub async fn fetch(
         progress(object.len() as u64);
         store_object(folder, &hash, &name, &object)?;
     }
-    // The manifest last: whoever finds it finds a whole dataset.
+    // The manifest comes last: whoever finds it finds the whole dataset.
     store_object(folder, manifest, MANIFEST_FILE, &bytes)?;
     let dataset = Dataset::open(folder)?;
     if let Err(error) = std::fs::write(&marker, format!("{manifest}\n")) {
@@ -108,7 +108,7 @@ async fn is_intact(path: PathBuf, hash: Hash32) -> bool {
     tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
-/// Uploads a dataset into the own bucket of `store`.
+/// Uploads a dataset into the bucket of `store`.
 pub async fn publish(store: &dyn Store, dataset: &Dataset) -> Result<(), DatasetError> {
     let manifest = dataset.manifest();
     for (name, hash, _) in objects(manifest) {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_copy_is_mended_and_checked_once() {
+    async fn a_damaged_copy_is_repaired_and_checked_once() {
         let (folder, cloud) = (tempfile::tempdir().unwrap(), MemoryCloud::new());
         let (store, dataset) = published(&folder.path().join("a"), 1, &cloud);
         publish(&store, &dataset).await.unwrap();

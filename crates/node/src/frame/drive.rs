@@ -15,26 +15,27 @@ use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::signals::Signals;
 
-/// Pause before what failed is tried again, where no new block comes first.
+/// Pause before a failed step is retried, unless a new block comes first.
 const RETRY: Duration = Duration::from_millis(500);
 /// Pause before the chain is asked again after its connection was lost.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// A long computation beside the loop, and what it brings.
+/// A long computation beside the loop, and its result.
 pub type Job<D> = BoxFuture<'static, <D as Duty>::Done>;
 
 /// What a node does at each block. It may be asked at any block, in any state, and again for the same block.
 pub trait Duty: Send {
-    /// What its long computation brings.
+    /// The result of its long computation.
     type Done: Send + 'static;
 
-    /// Does what is due at `head`: a computation to run, if one is, and whether something should be tried again.
+    /// Does what is due at `head`. Returns a computation to run, if one is due, and whether to retry something soon.
     fn on_head(&mut self, head: u64) -> impl Future<Output = Result<(Option<Job<Self>>, Steps), NodeError>> + Send;
 
-    /// Takes in what the computation brought; the next one, if it is due.
+    /// Takes in the result of the computation, and returns the next one, if it is due.
     fn on_job(&mut self, done: Self::Done) -> impl Future<Output = Result<Option<Job<Self>>, NodeError>> + Send;
 
-    /// Ends when something else that it waits for has come; then [`Duty::on_arrival`] is due. Dropping it loses nothing.
+    /// Ends when something else that it waits for has arrived; then [`Duty::on_arrival`] is due. Dropping it loses
+    /// nothing.
     fn arrival(&mut self) -> impl Future<Output = ()> + Send {
         pending()
     }
@@ -43,11 +44,11 @@ pub trait Duty: Send {
         async { Ok(Steps::default()) }
     }
 
-    /// The last block before which it has nothing outstanding: a paced development chain may go on so far.
+    /// The last block before which it has nothing outstanding: a paced development chain may continue up to there.
     fn paced_through(&self) -> u64;
 }
 
-/// Steps that do not depend on each other: what keeps one from its end must not keep the next from its turn.
+/// Steps that do not depend on each other: a step that fails or waits must not hold up the next.
 #[derive(Debug, Default)]
 pub struct Steps {
     /// Whether one failed, and should be tried again soon.
@@ -55,7 +56,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// What the step gave. An error that no retry can mend is passed on, any other is told to the world.
+    /// The result of a step. An error that no retry can fix is returned; any other is reported as an event.
     pub async fn take<T>(&mut self, ctx: &Context, step: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
         match step {
             Ok(done) => Ok(Some(done)),
@@ -69,8 +70,8 @@ impl Steps {
     }
 }
 
-/// Drives `duty` for ever. Only errors that no retry can mend end it. `pacer` hears how far a development chain may go
-/// on as far as this node is concerned.
+/// Drives `duty` for ever. Only errors that no retry can fix end it. `pacer` tells a development chain how far it may
+/// continue without waiting for this node.
 pub async fn drive<D: Duty>(
     mut duty: D,
     ctx: &Arc<Context>,
@@ -94,7 +95,7 @@ pub async fn drive<D: Duty>(
                 duty.on_head(head).await.map(|(next, steps)| (next, steps.failed))
             }
             () = duty.arrival() => duty.on_arrival().await.map(|steps| (None, retry || steps.failed)),
-            // What waited for the own access to storage goes on in this block, not in the next.
+            // Work that waited for this node's access to storage continues in this block, not in the next.
             () = access.next() => duty.on_head(signals.head()).await.map(|(next, steps)| (next, steps.failed)),
             () = tokio::time::sleep(RETRY), if retry => {
                 duty.on_head(signals.head()).await.map(|(next, steps)| (next, steps.failed))
@@ -119,7 +120,7 @@ pub async fn drive<D: Duty>(
     }
 }
 
-/// Follows the chain, whatever else the node is busy with: a training must see its deadline come.
+/// Follows the chain whatever else the node is doing: a training must notice its deadline.
 async fn watch_heads(ctx: Arc<Context>, signals: Signals, newest: watch::Sender<u64>) {
     loop {
         match ctx.chain.heads().await {

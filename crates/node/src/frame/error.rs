@@ -1,4 +1,4 @@
-//! Why a node cannot go on, or cannot go on right now.
+//! Why a node cannot continue, or cannot continue right now.
 
 use templar_chain::ChainError;
 use templar_protocol::bucket::BucketError;
@@ -27,7 +27,7 @@ pub enum NodeError {
         "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
     )]
     WrongTheta0 { seed: u64, found: Hash32, expected: Hash32 },
-    #[error("hotkey {hotkey} is not registered in subnet {netuid}: register it, then start again")]
+    #[error("hotkey {hotkey} is not registered in subnet {netuid}: register it, then restart")]
     NotRegistered { hotkey: Hotkey, netuid: u16 },
     #[error("this node's bucket cannot be published: {0}")]
     Bucket(#[from] BucketError),
@@ -57,7 +57,7 @@ pub enum NodeError {
     ContributionGone { window: u64, uid: u16 },
     #[error("the network certified another state before window {window} than this node has")]
     Diverged { window: u64 },
-    #[error("the state from which window {window} starts is not at hand")]
+    #[error("this node does not have the state from which window {window} starts")]
     NoBase { window: u64 },
     #[error("this node's own access to storage is in doubt: it waits until a bucket answers")]
     OwnStorage,
@@ -68,12 +68,12 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    /// Whether the node has to take over a certified state before it can go on.
+    /// Whether the node has to take over a certified state before it can continue.
     pub fn needs_resynchronisation(&self) -> bool {
         matches!(self, Self::ContributionGone { .. } | Self::Diverged { .. } | Self::NoBase { .. })
     }
 
-    /// Whether trying again cannot help.
+    /// Whether a retry cannot help.
     pub fn is_fatal(&self) -> bool {
         matches!(
             self,
@@ -89,7 +89,7 @@ impl NodeError {
         )
     }
 
-    /// The part of the world, or of the node, where it failed.
+    /// The part of the node, or of its surroundings, that failed.
     pub fn part(&self) -> Part {
         match self {
             Self::WrongChain { .. } | Self::NotRegistered { .. } | Self::Chain(_) => Part::Chain,

@@ -18,7 +18,7 @@ impl Events {
         Self { node: node.into(), sender, faults: Arc::default() }
     }
 
-    /// Waits if the reader is behind; nobody listening is fine. Faults in the event are counted.
+    /// Waits if the reader is behind; there may be no reader. Faults in the event are counted.
     pub async fn emit(&self, event: Event) {
         let totals = (!event.causes().is_empty()).then(|| {
             let mut totals = self.faults.lock().unwrap_or_else(PoisonError::into_inner);

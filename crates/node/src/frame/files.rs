@@ -12,13 +12,13 @@ use crate::frame::records::FloatFormat;
 /// Bytes handed to the system at a time.
 const BUFFER_BYTES: usize = 1 << 18;
 
-/// What the local state stands on.
+/// The kind of disk that holds the local state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
-    /// What is told to be written is there after the machine lost its power.
+    /// Written data survives a loss of power.
     Durable,
-    /// Nothing outlives the machine, and nothing waits for a disk: for simulations, whose processes die and whose machine
-    /// does not.
+    /// Written data may be lost with the machine, and nothing waits for a disk: for simulations, in which processes die
+    /// but the machine does not.
     Volatile,
 }
 
@@ -53,7 +53,7 @@ impl Files {
         self.write_with(name, bytes.len() as u64, |file| file.write_all(bytes))
     }
 
-    /// Without a copy of them in memory.
+    /// Writes values without a copy of them in memory.
     pub(crate) fn write_floats(&self, name: &str, values: &[f32]) -> Result<(), NodeError> {
         self.write_with(name, 4 * values.len() as u64, |file| {
             values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
@@ -85,7 +85,7 @@ impl Files {
         })
     }
 
-    /// A new name has to be on disk, too, before the database speaks of it.
+    /// A new name must be on disk, too, before the database uses it.
     fn sync_folder(&self) -> io::Result<()> {
         #[cfg(unix)]
         if self.disk == Disk::Durable {
@@ -98,7 +98,7 @@ impl Files {
         fs::read(self.folder.join(name)).map_err(|error| Damage { cause: format!("{name}: {error}") })
     }
 
-    /// Stores `bytes` under a name that they give, and returns the name.
+    /// Stores `bytes` under a name derived from them, and returns the name.
     pub(crate) fn put(&self, kind: &str, bytes: &[u8]) -> Result<String, NodeError> {
         let name = content_name(kind, bytes);
         if !self.folder.join(&name).exists() {
@@ -114,7 +114,7 @@ impl Files {
         if is_whole { Ok(bytes) } else { Err(Damage { cause: format!("{name} was changed") }) }
     }
 
-    /// Removes the files of a kind other than `keep`.
+    /// Removes all files of a kind except `keep`.
     pub(crate) fn retain(&self, kind: &str, keep: &[&str]) -> Result<(), NodeError> {
         let sweep = || -> io::Result<()> {
             for item in fs::read_dir(&self.folder)? {
@@ -157,7 +157,7 @@ pub(crate) fn to_bf16(values: &[f32]) -> Vec<u8> {
         let bits = value.to_bits();
         let rounded = (u64::from(bits) + 0x7fff + u64::from(bits >> 16 & 1)) >> 16;
         let half = rounded as u16;
-        // What would become infinite is cut off instead.
+        // A value that would become infinite becomes the largest finite one.
         if half & 0x7fff == 0x7f80 { (bits >> 16) as u16 } else { half }
     };
     values.iter().flat_map(|value| round(value).to_le_bytes()).collect()
@@ -172,7 +172,7 @@ pub(crate) fn floats(bytes: &[u8], format: FloatFormat) -> Vec<f32> {
     }
 }
 
-/// What went wrong, and how many bytes were to be written.
+/// The error, with the number of bytes that were to be written.
 pub(crate) struct Failure {
     cause: Cause,
     needed_bytes: u64,

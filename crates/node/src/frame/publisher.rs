@@ -15,16 +15,16 @@ use templar_record::trouble::Trouble;
 /// Blocks to wait for a submitted commitment before submitting it again.
 const PATIENCE_BLOCKS: u64 = 3;
 
-/// What this node wants to stand on the chain.
+/// What this node wants to have on the chain.
 #[derive(Debug)]
 pub struct Publisher {
     role: Role,
     locator: Vec<u8>,
     fields: Vec<Vec<u8>>,
     submitted_at: Option<u64>,
-    /// The block from which the chain takes commitments again: this node has used up its quota.
+    /// This node has used up its quota: the block from which the chain takes its commitments again.
     refused_until: u64,
-    /// Where the listing was last looked at, so that it is not read at every block.
+    /// The block at which the listing was last read, so that it is not read at every block.
     listing_checked_at: Option<u64>,
 }
 
@@ -104,10 +104,10 @@ impl Publisher {
         Ok(())
     }
 
-    /// Hands a commitment to the chain; false while that takes none of this node's. A refusal for want of quota is told
-    /// once: no try can help before the next epoch.
+    /// Hands a commitment to the chain; false while the chain takes none of this node's. A refusal for lack of quota is
+    /// reported once: no retry can help before the next epoch.
     async fn submit(&mut self, ctx: &Context, fields: Vec<Vec<u8>>, head: u64) -> Result<bool, NodeError> {
-        // What is handed over now is in the next block at the earliest.
+        // A commitment handed over now is in the next block at the earliest.
         if head + 1 < self.refused_until {
             return Ok(false);
         }

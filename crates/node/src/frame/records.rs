@@ -1,8 +1,8 @@
 //! What a node keeps in its database: every record, its version, and how the layout of an older release is read.
 //!
 //! A record's bytes are one byte with its version, then its fields in Borsh. The first release wrote the fields alone;
-//! [`Record::from_unversioned`] reads those. What does not decode is a [`RecordError`], never nothing: an upgrade that
-//! changes a record must read the old layout, or say that it cannot.
+//! [`Record::from_unversioned`] reads those. Bytes that do not decode are a [`RecordError`] and never `None`: an
+//! upgrade that changes a record must read the old layout, or say that it cannot.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use templar_record::outcome::Miss;
 /// A named value of the database.
 pub trait Record: BorshSerialize + BorshDeserialize {
     const NAME: &'static str;
-    /// Goes up with every change of the layout.
+    /// Rises with every change of the layout.
     const VERSION: u8 = 1;
 
     /// From the layout of the first release, which had no version and belonged to runs of protocol 1.
@@ -31,7 +31,7 @@ pub trait Record: BorshSerialize + BorshDeserialize {
 pub enum RecordError {
     #[error("it is empty")]
     Empty,
-    #[error("it has version {found}, and this release reads none after {newest}")]
+    #[error("it has version {found}, but this release reads none after {newest}")]
     Newer { found: i64, newest: i64 },
     #[error("its bytes are not those of version {version}: {reason}")]
     Layout { version: u8, reason: String },
@@ -184,10 +184,10 @@ impl Record for HeldRecord {
     const NAME: &'static str = "held";
 }
 
-/// Which windows' ends this node has told, so that each is told once.
+/// The windows whose end this node has reported, so that each is reported once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct OutcomesRecord {
-    /// All windows before this one are told.
+    /// All windows before this one have been reported.
     pub next_window: u64,
     /// Why a miner handed in nothing for windows that are not settled yet.
     pub misses: Vec<(u64, Miss)>,
@@ -230,7 +230,7 @@ impl Record for StateRecord {
     const NAME: &'static str = "state";
 }
 
-/// The unversioned bytes of a record called `name` with their version; as they are if no record is called that.
+/// Adds the version to the unversioned bytes of the record `name`; returns them unchanged if there is no such record.
 pub fn migrate(name: &str, bytes: Vec<u8>) -> Result<Vec<u8>, (String, RecordError)> {
     fn one<R: Record>(bytes: &[u8]) -> Result<Vec<u8>, (String, RecordError)> {
         let layout = |error: io::Error| RecordError::Layout { version: 0, reason: error.to_string() };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::frame::error::NodeError;
 
-/// Shared between a node, what watches the chain for it, and its trainings and evaluations.
+/// Shared by a node, its watch on the chain, and its trainings and evaluations.
 #[derive(Clone, Debug, Default)]
 pub struct Signals(Arc<Inner>);
 

@@ -1,14 +1,14 @@
-//! θ on disk: whole now and then, and in between what changed.
+//! θ on disk: whole from time to time, and in between only what changed.
 //!
-//! An outer step moves few coordinates: with four senders at 64 of 4096 at most 6 % of them. A patch is a bitmap of those
-//! that changed, then their new values; it is exact, and applies to the one θ that it was made from.
+//! An outer step moves few coordinates: with four senders at 64 of 4096 at most 6 % of them. A patch is a bitmap of
+//! those that changed, then their new values; it is exact, and applies to the one θ that it was made from.
 
-/// What turns `old` into `new`; none if that is no shorter than half of `new`.
+/// A patch from `old` to `new`; `None` if it is not shorter than half of `new`.
 pub(crate) fn patch(old: &[f32], new: &[f32]) -> Option<Vec<u8>> {
     if old.len() != new.len() {
         return None;
     }
-    // By bits: −0 is not 0 to a root.
+    // Compared by bits, because the root distinguishes −0 from 0.
     let changed = |(old, new): (&f32, &f32)| old.to_bits() != new.to_bits();
     let count = old.iter().zip(new).filter(|&(old, new)| changed((old, new))).count();
     let bitmap_bytes = new.len().div_ceil(8);
@@ -27,7 +27,7 @@ pub(crate) fn patch(old: &[f32], new: &[f32]) -> Option<Vec<u8>> {
     Some(patch)
 }
 
-/// The inverse; false if `patch` is not one of a θ of this length.
+/// Applies a patch; false if `patch` is not for a θ of this length.
 pub(crate) fn apply(theta: &mut [f32], patch: &[u8]) -> bool {
     let Some((bitmap, values)) = patch.split_at_checked(theta.len().div_ceil(8)) else { return false };
     let (values, rest) = values.as_chunks::<4>();

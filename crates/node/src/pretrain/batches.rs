@@ -6,7 +6,7 @@ use templar_train::{TokenBatch, TrainError};
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 
-/// One batch an inner step; a slice shorter than the window's steps is gone through again.
+/// One batch per inner step; a slice shorter than the window's steps is repeated.
 pub fn batches(ctx: &Context, samples: &[u64]) -> Result<Vec<TokenBatch>, NodeError> {
     let (steps, sequences) = (ctx.spec.inner.steps as usize, ctx.spec.inner.batch_sequences as usize);
     let mut order = samples.iter().cycle();

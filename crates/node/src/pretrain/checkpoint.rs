@@ -26,13 +26,13 @@ use templar_record::event::Event;
 
 /// Checkpoints that a validator keeps: the newest may not be certified yet.
 const KEPT: usize = 3;
-/// Most time that a validator may take to serve all of θ: so long, and a second for so many bytes.
+/// Longest time that a validator may take to serve all of θ: this long, and a second per this many bytes.
 const THETA_PATIENCE: Duration = Duration::from_mins(1);
 const THETA_BYTES_PER_S: u64 = 4 << 20;
-/// Pause before a part is asked for again that could not be had at the moment.
+/// Pause before a part that was unavailable is asked for again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// A checkpoint to publish, and what the own bucket has to do with it.
+/// A checkpoint to publish, and what it replaces in the own bucket.
 #[derive(Debug)]
 pub struct Renewal {
     pub state: State,
@@ -40,17 +40,21 @@ pub struct Renewal {
     pub previous: Option<RunState>,
     /// Digests of the checkpoints in the bucket, oldest first.
     pub published: Vec<Hash32>,
-    /// Contributions that are in a checkpoint long since: they need not be served any more.
+    /// Digests of checkpoints of which parts may be in the bucket: their upload failed, or was given up.
+    pub incomplete: Vec<Hash32>,
+    /// Contributions that an older checkpoint already contains, so that they no longer need to be served.
     pub expired: Vec<(u64, Hash32)>,
 }
 
-/// What became of a [`Renewal`].
+/// The result of a [`Renewal`].
 #[derive(Debug)]
 pub struct Renewed {
     pub settled: u64,
     /// Digests of the checkpoints in the bucket now, oldest first.
     pub published: Vec<Hash32>,
-    /// Contributions that the bucket does not have any more.
+    /// Digests of checkpoints of which parts may be in it.
+    pub incomplete: Vec<Hash32>,
+    /// Contributions that were removed from the bucket.
     pub released: Vec<(u64, Hash32)>,
     /// Why it is incomplete, if it is. The next one is as good.
     pub result: Result<(), StoreError>,
@@ -61,16 +65,22 @@ impl Renewal {
     pub async fn run(mut self, ctx: Arc<Context>) -> Renewed {
         let (settled, mut released) = (self.state.run.settled, Vec::new());
         let result = self.steps(&ctx, &mut released).await;
-        Renewed { settled, published: self.published, released, result }
+        Renewed { settled, published: self.published, incomplete: self.incomplete, released, result }
     }
 
     async fn steps(&mut self, ctx: &Context, released: &mut Vec<(u64, Hash32)>) -> Result<(), StoreError> {
-        publish(ctx, &self.state, self.previous.as_ref()).await?;
         let digest = self.state.run.digest();
-        // A replay comes by the same states again.
+        // Before anything of it is in the bucket.
+        self.incomplete.retain(|incomplete| *incomplete != digest);
+        self.incomplete.push(digest);
+        publish(ctx, &self.state, self.previous.as_ref()).await?;
+        self.incomplete.pop();
+        // A replay reaches the same states again.
         self.published.retain(|published| *published != digest);
         self.published.push(digest);
-        retire(ctx, &mut self.published).await?;
+        retire(ctx, &mut self.published, KEPT).await?;
+        self.incomplete.retain(|incomplete| !self.published.contains(incomplete));
+        retire(ctx, &mut self.incomplete, 0).await?;
         for &(window, header) in &self.expired {
             for key in [keys::held_header, keys::held_key, keys::held_payload] {
                 ctx.store.delete(&key(ctx.run, window, &header)).await?;
@@ -81,7 +91,7 @@ impl Renewal {
     }
 }
 
-/// θ first, so that whoever sees the state finds it whole.
+/// θ is put first, so that whoever sees the state finds all of θ.
 async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> Result<(), StoreError> {
     let digest = state.run.digest();
     if let Some(previous) = previous {
@@ -99,28 +109,28 @@ async fn publish(ctx: &Context, state: &State, previous: Option<&RunState>) -> R
     ctx.store.put(&keys::checkpoint_state(ctx.run, &digest), Bytes::from(state.run.to_bytes())).await
 }
 
-/// Removes checkpoints that newer ones have replaced; the state first, so that nobody starts on half of one.
-async fn retire(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
-    while published.len() > KEPT {
-        let digest = published[0];
+/// Removes checkpoints, oldest first, until so many are `kept`; the state first, so that nobody starts on half of one.
+async fn retire(ctx: &Context, digests: &mut Vec<Hash32>, kept: usize) -> Result<(), StoreError> {
+    while digests.len() > kept {
+        let digest = digests[0];
         ctx.store.delete(&keys::checkpoint_state(ctx.run, &digest)).await?;
         ctx.store.delete(&keys::checkpoint_previous(ctx.run, &digest)).await?;
         ctx.store.delete(&keys::checkpoint_parts(ctx.run, &digest)).await?;
         for part in 0..ctx.codec.layout().parts() {
             ctx.store.delete(&keys::checkpoint_theta(ctx.run, &digest, part as u32)).await?;
         }
-        published.remove(0);
+        digests.remove(0);
     }
     Ok(())
 }
 
-/// Validators that served a false or an endless checkpoint, and the window from which on they are asked again: a lie
-/// costs its victim one download in a period of checkpoints.
+/// Validators that served a false or an endless checkpoint, and the window from which they are asked again: a lie
+/// costs its victim one download per period of checkpoints.
 pub type Backoff = BTreeMap<EntryId, u64>;
 
 /// The checkpoint with a certified digest and the state before it, from the first validator that serves it whole and
-/// true. Fails if this node's own access to storage does. Each node asks in an order of its own, so that no validator is everybody's first; those that are backed off
-/// from in `window`, the newest, are left out.
+/// true. Fails if this node's own access to storage does. Each node asks in an order of its own, so that no validator
+/// is everybody's first; those that are backed off from in `window`, the newest, are left out.
 pub async fn fetch(
     ctx: &Context,
     roster: &Roster,
@@ -134,12 +144,12 @@ pub async fn fetch(
         if backoff.contains_key(&validator.entry) {
             continue;
         }
-        let silences = ctx.access.unanswered();
+        let before = ctx.access.tally();
         match fetch_from(ctx, &validator.bucket, digest).await {
             Ok(found) => return Ok(Some(found)),
-            // No validator is to blame for what this node cannot reach, and none of the others can be reached.
-            Err(_) if ctx.is_cut_off(head, silences).await => return Err(NodeError::OwnStorage),
-            // Most validators have published nothing under this digest: that is no news.
+            // If this node's own access is broken, no validator is to blame, and the others cannot be reached either.
+            Err(_) if ctx.is_cut_off(head, before).await => return Err(NodeError::OwnStorage),
+            // Most validators have published nothing under this digest, which is not worth a report.
             Err(None) => {}
             Err(Some(fault)) => {
                 backoff.insert(validator.entry, window + ctx.spec.windows.checkpoint_every_windows);

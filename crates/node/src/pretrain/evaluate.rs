@@ -1,4 +1,4 @@
-//! What drawn miners' contributions did to the loss. Runs on a thread of its own.
+//! Measures what drawn miners' contributions did to the loss, on its own thread.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub struct Task {
     validation: Option<(Arc<Vec<f32>>, u64)>,
 }
 
-/// A miner to evaluate: what came in from it, and some of its assigned samples.
+/// A miner to evaluate: its contribution, and some of its assigned samples.
 #[derive(Debug)]
 struct Drawn {
     entry: EntryId,
@@ -54,7 +54,7 @@ pub struct Report {
     pub held_out_loss: Option<f64>,
 }
 
-/// A trainer and what it found.
+/// A trainer and its result.
 #[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Evaluated {
     pub window: u64,
@@ -63,7 +63,8 @@ pub struct Evaluated {
 }
 
 impl Task {
-    /// Whom and on what comes from the block at the put deadline: no miner could know it when it committed.
+    /// Draws the miners and the samples from the block at the put deadline, which no miner could know when it
+    /// committed.
     pub fn new(
         ctx: &Context,
         own: &EntryId,
@@ -109,7 +110,7 @@ impl Task {
             let observation = match verdict {
                 Err(fault) => Observation::Faulted(*fault),
                 Ok(opened) => {
-                    // A damaged sample is this validator's own misfortune: the intake has said so.
+                    // A damaged sample is this validator's own fault, which the intake has reported.
                     let Ok(own) = batch(ctx, Split::Train, samples) else { continue };
                     let mut theta = self.base.as_ref().clone();
                     opened.contribution.add_scaled(&mut theta, step);

@@ -20,7 +20,7 @@ use crate::frame::context::Context;
 use crate::pretrain::window::Window;
 use templar_record::event::Event;
 
-/// A contribution that passed every check, with all that others need to open it too.
+/// A contribution that passed every check, with everything that others need to open it too.
 #[derive(Debug)]
 pub struct Opened {
     pub header: SignedHeader,
@@ -29,17 +29,17 @@ pub struct Opened {
     pub contribution: Contribution,
 }
 
-/// What stands in the way of a contribution.
+/// Why a contribution is not here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// It is known what is wrong.
+    /// The fault is known.
     Fault(FaultKind),
-    /// There was no answer, or none so far. If this node is not to blame, it is the fault.
+    /// No bucket has answered so far. If this node is not to blame, this is the fault.
     Silence { fault: FaultKind, cause: String },
 }
 
 impl Obstacle {
-    /// An oversized object is the miner's lie; one that cannot be had is storage's fault or not there yet.
+    /// An oversized object is the miner's fault; an unavailable one is the storage's, or is not there yet.
     fn new(error: &StoreError, oversized: FaultKind, unavailable: FaultKind) -> Self {
         match error {
             StoreError::TooLarge { .. } => Self::Fault(oversized),
@@ -48,7 +48,7 @@ impl Obstacle {
         }
     }
 
-    /// While an answer is waited for.
+    /// The obstacle while an answer is pending.
     pub fn awaiting(fault: FaultKind) -> Self {
         Self::Silence { fault, cause: "no answer so far".to_owned() }
     }
@@ -59,7 +59,7 @@ impl Obstacle {
         }
     }
 
-    /// Why there is no answer, if there is none.
+    /// Why no answer came, if none came.
     pub fn silence(&self) -> Option<&str> {
         match self {
             Self::Fault(_) => None,
@@ -74,7 +74,7 @@ impl From<FaultKind> for Obstacle {
     }
 }
 
-/// Where the objects of one contribution lie.
+/// Where the objects of one contribution are.
 #[derive(Clone, Debug)]
 pub struct Location {
     /// Whose bucket it is.
@@ -171,15 +171,17 @@ pub async fn open(
 
 /// Contributions fetched at a time.
 pub const PARALLEL_FETCHES: usize = 8;
-/// Most time that one bucket may take to serve a small object that is certified.
+/// Longest time that one bucket may take to serve a small certified object.
 pub const SMALL_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for the own bucket, which is the last to be asked: the node's loop waits for it where nobody has an object.
+const OWN_PATIENCE: Duration = Duration::from_secs(3);
 /// The same for a ciphertext.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// How long the buckets asked so far are left alone before the next one is asked, too.
+/// How long to wait for the buckets asked so far before the next one is asked, too.
 const STAGGER: Duration = Duration::from_secs(2);
 
-/// All of a contribution that is certified, from whichever of `locations` serves it first. The first is asked first, the
-/// next one as soon as that fails or is slow, so a bucket that drips holds nobody up.
+/// All of a contribution that is certified, from whichever of `locations` serves it first. The first is asked first,
+/// the next one as soon as that fails or is slow, so a slow bucket holds nobody up.
 pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32) -> Option<Arc<Opened>> {
     let mut waiting = locations.iter();
     let mut asked = FuturesUnordered::new();
@@ -197,20 +199,21 @@ pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32
     }
 }
 
-/// A certified contribution from one location. What is small comes first: it shows whether the rest is worth the while.
+/// A certified contribution from one location. Small objects come first: they show whether the rest is worth fetching.
 async fn certified_from(ctx: &Context, location: &Location, committed: &Hash32) -> Option<Arc<Opened>> {
+    let patience = if location.bucket == *ctx.store.own() { OWN_PATIENCE } else { SMALL_PATIENCE };
     let attempt = async {
-        let header = in_time(ctx, SMALL_PATIENCE, header(ctx, location, committed, None)).await?;
+        let header = in_time(ctx, patience, header(ctx, location, committed, None)).await?;
         if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(ctx) {
             return Err(FaultKind::PayloadTooLarge.into());
         }
-        let key = in_time(ctx, SMALL_PATIENCE, key(ctx, location)).await?;
+        let key = in_time(ctx, patience, key(ctx, location)).await?;
         let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?;
         Ok(open(ctx, header, ciphertext, key).await?)
     };
     match attempt.await.map_err(|obstacle: Obstacle| obstacle.fault()) {
         Ok(opened) => Some(opened),
-        // Most locations have not all, or not yet: that is no news.
+        // Most locations do not have all of it, or not yet, which is not worth a report.
         Err(fault) if fault.is_absence() => None,
         Err(fault) => {
             ctx.emit(Event::Misserved { window: location.window, uid: location.owner, fault }).await;

@@ -1,8 +1,8 @@
-//! A validator's intake for one window: from words on chain to contributions that passed every check.
+//! A validator's intake for one window: from records on chain to contributions that passed every check.
 //!
 //! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline, each contribution in a
-//! task of its own (`fetching`): a bucket that drips delays nobody else's contribution, and never the vote. What is
-//! final about a `slot` never changes again; what only could not be fetched is tried again at every block until the
+//! task of its own (`fetching`): a slow bucket delays nobody else's contribution, and never the vote. A final
+//! `slot` never changes again; an object that could not be fetched is tried again at every block until the
 //! intake closes.
 
 mod fetching;
@@ -37,14 +37,14 @@ pub struct Intake {
     turns: Arc<Semaphore>,
 }
 
-/// How far the window is.
+/// The phase of the window.
 #[derive(Debug)]
 enum Phase {
-    /// Headers are being committed. The block whose words were read last.
+    /// Headers are being committed. The block whose records were last read.
     Committing { read_at: Option<u64> },
     /// The chain at the put deadline: what was committed then is what counts.
     Opening { at_put: Snapshot, since: Instant },
-    /// Nothing is waited for any more.
+    /// The intake waits for nothing more.
     Closed { at_put: Snapshot, since: Instant },
 }
 
@@ -74,7 +74,7 @@ impl Intake {
         }
     }
 
-    /// Reads what stands on the chain by `head`, as of the put deadline once that is past.
+    /// Reads the records on chain by `head`, as of the put deadline once that is past.
     pub async fn read(&mut self, ctx: &Context, head: u64) -> Result<(), NodeError> {
         let deadline = ctx.schedule.put_deadline(self.window.number);
         let Phase::Committing { read_at } = &mut self.phase else { return Ok(()) };
@@ -124,7 +124,7 @@ impl Intake {
         }
     }
 
-    /// Waits for the next fetch that ends, and takes in what it brought. Waits for ever if there is none.
+    /// Waits for the next fetch to end, and takes in its result. Waits for ever if no fetch is under way.
     pub async fn arrival(&mut self) {
         match self.fetches.join_next().await {
             Some(done) => self.take(done),
@@ -141,7 +141,7 @@ impl Intake {
         match done {
             Ok(fetched) => self.slots[fetched.nth].take(fetched),
             Err(error) if error.is_cancelled() => {}
-            // Its slot stays as it is: no stranger's bytes may end this process.
+            // Its slot stays as it is, because no stranger's bytes may end this process.
             Err(error) => tracing::error!(window = self.window.number, %error, "a contribution broke its task"),
         }
     }
@@ -150,12 +150,23 @@ impl Intake {
         self.slots.iter().all(Slot::is_decided)
     }
 
-    /// Why some bucket is silent that has not served its contribution yet, if one is.
+    /// Why a bucket that has not served its contribution yet is silent, if one is.
     pub fn silence(&self) -> Option<String> {
         self.slots.iter().find_map(Slot::silence)
     }
 
-    /// Forgets what stood in the way of contributions that are not here yet: this node was to blame.
+    /// Why this node is isolated, if it is: several candidates are committed, and no bucket of any of them answers.
+    pub fn isolation(&self) -> Option<String> {
+        let candidates = || self.slots.iter().take(self.window.candidates.len());
+        if candidates().any(Slot::is_heard) {
+            return None;
+        }
+        let mut silences = candidates().filter_map(Slot::silence);
+        let cause = silences.next()?;
+        silences.next().map(|_| cause)
+    }
+
+    /// Forgets the obstacles of contributions that have not arrived: this node was to blame for them.
     pub fn ask_afresh(&mut self) {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
@@ -189,7 +200,6 @@ impl Intake {
     pub fn opened(&self) -> impl Iterator<Item = &Arc<Opened>> {
         self.verdicts().filter_map(|(_, verdict)| verdict.ok())
     }
-
 }
 
 /// Which of `passed` (block of the commitment and slot, payload) are an earlier one's copy, byte for byte. Blocks of

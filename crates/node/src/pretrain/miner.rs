@@ -1,7 +1,7 @@
 //! The miner: train on the assigned samples, seal, commit, open, and keep what was not certified for the next window.
 //!
-//! `train` is from a window to a pseudo-gradient, `seal` from there to a sealed contribution on disk, `publish` to
-//! its published key, and `outcomes` says what came of it.
+//! `train` leads from a window to a pseudo-gradient, `seal` from there to a sealed contribution on disk, `publish` to
+//! its published key, and `outcomes` reports how the window ended.
 
 mod feedback;
 mod job;
@@ -60,7 +60,7 @@ pub struct Miner {
     head: u64,
 }
 
-/// What becomes of the present window.
+/// What the miner does in the present window.
 #[derive(Debug, Default)]
 enum Work {
     /// Nothing, until the next one begins.
@@ -72,7 +72,7 @@ enum Work {
 }
 
 impl Work {
-    /// The window that it is about.
+    /// The window in question.
     fn window(&self) -> Option<u64> {
         match self {
             Self::Idle => None,
@@ -91,7 +91,7 @@ impl std::fmt::Debug for Miner {
 }
 
 impl Miner {
-    /// Takes up where the local state ends.
+    /// Resumes from the local state.
     pub async fn open(
         ctx: Arc<Context>,
         signals: Signals,
@@ -176,7 +176,7 @@ impl Miner {
         self.save()
     }
 
-    /// Why it handed in nothing for a window that is being settled; none if it was opened.
+    /// Why it contributed nothing to a window that is being settled; `None` if its contribution was opened.
     fn missed(&self, window: u64, pending: Option<&Pending>) -> Option<Miss> {
         match pending.map(Pending::stage) {
             Some(Stage::Published) => None,
@@ -207,20 +207,21 @@ impl Miner {
         self.outcomes.skip_to(settled);
     }
 
-    /// Tells how windows ended, now that the disk knows it: a node that dies here may leave one out, and tells none twice.
+    /// Reports how windows ended, now that the disk has it: a node that dies here may leave one out, but reports none
+    /// twice.
     async fn tell_outcomes(&mut self) {
         for (window, outcome) in self.outcomes.take() {
             self.ctx.emit(Event::Ended { window, outcome }).await;
         }
     }
 
-    /// Removes old contributions from the own bucket, those to windows that were jumped over too.
+    /// Removes old contributions from its own bucket, including those to windows that were jumped over.
     fn remove_old(&mut self) {
         self.uploads.remove_before(self.seat.replica.newest().run.settled.saturating_sub(WINDOWS_KEPT));
     }
 }
 
-/// Gives the trainer the moments on disk; where they are, and what is wrong with them, if something is.
+/// Gives the trainer the moments on disk. Returns where they are, and what is wrong with them, if something is.
 fn load_moments(
     local: &Local,
     trainer: &mut dyn Trainer,
@@ -237,7 +238,8 @@ fn load_moments(
 impl Duty for Miner {
     type Done = Finished;
 
-    /// Everything that is due at `head`: a training to run, if one is, and whether something should be tried again.
+    /// Does everything that is due at `head`. Returns a training to run, if one is due, and whether to retry something
+    /// soon.
     async fn on_head(&mut self, head: u64) -> Result<(Option<Job>, Steps), NodeError> {
         self.head = head;
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
@@ -259,20 +261,19 @@ impl Duty for Miner {
         self.uploads.arrival().await;
     }
 
-    /// Something is in the bucket, or will not be.
+    /// An upload has ended, well or not.
     async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
-        if steps.take(&ctx, self.take_uploads().await).await?.is_some() {
-            let head = self.head.max(self.signals.head());
-            steps.take(&ctx, self.publish(head).await).await?;
-        }
+        self.take_uploads().await;
+        let head = self.head.max(self.signals.head());
+        steps.take(&ctx, self.publish(head).await).await?;
         Ok(steps)
     }
 
     /// The last block before which this miner has nothing outstanding.
     fn paced_through(&self) -> u64 {
         let outstanding = self.pending.iter().filter_map(|pending| match pending.stage() {
-            // What is committed in the block after this one is in time.
+            // A commitment in the block after this one is in time.
             Stage::Sealed | Stage::Uploaded => Some(self.stop_block(pending.window) - 1),
             Stage::Committed | Stage::Opened => Some(self.ctx.schedule.put_deadline(pending.window)),
             Stage::Published | Stage::Lost(_) => None,

@@ -12,7 +12,7 @@ use crate::frame::error::NodeError;
 use crate::frame::local::Local;
 use crate::frame::records::{PendingRecord, SealedRecord};
 
-/// How far a contribution is. The disk knows of `Opened` alone: after a restart whatever comes before it is done again.
+/// How far a contribution is. The disk records only `Opened`: after a restart all earlier stages are done again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// On this node's disk, and nowhere else as far as this process knows.
@@ -30,7 +30,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The one list of what may follow what.
+    /// The only list of transitions.
     fn may_become(&self, next: &Self) -> bool {
         use Stage::{Committed, Lost, Opened, Published, Sealed, Uploaded};
         // Opened may follow all three: after a restart the chain may have what this process has not uploaded.
@@ -44,7 +44,7 @@ impl Stage {
     }
 }
 
-/// What a miner committed to and has not yet seen decided.
+/// A contribution that a miner has committed to, and whose window is not decided yet.
 #[derive(Clone, Debug)]
 pub struct Pending {
     pub window: u64,
@@ -111,7 +111,7 @@ impl Pending {
         &self.stage
     }
 
-    /// Goes on to the next stage.
+    /// Advances to the next stage.
     pub fn advance(&mut self, next: Stage) {
         assert!(self.stage.may_become(&next), "a contribution does not go from {:?} to {next:?}", self.stage);
         self.stage = next;
@@ -122,7 +122,7 @@ impl Pending {
         matches!(self.stage, Stage::Opened | Stage::Published)
     }
 
-    /// What is put into the bucket.
+    /// The ciphertext for the bucket.
     pub fn ciphertext(&self) -> Bytes {
         Bytes::from(self.key.seal(self.payload.clone()))
     }
@@ -152,7 +152,7 @@ impl Pending {
         })
     }
 
-    /// What [`Pending::store`] kept.
+    /// Reads what [`Pending::store`] kept.
     pub fn load(local: &Local) -> Result<Restored, NodeError> {
         let mut restored = Restored::default();
         let PendingRecord { contributions, owed } = local.get::<PendingRecord>()?.unwrap_or_default();

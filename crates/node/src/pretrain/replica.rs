@@ -1,4 +1,4 @@
-//! A node's copy of the replicated state: θ and the [`RunState`] that names it, moved on by certificates alone.
+//! A node's copy of the replicated state: θ and the [`RunState`] that names it, advanced by certificates alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use templar_protocol::fault::BucketFault;
 use templar_record::event::{Event, Source, Verdict};
 use templar_record::trouble::{LocalPart, Trouble};
 
-/// How far back a certified state is looked for, in periods of checkpoints. Validators keep three checkpoints, and each
+/// How far back to look for a certified state, in periods of checkpoints. Validators keep three checkpoints, and each
 /// window costs a few reads of the chain.
 const SEARCH_PERIODS: u64 = 8;
 
@@ -64,10 +64,10 @@ pub enum Advance {
 #[derive(Debug)]
 pub struct Replica {
     recent: VecDeque<State>,
-    /// The state before the first of `recent`, where its θ is not at hand: with a delay of one window, the state from
+    /// The state before the first of `recent`, without its θ: with a delay of one window, the state from
     /// which the next window to settle starts.
     older: Option<RunState>,
-    /// What was fetched of a window that could not be settled yet, by the hash of its header.
+    /// Contributions fetched for a window that could not be settled yet, by the hash of their headers.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
     /// The window whose outer step was withheld last, as long as the network may decide otherwise.
     withheld: Option<u64>,
@@ -75,7 +75,8 @@ pub struct Replica {
     applied: Option<Vec<Arc<Opened>>>,
     /// Who served false checkpoints, and until when it is left alone.
     backoff: Backoff,
-    /// The window whose malformed votes and buckets were told last: a window that cannot be settled is tried again and again.
+    /// The window whose malformed votes and buckets were last reported: a window that cannot be settled is tried
+    /// repeatedly.
     told: Option<u64>,
 }
 
@@ -107,7 +108,7 @@ impl Replica {
                 }
             }
         }
-        Ok(Self::from_state(State::genesis(ctx)?, None))
+        Ok(Self::from_state(State::genesis(ctx).await?, None))
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
@@ -127,7 +128,7 @@ impl Replica {
         self.recent.back().expect("a replica always has a state")
     }
 
-    /// The state that `window` starts from, if this node has it by now and still.
+    /// The state that `window` starts from, if this node has it already and still.
     pub fn base(&self, ctx: &Context, window: u64) -> Option<&State> {
         let settled = ctx.schedule.settled_before(window);
         self.recent.iter().find(|state| state.run.settled == settled)
@@ -165,13 +166,8 @@ impl Replica {
     }
 
     /// Settles the next window if its vote deadline is at or before `head`. `opened` is what this node has opened
-    /// itself; the rest is fetched from whoever serves it.
-    pub async fn advance(
-        &mut self,
-        ctx: &Context,
-        head: u64,
-        opened: &[Arc<Opened>],
-    ) -> Result<Advance, NodeError> {
+    /// itself; the rest is fetched from nodes that serve it.
+    pub async fn advance(&mut self, ctx: &Context, head: u64, opened: &[Arc<Opened>]) -> Result<Advance, NodeError> {
         if self.go_back(ctx, head).await? {
             return Ok(Advance::WentBack);
         }
@@ -318,8 +314,8 @@ impl Replica {
         State { run, theta: Arc::new(theta) }
     }
 
-    /// Keeps the present state, the one before it, from which what is late was trained, and with a delay of one window
-    /// the one from which windows start.
+    /// Keeps the present state, the one before it, from which late contributions were trained, and with a delay of one
+    /// window the one from which windows start.
     fn push(&mut self, ctx: &Context, state: State) {
         self.recent.push_back(state);
         while self.recent.len() > 2 + ctx.spec.windows.delay_windows as usize {
@@ -327,14 +323,15 @@ impl Replica {
         }
     }
 
-    /// Takes over the newest certified state that can be had: from the local disk if one of its states is certified,
+    /// Takes over the newest available certified state: from the local disk if one of its states is certified,
     /// else from a validator's checkpoint, else θ₀ if the run is young. Replaying from there to the head is
     /// [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, ctx: &Context, local: &mut Local, head: u64) -> Result<(), NodeError> {
         if ctx.access.broken().is_some() {
-            // No other state would be any nearer to what the network has.
+            // No other state would be closer to the network's.
             return Err(NodeError::OwnStorage);
         }
+        let asked = ctx.access.tally();
         let stored = local.states(ctx.run)?;
         let newest_window = newest_voted_window(ctx, head);
         let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
@@ -357,16 +354,19 @@ impl Replica {
                 return Ok(());
             }
         }
+        if ctx.is_isolated(asked).await {
+            return Err(NodeError::OwnStorage);
+        }
         if oldest > 0 {
             return Err(NodeError::NoCheckpoint { window: newest_window });
         }
-        let genesis = State::genesis(ctx)?;
+        let genesis = State::genesis(ctx).await?;
         self.adopt(ctx, genesis, None, Source::Genesis).await;
         Ok(())
     }
 
     /// The certified contributions, in the order of the certificate: opened by this node itself, or fetched from
-    /// whoever serves them. What comes while others do not is kept for the next attempt.
+    /// nodes that serve them. Those that arrive while others fail are kept for the next attempt.
     async fn collect(
         &mut self,
         ctx: &Context,
@@ -391,7 +391,7 @@ impl Replica {
         if !missing.is_empty() && ctx.access.broken().is_some() {
             return Err(NodeError::OwnStorage);
         }
-        let silences = ctx.access.unanswered();
+        let before = ctx.access.tally();
         let fetch = |(entry, header): &(EntryId, Hash32)| {
             let (locations, header) = (locations(ctx, number, roster, entry, header), *header);
             async move { (header, fetch::certified(ctx, &locations, &header).await) }
@@ -402,8 +402,14 @@ impl Replica {
             self.fetched.extend(found.map(|opened| (header, opened)));
         }
         let is_whole = committed.iter().all(|(_, header)| self.fetched.contains_key(header));
-        // Gone is what is said to be gone. What nobody answered about may be there, and this node be cut off.
-        if !is_whole && ctx.is_cut_off(head, silences).await {
+        // An object is gone if a bucket says so. If nobody answers, it may be there, and this node may be cut off.
+        if !is_whole && ctx.is_cut_off(head, before).await {
+            return Err(NodeError::OwnStorage);
+        }
+        // Once there must be a later checkpoint, that is looked for: whoever served this window may be gone for good.
+        let behind = newest_voted_window(ctx, head).saturating_sub(number);
+        let is_recent = behind <= ctx.spec.windows.checkpoint_every_windows;
+        if !is_whole && is_recent && ctx.is_isolated(before).await {
             return Err(NodeError::OwnStorage);
         }
         let found =
@@ -440,14 +446,16 @@ fn before(ctx: &Context, run: &RunState, stored: &[RunState]) -> Option<RunState
     stored.iter().chain(&genesis).find(|older| older.digest() == run.previous).cloned()
 }
 
-/// The miner's bucket first, then those of the validators, who promised to serve what they voted for.
+/// The miner's bucket first, then those of the validators, who promised to serve what they voted for; the own one last.
 fn locations(ctx: &Context, window: u64, roster: &Roster, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
     let miner = roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window));
     let holders = roster.validators.iter().map(|holder| Location::of_holder(ctx, holder, window, committed));
-    miner.into_iter().chain(holders).collect()
+    let mut locations: Vec<Location> = miner.into_iter().chain(holders).collect();
+    locations.sort_by_key(|location| location.bucket == *ctx.store.own());
+    locations
 }
 
-/// Whose votes do not count, and why. Whoever has not voted at all is no news.
+/// Validators whose votes do not count, and why. Those that have not voted at all are left out.
 async fn emit_misvotes(ctx: &Context, window: u64, ballots: &Ballots) {
     for (entry, ballot) in ballots {
         if let Err(error) = ballot

@@ -1,5 +1,5 @@
-//! A node's seat in its run: its registration, its disk, its replica of the state, and its word on the chain. What miner
-//! and validator have in common.
+//! A node's seat in its run: its registration, its disk, its replica of the state, and its record on the chain. Miner
+//! and validator share this.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ use templar_record::trouble::Trouble;
 #[derive(Debug)]
 pub struct Seat {
     pub ctx: Arc<Context>,
-    /// This node's registration, read anew at each window: a hotkey that was registered again is another entry.
+    /// This node's registration, read at each window: a hotkey that was registered again is another entry.
     pub entry: EntryId,
     pub local: Local,
     pub replica: Replica,
     pub publisher: Publisher,
     /// The window in which `entry` was last read.
     entry_read_in: Option<u64>,
-    /// The block at which a certified state was last looked for.
+    /// The block at which this node last looked for a certified state.
     resynchronised_at: Option<u64>,
-    /// The block at which that did not help. Once a block is enough: the next one may bring what does.
+    /// The block at which that failed. One attempt per block is enough, because only a new block can change the result.
     stuck_at: Option<u64>,
 }
 
@@ -38,12 +38,12 @@ pub enum Progress {
     /// Nothing is due, or nothing can be done before the next block.
     Nothing,
     Settled(Box<Settled>),
-    /// A certified state took the place of the replica's: what stood on the old one is void.
+    /// A certified state replaced the replica's: everything based on the old one is void.
     Adopted,
 }
 
 impl Seat {
-    /// Takes up where the local state ends.
+    /// Resumes from the local state.
     pub async fn open(ctx: Arc<Context>, mut local: Local, role: Role) -> Result<Self, NodeError> {
         let entry = ctx.own_entry().await?;
         let publisher = Publisher::new(&ctx, role)?;
@@ -77,8 +77,8 @@ impl Seat {
         self.publisher.keep_listed(&self.ctx, &self.entry, head).await
     }
 
-    /// Settles the next window if it is due, or goes back to what the network certified if this node cannot. To be
-    /// called until it does nothing.
+    /// Settles the next window if it is due, or returns to a state that the network certified if this node cannot. Call
+    /// it until it does nothing.
     pub async fn advance(&mut self, head: u64, opened: &[Arc<Opened>]) -> Result<Progress, NodeError> {
         if self.stuck_at == Some(head) {
             return Ok(Progress::Nothing);

@@ -22,7 +22,7 @@ use crate::frame::signals::Signals;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::validator::{Validator, ValidatorOptions};
 
-/// What it takes to run a node.
+/// Everything that a node is made of.
 #[expect(missing_debug_implementations, reason = "seams and keys have nothing to show")]
 pub struct Setup {
     /// Its name in events.
@@ -31,14 +31,14 @@ pub struct Setup {
     pub spec: RunSpec,
     pub keypair: Keypair,
     pub chain: Arc<dyn Chain>,
-    /// Where the chain is a development chain that waits for this node.
+    /// Present if the chain is a development chain that waits for this node.
     pub pacer: Option<Pacer>,
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
     pub trainer: Box<dyn Trainer>,
-    /// Where its local state lies, by run and hotkey.
+    /// The folder of its local state, by run and hotkey.
     pub state_folder: PathBuf,
-    /// What that folder stands on.
+    /// The kind of disk that holds this folder.
     pub disk: Disk,
     pub saving: Saving,
     pub options: ValidatorOptions,
@@ -53,11 +53,11 @@ impl Setup {
         let work = Box::pin(self.work(signals.clone()));
         let ended = tokio::select! {
             biased;
-            // Work is dropped wherever it is. A node that is killed loses nothing, and this is milder.
+            // Work is dropped at any point. Even a node that is killed loses nothing.
             () = stopped(&mut stop) => Ok(()),
             ended = work => ended,
         };
-        // What computes on threads of its own sees it at its next step.
+        // Computations on their own threads notice it at their next step.
         signals.stop();
         ended
     }
@@ -81,7 +81,7 @@ impl Setup {
     }
 }
 
-/// Ends when `stop` is true, or nobody is left to say so.
+/// Ends when `stop` is true, or when its sender is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

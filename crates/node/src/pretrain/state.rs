@@ -1,7 +1,9 @@
 //! The replicated state: what a window leaves behind.
 
-use std::sync::Arc;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Weak};
 
+use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::state::RunState;
 
 use crate::frame::context::Context;
@@ -15,15 +17,46 @@ pub struct State {
 }
 
 impl State {
-    /// The state that the run starts from, checked against its specification.
-    pub fn genesis(ctx: &Context) -> Result<Self, NodeError> {
-        let seed = ctx.spec.theta0.seed;
-        let layout = ctx.codec.layout();
-        let theta = layout.theta0(&ctx.spec.model, seed);
-        let (found, expected) = (layout.state_root(&theta), ctx.spec.theta0.root);
+    /// The state that the run starts from, checked against its specification. For a large model this takes minutes: they
+    /// pass beside the node, and whoever drops this ends them.
+    pub async fn genesis(ctx: &Context) -> Result<Self, NodeError> {
+        let (seed, expected) = (ctx.spec.theta0.seed, ctx.spec.theta0.root);
+        let (codec, model) = (ctx.codec.clone(), ctx.spec.model.clone());
+        let wanted = Arc::new(());
+        let is_wanted = Arc::downgrade(&wanted);
+        let work = move || {
+            let theta = theta0(codec.layout(), &model, seed, &is_wanted)?;
+            Some((codec.layout().state_root(&theta), theta))
+        };
+        let made = ctx.compute.run(work).await;
+        drop(wanted);
+        let (found, theta) = made.ok_or(NodeError::Stopped)?;
         if found != expected {
             return Err(NodeError::WrongTheta0 { seed, found, expected });
         }
         Ok(Self { run: RunState::genesis(&ctx.spec), theta: Arc::new(theta) })
+    }
+}
+
+/// θ₀; none if nobody wants it any more.
+fn theta0(layout: &Layout, model: &ModelSpec, seed: u64, is_wanted: &Weak<()>) -> Option<Vec<f32>> {
+    let watch = |_| if is_wanted.strong_count() > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    layout.theta0_watched(model, seed, watch).continue_value()
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::testing;
+
+    use super::*;
+
+    #[test]
+    fn theta0_ends_early_if_nobody_wants_it() {
+        let model = testing::tiny_model();
+        let (layout, wanted) = (Layout::llama(&model), Arc::new(()));
+        let is_wanted = Arc::downgrade(&wanted);
+        assert_eq!(theta0(&layout, &model, 3, &is_wanted), Some(layout.theta0(&model, 3)));
+        drop(wanted);
+        assert_eq!(theta0(&layout, &model, 3, &is_wanted), None);
     }
 }

@@ -1,5 +1,5 @@
 //! What a node finds in its own bucket when it starts: objects that a crash, a lost disk or a jump over windows left
-//! behind. What still serves somebody is taken over, the rest is deleted.
+//! behind. Objects that somebody may still need are taken over, the rest is deleted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +8,7 @@ use templar_store::{StoreError, keys};
 
 use crate::frame::context::Context;
 
-/// Objects looked at in one sweep; what is beyond is swept at the next start.
+/// Most objects in one sweep; the rest is swept at the next start.
 const OBJECTS_MAX: usize = 10_000;
 
 /// Deletes this node's contributions to windows before `keep_from`.
@@ -21,21 +21,21 @@ pub async fn windows(ctx: &Context, keep_from: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What a validator's sweep came to.
+/// The result of a validator's sweep.
 #[derive(Debug)]
 pub struct Swept {
-    /// Contributions that it serves and did not know of: to vote for a payload was to promise to serve it.
+    /// Contributions that it serves and had lost track of. It voted for them, and so promised to serve them.
     pub found: Vec<(u64, Hash32)>,
-    /// Contributions that need not be served any more, and are not.
+    /// Contributions that no longer need to be served, and have been deleted.
     pub gone: Vec<(u64, Hash32)>,
     /// Digests of the whole checkpoints in the bucket, oldest first.
     pub published: Vec<Hash32>,
-    /// Why it is incomplete, if it is.
+    /// Why the sweep is incomplete, if it is.
     pub result: Result<(), StoreError>,
 }
 
-/// Brings a validator's bucket in line with what it knows to be there: contributions to windows from `keep_from` on, and
-/// the checkpoints `published`.
+/// Brings a validator's bucket in line with what it knows to be there: contributions to windows from `keep_from` on,
+/// and the checkpoints `published`.
 pub async fn validator(
     ctx: &Context,
     keep_from: u64,
@@ -68,15 +68,15 @@ async fn held(
                 gone.push((window, header));
             }
         } else if key.ends_with("/header") && !known.contains(&(window, header)) {
-            // Put last, so the whole contribution is there.
+            // The payload is put last, so the whole contribution is there.
             found.push((window, header));
         }
     }
     Ok(())
 }
 
-/// Deletes pieces of checkpoints that were never completed, and adds to `published` whole ones that this node does not
-/// know of, as the oldest.
+/// Deletes pieces of checkpoints that were never completed, and adds to `published` whole ones that this node
+/// has lost track of, as the oldest.
 async fn checkpoints(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), StoreError> {
     let mut found: BTreeMap<Hash32, Vec<String>> = BTreeMap::new();
     for key in list(ctx, &keys::checkpoints(ctx.run)).await? {
@@ -86,7 +86,7 @@ async fn checkpoints(ctx: &Context, published: &mut Vec<Hash32>) -> Result<(), S
     }
     found.retain(|digest, _| !published.contains(digest));
     for (digest, keys_found) in found {
-        // Put last, so the whole checkpoint is there.
+        // The state is put last, so the whole checkpoint is there.
         if keys_found.contains(&keys::checkpoint_state(ctx.run, &digest)) {
             published.insert(0, digest);
             continue;

@@ -39,7 +39,7 @@ use crate::pretrain::validator::judge::Judge;
 use crate::pretrain::validator::scoring::{Job, Scoring};
 use crate::pretrain::validator::upkeep::Upkeep;
 
-/// What a validator does beyond its duty.
+/// What a validator does beyond its duties.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ValidatorOptions {
     /// Samples of held-out text on which θ is validated after each window; 0 for none.
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Validator {
 }
 
 impl Validator {
-    /// Takes up where the local state ends.
+    /// Resumes from the local state.
     pub async fn open(
         ctx: Arc<Context>,
         signals: Signals,
@@ -111,12 +111,14 @@ impl Validator {
         }
     }
 
-    /// Puts the state after `settled` windows on disk, and that their ends are told: they are, right after this.
+    /// Puts the state after `settled` windows on disk, and records their ends as reported, which they are right after
+    /// this.
     fn save(&mut self, settled: u64) -> Result<(), NodeError> {
         self.seat.save(&[Stored::of(&self.judge.endings.record(settled))])
     }
 
-    /// What follows from a settled window. Only the own disk can fail here: the window is settled once.
+    /// Does what follows from a settled window. Only this node's disk can fail here, because the window is settled
+    /// once.
     async fn after_settling(&mut self, settled: Settled, head: u64) -> Result<(), NodeError> {
         let newest = self.seat.replica.newest().clone();
         self.save(newest.run.settled)?;
@@ -131,7 +133,7 @@ impl Validator {
         }
         self.scoring.note_settled(&self.ctx, window);
         let head = head.max(self.signals.head());
-        // A replay comes by windows that others have long done with: its duties are those of the newest.
+        // A replay passes windows that others settled long ago: only the newest one brings duties.
         if self.ctx.schedule.vote_deadline(window + 1) <= head {
             return Ok(());
         }
@@ -151,12 +153,13 @@ impl Validator {
             state,
             previous: self.seat.replica.previous().cloned(),
             published: self.upkeep.checkpoints.clone(),
+            incomplete: self.upkeep.incomplete.clone(),
             expired: self.judge.held.expired(keep_from),
         };
         self.upkeep.renew(&self.ctx, renewal, until).await;
     }
 
-    /// Takes in what became of the upkeep of the bucket.
+    /// Takes in the result of the upkeep of the bucket.
     async fn note_upkeep(&mut self) -> Result<(), NodeError> {
         if self.upkeep.note(&self.ctx, &mut self.judge.held).await {
             self.seat.local.set(&CheckpointsRecord { digests: self.upkeep.checkpoints.clone() })?;
@@ -175,7 +178,8 @@ fn held_from(ctx: &Context, window: u64) -> u64 {
 impl Duty for Validator {
     type Done = Evaluated;
 
-    /// Everything that is due at `head`: an evaluation to run, if one is, and whether something should be tried again.
+    /// Does everything that is due at `head`. Returns an evaluation to run, if one is due, and whether to retry
+    /// something.
     async fn on_head(&mut self, head: u64) -> Result<(Option<Job>, Steps), NodeError> {
         self.head = head;
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
@@ -198,7 +202,7 @@ impl Duty for Validator {
         }
     }
 
-    /// A contribution has come, or will not; or something is in the bucket.
+    /// A contribution has arrived or failed, or a task on the bucket has ended.
     async fn on_arrival(&mut self) -> Result<Steps, NodeError> {
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
         self.note_upkeep().await?;

@@ -41,11 +41,11 @@ impl Window {
         Ok(Self { number, roster, seed, snapshot_hash, candidates, assignment, base, base_digest })
     }
 
-    /// What the header of `entry` has to say in this window, whose base has the parameters `theta`. Reads and hashes
+    /// What the header of `entry` must say in this window, whose base has the parameters `theta`. Reads and hashes
     /// the whole slice. Fails if this node's own copy of the data is damaged there.
     pub fn context(&self, ctx: &Context, entry: &EntryId, theta: &[f32]) -> Result<HeaderContext, NodeError> {
         let slice = self.assignment.slice(entry);
-        // The last window of an epoch deals short slices, which miners go through again.
+        // The last window of an epoch deals short slices, which miners repeat.
         let tokens_max =
             if slice.is_empty() { 0 } else { ctx.spec.slice_samples() * u64::from(ctx.spec.model.seq_len) };
         let hashes = slice.into_iter().map(|sample| ctx.dataset.sample_hash(Split::Train, sample));

@@ -1,9 +1,10 @@
-//! The watch over a local network's nodes, from their start to the last window.
+//! Runs a local network's nodes and watches over them, from their start to the last window.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use templar_node::frame::error::NodeError;
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Local;
 use templar_protocol::clock::Schedule;
@@ -16,34 +17,34 @@ use tokio::time::MissedTickBehavior;
 
 use crate::chain_record;
 use crate::local::error::NetworkError;
-use crate::local::network::{Moment, News, NodeFailure, Outcome, Phase};
+use crate::local::network::{Moment, News, NoTheta, NodeFailure, Outcome, Phase};
 use crate::local::services::{Services, state_folder};
 use crate::local::steps::Steps;
 use crate::local::wait::{sleep_until, stopped};
 use crate::plan::{Member, Plan};
 
-/// How long the end waits for the slowest node.
+/// How long the network waits for the slowest node at the end.
 const LAST_CALL: Duration = Duration::from_mins(1);
-/// Blocks for which chain and buckets stay after the end, so that guests see the last window settled, and how long these
-/// blocks may take.
+/// Blocks for which chain and buckets stay after the end, so that guests see the last window settled, and how long
+/// these blocks may take.
 const GUEST_BLOCKS: u64 = 3;
 const GUEST_PATIENCE: Duration = Duration::from_secs(30);
-/// Events that may wait to be shown.
+/// Most events that may wait to be shown.
 const EVENTS: usize = 256;
-/// How much of a paced window's time its training takes: all but a moment.
+/// Share of a paced window's time that training takes: nearly all of it.
 const TRAINING_SHARE: f64 = 0.9;
 
-/// The nodes at work.
+/// The running nodes.
 pub(crate) struct Crew {
     nodes: JoinSet<Result<(), NodeFailure>>,
     sender: mpsc::Sender<NodeEvent>,
     events: mpsc::Receiver<NodeEvent>,
     stop: watch::Sender<bool>,
-    /// Whether a network does without a node that ended.
+    /// Whether the network continues without a node that ended.
     goes_on: bool,
     /// Inner steps of the miners of this process.
     steps: Vec<Steps>,
-    /// Blocks that did not wait for somebody: how many were told.
+    /// How many blocks that did not wait for a node have been reported.
     late_told: u64,
 }
 
@@ -54,7 +55,7 @@ impl Crew {
         Self { nodes, sender, events, stop, goes_on, steps: Vec::new(), late_told: 0 }
     }
 
-    /// Starts a node, given where its events go and what tells it to stop.
+    /// Starts a node by `node`, which gets the channel for its events and the signal to stop.
     pub(crate) fn start<F>(&mut self, node: impl FnOnce(mpsc::Sender<NodeEvent>, watch::Receiver<bool>) -> F)
     where
         F: Future<Output = Result<(), NodeFailure>> + Send + 'static,
@@ -85,7 +86,7 @@ impl Crew {
             self.wait_for_guests(&mut services, stop, tell).await;
         }
         let _ = self.stop.send(true);
-        // From now on nobody waits for a place in the channel.
+        // From now on no sender waits for room in the channel.
         self.events.close();
         while let Ok(event) = self.events.try_recv() {
             hear(&event, &mut services, tell);
@@ -152,7 +153,7 @@ impl Crew {
         Ok(false)
     }
 
-    /// Lets guests see the end: they come to know of the last block when the nodes here do.
+    /// Lets guests see the end: they hear of the last block when the nodes here do.
     async fn wait_for_guests(
         &mut self,
         services: &mut Services,
@@ -172,7 +173,7 @@ impl Crew {
         }
     }
 
-    /// Names those for whom blocks did not wait since the last time.
+    /// Reports the nodes for which blocks did not wait since the last call.
     fn tell_late(&mut self, services: &Services, schedule: &Schedule, tell: &mut dyn FnMut(News<'_>)) {
         let total = services.chain.late_total();
         let new = usize::try_from(total - self.late_told).unwrap_or(usize::MAX);
@@ -207,7 +208,7 @@ fn moment(block: u64, spec: &RunSpec, schedule: &Schedule, steps: Option<(u64, u
         _ => Phase::Judging,
     };
     let of_blocks = into as f64 / spec.windows.blocks.max(1) as f64;
-    // Paced blocks say little: they wait for the steps.
+    // Paced blocks wait for the steps, so their number says little.
     let share = match (phase, steps) {
         (Phase::Training, Some((done, all))) => TRAINING_SHARE * done as f64 / all as f64,
         (_, Some(_)) => TRAINING_SHARE + (1.0 - TRAINING_SHARE) * of_blocks,
@@ -221,27 +222,62 @@ fn hear(event: &NodeEvent, services: &mut Services, tell: &mut dyn FnMut(News<'_
     tell(News::Event(event, &services.kept.recorder));
 }
 
-/// θ from the disk of the first validator, once it has stopped. Whoever started the network may look there; its nodes
-/// may not, and do not.
-pub(crate) fn final_theta(folder: &Path, members: &[Member], spec: &RunSpec, windows: u64) -> Option<Vec<f32>> {
-    let validator = members.iter().find(|member| member.role == Role::Validator)?;
+/// θ after `windows` windows, or the newest, from the disks of the validators, once they have stopped. Whoever started
+/// the network may look there; its nodes may not, and do not.
+pub(crate) fn final_theta(
+    folder: &Path,
+    members: &[Member],
+    spec: &RunSpec,
+    windows: u64,
+) -> Result<Vec<f32>, NoTheta> {
+    let mut newest: Option<(u64, Vec<f32>)> = None;
+    let mut missing = NoTheta::NothingSettled;
+    for validator in members.iter().filter(|member| member.role == Role::Validator) {
+        match theta_of(folder, validator, spec, windows) {
+            Ok(Some((settled, theta))) if settled == windows => return Ok(theta),
+            Ok(Some((settled, theta))) if newest.as_ref().is_none_or(|(other, _)| settled > *other) => {
+                newest = Some((settled, theta));
+            }
+            Ok(_) => {}
+            Err(reason) => {
+                tracing::warn!(node = validator.name, reason, "a validator's disk gives no θ");
+                missing = NoTheta::Unreadable { node: validator.name.clone(), reason };
+            }
+        }
+    }
+    newest.map(|(_, theta)| theta).ok_or(missing)
+}
+
+/// θ from the disk of one validator, and how many windows it has settled; none if it has settled nothing.
+fn theta_of(
+    folder: &Path,
+    validator: &Member,
+    spec: &RunSpec,
+    windows: u64,
+) -> Result<Option<(u64, Vec<f32>)>, String> {
     let state_folder = state_folder(folder, validator);
     if !state_folder.exists() {
-        return None;
+        return Ok(None);
     }
-    let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).ok()?;
-    let states = local.states(spec.id()).ok()?;
-    // A network on a clock may have gone on meanwhile.
-    let state = states.iter().find(|state| state.settled == windows).or(states.first())?.clone();
-    local.theta(&state, &spec.layout()).ok()
+    let text = |error: NodeError| error.to_string();
+    let local = Local::open(&state_folder, spec.id(), &validator.keypair.hotkey(), Disk::Durable).map_err(text)?;
+    let states = local.states(spec.id()).map_err(text)?;
+    // A network on a clock may have continued meanwhile.
+    let Some(state) = states.iter().find(|state| state.settled == windows).or(states.first()) else { return Ok(None) };
+    let theta = local.theta(state, &spec.layout()).map_err(|damage| damage.to_string())?;
+    Ok(Some((state.settled, theta)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
+    use std::sync::Arc;
+
     use templar_chain::{BlockTime, DevError};
+    use templar_protocol::hash::Hash32;
     use templar_protocol::run::CodecKind;
+    use templar_protocol::state::RunState;
 
     use super::*;
     use crate::local::kept::Ring;
@@ -279,10 +315,40 @@ mod tests {
     }
 
     #[test]
+    fn theta_comes_from_whichever_validator_has_it_and_a_damaged_disk_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan =
+            Plan { miners: 1, validators: 2, windows: 3, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
+        let spec = plan.spec(Hash32::of(b"g"), Hash32::of(b"m"));
+        let members = plan.members();
+        let ask = || final_theta(folder.path(), &members, &spec, 3);
+        assert_eq!(ask(), Err(NoTheta::NothingSettled));
+        let theta = Arc::new(spec.layout().theta0(&spec.model, 0));
+        let root = spec.layout().state_root(&theta);
+        let settle = |nth: usize, settled: u64| {
+            let (member, run) = (&members[1 + nth], RunState::genesis(&spec));
+            let folder = state_folder(folder.path(), member);
+            let mut local = Local::open(&folder, spec.id(), &member.keypair.hotkey(), Disk::Volatile).unwrap();
+            local.save(&RunState { settled, theta_root: root, ..run }, &theta, &[]).unwrap();
+            local.folder().to_owned()
+        };
+        let first = settle(0, 3);
+        for file in std::fs::read_dir(&first).unwrap().map(|file| file.unwrap().path()) {
+            if file.file_name().unwrap().to_string_lossy().starts_with("theta-") {
+                std::fs::write(file, "damaged").unwrap();
+            }
+        }
+        let Err(NoTheta::Unreadable { node, reason }) = ask() else { panic!("it is damaged") };
+        assert!(node == "validator-0" && !reason.is_empty(), "{node}: {reason}");
+        settle(1, 2);
+        assert_eq!(ask().unwrap(), *theta);
+    }
+
+    #[test]
     fn a_moment_says_what_the_nodes_do_and_how_far_the_window_is() {
         let plan =
             Plan { miners: 1, validators: 1, windows: 1, seed: 1, preset: tiny_preset(), adversaries: Vec::new() };
-        let spec = plan.spec(templar_protocol::hash::Hash32::of(b"g"), templar_protocol::hash::Hash32::of(b"m"));
+        let spec = plan.spec(Hash32::of(b"g"), Hash32::of(b"m"));
         let schedule = Schedule::new(&spec);
         let at = |into: u64, steps| moment(schedule.first_block(3) + into, &spec, &schedule, steps);
         assert_eq!(moment(0, &spec, &schedule, None).phase, Phase::Waiting);
@@ -292,7 +358,7 @@ mod tests {
             [Phase::Training, Phase::Training, Phase::Uploading, Phase::Uploading, Phase::Judging, Phase::Judging]
         );
         assert_eq!((at(5, None).window, at(5, None).share), (Some(3), 0.25));
-        // Where blocks wait for the steps, steps say how far it is, and the share never falls.
+        // If blocks wait for the steps, the steps show the progress; the share never falls.
         let shares = [at(0, Some((0, 32))), at(9, Some((16, 32))), at(10, Some((32, 32))), at(19, Some((32, 32)))];
         assert!(shares.windows(2).all(|pair| pair[0].share < pair[1].share), "{shares:?}");
         assert_eq!((shares[1].share, shares[1].steps, shares[3].steps), (0.45, Some((16, 32)), None));

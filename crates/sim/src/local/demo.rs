@@ -1,4 +1,4 @@
-//! `templar demo`: a whole network in one process, of real parts. Nodes share nothing but the chain and the buckets.
+//! `templar demo`: a whole network in one process, of real parts. Nodes share only the chain and the buckets.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -18,22 +18,22 @@ use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::steps::{self, Steps};
 use crate::local::wait::stopped;
-use crate::plan::{Behaviour, Member};
-use crate::zoo;
+use crate::plan::Member;
+use crate::zoo::kind::Adversary;
 
 /// A demonstration.
 #[derive(Debug)]
 pub struct Demo {
     pub network: Network,
-    /// How long a block waits for a node before the chain goes on without it.
+    /// How long a block waits for a node before the chain continues without it.
     pub pace_cap: Duration,
-    /// How much its miners write. A demonstration that may go on from its folder writes all.
+    /// How much its miners write. A demonstration that may be resumed from its folder writes everything.
     pub saving: Saving,
 }
 
 impl Demo {
-    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. A node that ends
-    /// with an error ends the demonstration: every block would wait for it.
+    /// Runs to the last window, or until `stop`; `None` if it was stopped before the network was set up. A node that
+    /// ends with an error ends the demonstration: every block would wait for it.
     pub async fn run(
         self,
         mut stop: watch::Receiver<bool>,
@@ -52,9 +52,9 @@ impl Demo {
         let mut crew = Crew::new(false);
         for (nth, member) in services.members.iter().enumerate() {
             let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
-            let (behaviour, saving) = (member.behaviour, self.saving);
+            let (adversary, saving) = (member.adversary, self.saving);
             let steps = (member.role == Role::Miner).then(|| crew.count_steps());
-            crew.start(|events, stop| run_node(connection, behaviour, saving, steps, events, stop));
+            crew.start(|events, stop| run_node(connection, adversary, saving, steps, events, stop));
         }
         crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
     }
@@ -62,7 +62,7 @@ impl Demo {
 
 async fn run_node(
     connection: Connection,
-    behaviour: Behaviour,
+    adversary: Option<Adversary>,
     saving: Saving,
     steps: Option<Steps>,
     events: mpsc::Sender<NodeEvent>,
@@ -80,5 +80,6 @@ async fn run_node(
         None => setup,
     };
     let setup = Setup { saving, ..setup };
-    zoo::misbehave(behaviour, setup).run(stop).await.map_err(|error| failed(&error))
+    let setup = adversary.into_iter().fold(setup, |setup, adversary| adversary.wrap(setup));
+    setup.run(stop).await.map_err(|error| failed(&error))
 }

@@ -37,7 +37,7 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
-    /// Whether it came before anything ran, so that there is nothing to look into.
+    /// Whether it happened before anything ran, so that there is nothing to look into.
     pub fn is_before_start(&self) -> bool {
         matches!(self, Self::Prepare(_) | Self::Spec(_) | Self::Kept(_))
     }

@@ -11,7 +11,7 @@ use crate::local::crew::final_theta;
 use crate::local::kept::{Kept, KeptError};
 use crate::local::network::Outcome;
 
-/// Why nothing could be made of a folder.
+/// Why a folder has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -21,7 +21,7 @@ pub enum ExportError {
     Chain { folder: String, source: ChainError },
 }
 
-/// What a network has come to so far. Nothing in its folder changes; nobody else may have it in use.
+/// The result of a network so far. Nothing in its folder changes; no other process may use it meanwhile.
 pub fn outcome(folder: &Path) -> Result<Outcome, ExportError> {
     let (kept, spec) = Kept::read(folder)?;
     let definition = &kept.definition;

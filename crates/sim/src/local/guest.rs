@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use templar_protocol::keys::Hotkey;
 use templar_record::event::Role;
 
-/// A node of somebody else, on whatever machine, that may take part.
+/// Somebody else's node, on any machine, that may take part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// Of its bucket and its folder.
+    /// Name of its bucket and its folder.
     pub name: String,
     pub role: Role,
     pub hotkey: Hotkey,
@@ -18,7 +18,7 @@ pub struct Guest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invitation {
     pub guest: Guest,
-    /// To be taken to the guest's machine: the run, the credentials of its bucket, and `start.sh`.
+    /// The folder to copy to the guest's machine: the run, the credentials of its bucket, and `start.sh`.
     pub folder: PathBuf,
     /// What is in `start.sh`: the verb and its options, with paths relative to the folder.
     pub arguments: Vec<String>,

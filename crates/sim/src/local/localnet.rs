@@ -1,7 +1,7 @@
-//! `templar localnet`: the same network as a demo, with every node an operating-system process of its own.
+//! `templar localnet`: the same network as a demo, with each node in its own operating-system process.
 //!
-//! The parent serves the chain and the buckets, starts a process a node with the verbs that anybody would use, reads
-//! the events that they print, and starts again whatever dies.
+//! The parent serves the chain and the buckets, starts one process per node with the verbs that anybody would use,
+//! reads the events that they print, and restarts processes that die.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -28,16 +28,17 @@ use crate::local::kept::Ring;
 use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
-use crate::plan::{Behaviour, Member};
+use crate::plan::Member;
 
-/// Pause before a node that died is started again.
+/// Pause before a node that died is restarted.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// A life shorter than this, ended by nobody here, is a quick death; after so many in a row a node is given up.
+/// A process that dies sooner than this, unless it was killed on purpose, has died quickly; after this many quick
+/// deaths in a row the node is given up.
 const QUICK_DEATH: Duration = Duration::from_secs(10);
 const QUICK_DEATHS_MAX: u32 = 5;
-/// How long a process whose output has ended may take to end itself.
+/// How long a process may run after its output has ended.
 const LAST_BREATH: Duration = Duration::from_secs(5);
-/// Most that a process may print in its life before it is started again.
+/// Most bytes that a process may print before it is restarted.
 const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 
 /// A network of processes.
@@ -47,7 +48,7 @@ pub struct Localnet {
     /// The binary with the verbs `miner` and `validator`.
     pub binary: PathBuf,
     pub block: Duration,
-    /// Processes to kill in mid-window.
+    /// Processes to kill in the middle of a window.
     pub kills: Vec<Kill>,
     /// Where chain and buckets are served: the address under which guests reach this machine.
     pub listen: IpAddr,
@@ -73,8 +74,8 @@ impl FromStr for Kill {
 }
 
 impl Localnet {
-    /// Runs to the last window, or until `stop`; none if it was stopped before the network stood. It goes on without
-    /// nodes that are given up.
+    /// Runs to the last window, or until `stop`; `None` if it was stopped before the network was set up. It continues
+    /// without nodes that are given up.
     pub async fn run(
         self,
         mut stop: watch::Receiver<bool>,
@@ -90,20 +91,20 @@ impl Localnet {
             let connection = services.connection(member, Engine::of_node(&self.network.engines, nth));
             let home = services.folder.join("nodes").join(&member.name);
             let mut arguments = connection.write(&home).map_err(NetworkError::io(&home))?;
-            if member.behaviour != Behaviour::Honest {
-                "adversary".clone_into(&mut arguments[0]);
-                arguments.extend(["--behaviour".to_owned(), member.behaviour.to_string()]);
+            if let Some(adversary) = member.adversary {
+                let verb = ["adversary".to_owned()].into_iter().chain(adversary.arguments());
+                arguments.splice(..1, verb);
             }
             arguments.extend(["--with-parent", "--log", "info"].map(str::to_owned));
             let kills = self.kills.iter().filter(|kill| kill.node == member.name).map(|kill| kill.window).collect();
             let (name, binary, log) = (member.name.clone(), self.binary.clone(), home.join("log"));
-            // A window is settled near its end: so many blocks later, in the next one, miners train.
+            // A window is settled near its end: this many blocks later miners train in the next one.
             let kill_after = self.block * 6;
             crew.start(|events, stop| {
                 Process { name, binary, arguments, log, kills, kill_after, events }.supervise(stop)
             });
         }
-        for guest in &self.guests {
+        for guest in &services.kept.definition.guests() {
             let folder = services.folder.join("guests").join(&guest.name);
             let windows = self.network.plan.windows;
             let invitation =
@@ -114,7 +115,7 @@ impl Localnet {
     }
 }
 
-/// Writes what a guest needs; its key is its own affair.
+/// Writes what a guest needs, except for its key, which its owner keeps.
 fn invite(
     services: &Services,
     guest: &Guest,
@@ -166,13 +167,13 @@ exec "$templar" {command} "$@"
     )
 }
 
-/// A node's process, started again whenever it dies.
+/// A node's process, which is restarted whenever it dies.
 struct Process {
     name: String,
     binary: PathBuf,
     arguments: Vec<String>,
     log: PathBuf,
-    /// Windows in the middle of which to kill it.
+    /// Windows in which to kill it.
     kills: BTreeSet<u64>,
     kill_after: Duration,
     events: mpsc::Sender<NodeEvent>,
@@ -207,17 +208,18 @@ impl Process {
         }
     }
 
-    /// One life of the process, from its start to its end by whatever cause. What it prints goes to its log, too.
+    /// One life of the process, from its start until it ends for any reason. Its output also goes to its log.
     async fn live(&mut self, stop: &mut watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
         let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.binary);
-        // Its options are all given: this process's own may mean something else to it.
+        // All of its options are on its command line; this process's variables may mean something else to it.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TEMPLAR_")) {
             command.env_remove(name);
         }
         let mut child = command
             .args(&self.arguments)
-            // Never written to. It ends with this process, however that ends, and with it ends the node.
+            // Nothing is written to it. It closes when this process ends, for whatever reason, and then the node ends
+            // too.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log.try_clone()?)
@@ -249,7 +251,7 @@ impl Process {
                 }
             }
         }
-        // Its output is at its end: so should it be.
+        // Its output has ended, so the process should end too.
         match tokio::time::timeout(LAST_BREATH, child.wait()).await {
             Ok(status) => status,
             Err(_) => end(&mut child).await,
@@ -259,7 +261,7 @@ impl Process {
 
 /// Ends the process.
 async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
-    // Its state on disk is whole at any moment, so it can be killed.
+    // Its state on disk is consistent at any moment, so it can be killed.
     child.start_kill()?;
     child.wait().await
 }

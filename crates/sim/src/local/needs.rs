@@ -1,5 +1,5 @@
-//! What a network needs of this machine, told before anything starts: a model that does not fit would fail after minutes
-//! or hours, or take the machine down with it.
+//! What a network needs of this machine. It is checked before anything starts: a model that does not fit would fail
+//! after minutes or hours, or take the machine down with it.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use templar_record::event::Role;
 use crate::local::network::{Network, Text};
 use crate::plan::Plan;
 
-/// What a miner holds for each parameter: three recent states of θ, the copy that is trained, its gradient, both moments
+/// What a miner holds per parameter: three recent states of θ, the copy that is trained, its gradient, both moments
 /// of AdamW and the error feedback, f32 each.
 const MINER_BYTES: u64 = 4 * (3 + 1 + 1 + 2 + 1);
 /// Three recent states of θ, and the one with a contribution applied that is evaluated.
@@ -20,17 +20,17 @@ const VALIDATOR_BYTES: u64 = 4 * (3 + 1);
 const MINER_DISK_BYTES: u64 = 4 * (3 + 1 + 2);
 /// On a validator's disk and in its bucket: three states, three checkpoints.
 const VALIDATOR_DISK_BYTES: u64 = 4 * (3 + 3);
-/// What a node takes beside its model: connections, data, buffers.
+/// What a node takes besides its model: connections, data, buffers.
 const NODE_BYTES: u64 = 16 << 20;
 
-/// Bytes that are needed.
+/// Bytes that a network needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     pub memory_bytes: u64,
     pub disk_bytes: u64,
 }
 
-/// Bytes that are there, where the system says so.
+/// Bytes that the machine has, if the system reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     pub memory_bytes: Option<u64>,
@@ -68,8 +68,8 @@ impl Needs {
     }
 }
 
-/// What a miner's engine keeps of a forward pass for the backward pass: about so many f32 for each position of a
-/// micro-batch and each layer (residual stream, projections, attention's output, both halves of SwiGLU).
+/// What a miner's engine keeps of a forward pass for the backward pass: about this many f32 per position of a
+/// micro-batch and per layer (residual stream, projections, attention's output, both halves of SwiGLU).
 fn activation_bytes(preset: &Preset) -> u64 {
     let (model, inner) = (&preset.model, &preset.inner);
     let positions = u64::from(inner.micro_batch_sequences) * u64::from(model.seq_len);
@@ -79,7 +79,7 @@ fn activation_bytes(preset: &Preset) -> u64 {
 }
 
 impl Machine {
-    /// This one, and the disk of `folder`, which need not be there yet.
+    /// This machine, and the disk of `folder`, which need not exist yet.
     pub fn here(folder: &Path) -> Self {
         Self { memory_bytes: available_memory_bytes(), disk_bytes: free_disk_bytes(folder) }
     }
@@ -108,7 +108,7 @@ pub fn check(network: &Network, machine: Machine) -> Result<(), NeedsError> {
     Ok(())
 }
 
-/// What would fit.
+/// Advice: what would fit.
 fn advice(plan: &Plan, engines: &[Engine], _text: &Text, fits: impl Fn(Needs) -> bool) -> String {
     let of = |preset: Preset| Needs::of(&Plan { preset, ..plan.clone() }, engines);
     let fitting: Vec<String> = presets::names()
@@ -124,7 +124,7 @@ fn advice(plan: &Plan, engines: &[Engine], _text: &Text, fits: impl Fn(Needs) ->
     }
 }
 
-/// Memory that can be had: what is free or can be freed, with what can be swapped out, and no more than a container
+/// Available memory: what is free or can be freed, with what can be swapped out, and no more than a container
 /// allows.
 fn available_memory_bytes() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(check(&network("nano"), machine), Ok(()));
         assert_eq!(check(&network("micro"), machine), Ok(()));
         let said = check(&network("72b"), machine).unwrap_err().to_string();
-        // 72.7·10⁹ parameters, of which each takes 4 · 32 + 2 · 16 bytes, and what the passes keep.
+        // 72.7·10⁹ parameters with 4 · 32 + 2 · 16 bytes each, and what the passes keep.
         assert!(said.starts_with("preset 72b needs about 1") && said.contains(" TB of memory for 6 nodes"), "{said}");
         assert!(said.contains("has 21 GB available: try --preset nano (about") && said.contains("or micro"), "{said}");
         let small = Machine { memory_bytes: None, disk_bytes: Some(1_000_000_000) };

@@ -1,4 +1,4 @@
-//! What a local network is made of, what its starter gets to hear, and what comes of it.
+//! What a local network is made of, what it reports while it runs, and its result.
 
 use std::path::PathBuf;
 
@@ -12,29 +12,29 @@ use templar_record::report::Report;
 use crate::local::guest::Invitation;
 use crate::plan::Plan;
 
-/// A network of this machine.
+/// A network on this machine.
 #[derive(Debug)]
 pub struct Network {
     pub plan: Plan,
     pub codec: CodecKind,
     pub text: Text,
-    /// Where its files lie: chain, buckets, and a folder for each node.
+    /// The folder of its files: chain, buckets, and a folder per node.
     pub folder: PathBuf,
-    /// One for each node, miners first; the last one is for all further nodes.
+    /// One per node, miners first; the last one applies to all remaining nodes.
     pub engines: Vec<Engine>,
 }
 
-/// What whoever started a network gets to hear.
+/// What a network reports to whoever started it.
 #[derive(Debug)]
 pub enum News<'a> {
-    /// Long work before the network stands.
+    /// Long work before the network is set up.
     Starting(Work),
-    /// A network that was killed goes on after so many windows, of which so many are validated too.
+    /// A network that was killed resumes after this many windows, some of which are validated too.
     Resumed {
         windows: u64,
         measured: u64,
     },
-    /// Chain and buckets are served, and the nodes start: what they will train.
+    /// Chain and buckets are served, and the nodes start to train this run.
     Stands {
         spec: &'a RunSpec,
         nodes: usize,
@@ -42,9 +42,9 @@ pub enum News<'a> {
     /// A node on another machine may join.
     Invited(&'a Invitation),
     Event(&'a NodeEvent, &'a Recorder),
-    /// Where the network is, every second.
+    /// How far the network is, every second.
     Moment(Moment),
-    /// A paced block did not wait any longer for this node, in this window.
+    /// A paced block stopped waiting for this node, in this window.
     Late {
         node: &'a str,
         block: u64,
@@ -52,7 +52,7 @@ pub enum News<'a> {
     },
 }
 
-/// Long work before a network stands, and how much of it is done.
+/// Long work before a network is set up, and how much of it is done.
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Text(Progress),
@@ -63,16 +63,16 @@ pub enum Work {
     },
 }
 
-/// Where a network is.
+/// How far a network is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moment {
     pub block: u64,
     /// None before the first window.
     pub window: Option<u64>,
     pub phase: Phase,
-    /// How much of the window is behind the network, 0 to 1.
+    /// Share of the window that has passed, 0 to 1.
     pub share: f64,
-    /// Inner steps that the miners of this process have done in this window, of so many.
+    /// Inner steps that the miners of this process have done in this window, and all that they have to do.
     pub steps: Option<(u64, u64)>,
 }
 
@@ -86,20 +86,30 @@ pub enum Phase {
     Judging,
 }
 
-/// What came of it.
+/// Why there is no θ.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoTheta {
+    #[error("no validator has settled a window")]
+    NothingSettled,
+    #[error("no validator's disk gives θ. {node}: {reason}")]
+    Unreadable { node: String, reason: String },
+}
+
+/// The result of a network.
 #[derive(Debug)]
 pub struct Outcome {
     pub report: Report,
     pub spec: RunSpec,
-    /// θ after the last window, as the first validator has it.
-    pub theta: Option<Vec<f32>>,
+    /// θ after the last window, from the disk of a validator that has it.
+    pub theta: Result<Vec<f32>, NoTheta>,
     /// Whether it was told to stop before its last window.
     pub stopped: bool,
     /// Nodes that ended too early.
     pub failures: Vec<NodeFailure>,
 }
 
-/// A node that ended, and is not started again.
+/// A node that ended, and is not restarted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("node {name} ended: {reason}")]
 pub struct NodeFailure {
@@ -107,13 +117,13 @@ pub struct NodeFailure {
     pub reason: String,
 }
 
-/// What is trained on.
+/// The text to train on.
 #[derive(Clone, Debug)]
 pub enum Text {
     /// The built-in corpus, whose entropy is known.
     BuiltIn,
     /// Files and folders.
     Paths { sources: Vec<PathBuf>, tokenizer: Option<PathBuf>, end_of_text: Option<String> },
-    /// The folder of a dataset that is prepared already. Its samples are as long as the model's sequences.
+    /// The folder of a prepared dataset. Its samples are as long as the model's sequences.
     Prepared(PathBuf),
 }

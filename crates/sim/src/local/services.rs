@@ -1,5 +1,5 @@
-//! The real parts of a local network: the S3 server, the dev chain behind JSON-RPC, the dataset. On loopback, unless
-//! nodes of other machines are to join.
+//! The real parts of a local network: the S3 server, the dev chain behind JSON-RPC, the dataset. They are on loopback,
+//! unless nodes of other machines are to join.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
@@ -33,7 +33,7 @@ const DATA_BUCKET: &str = "data";
 /// Held-out samples on which θ is validated after each window.
 const VALIDATION_SAMPLES: u64 = 64;
 
-/// A local network's surroundings. Nodes get to them over sockets only.
+/// The services of a local network. Nodes reach them over sockets only.
 #[derive(Debug)]
 pub struct Services {
     pub folder: PathBuf,
@@ -42,7 +42,7 @@ pub struct Services {
     pub chain: DevChain,
     pub rpc: RpcServer,
     pub s3: S3Server,
-    /// Entropy of the text, where it is known.
+    /// Entropy of the text, if it is known.
     pub floor_bits_per_byte: Option<f64>,
     pub(crate) kept: Kept,
     pub(crate) blocks: JoinSet<Result<(), ChainError>>,
@@ -51,8 +51,8 @@ pub struct Services {
 
 impl Services {
     /// Prepares the text and starts everything but the nodes, at `address`; none if `stop` came first. A network that
-    /// stood in the folder before goes on. `guests` are registered after the members, and have buckets too. `time`
-    /// makes the blocks.
+    /// stood in the folder before goes on, with the guests that it had. `guests` are registered after the members, and
+    /// have buckets too. `time` makes the blocks.
     pub async fn start(
         ring: Ring,
         network: &Network,
@@ -75,7 +75,8 @@ impl Services {
         let Some(spec) = spec(network, &kept, chain.genesis_hash(), manifest, stop, tell).await? else {
             return Ok(None);
         };
-        let open = Self::open(network, address, guests, &dataset, (kept, chain, spec), time);
+        let guests = kept.definition.guests();
+        let open = Self::open(network, address, &guests, &dataset, (kept, chain, spec), time);
         tokio::select! {
             biased;
             () = stopped(stop) => Ok(None),
@@ -108,7 +109,7 @@ impl Services {
         Ok(Self { folder, spec, members, chain, rpc, s3, floor_bits_per_byte: None, kept, blocks, stop_blocks })
     }
 
-    /// What a member is told. Only the first validator validates θ, since all of them would find the same.
+    /// A member's configuration. Only the first validator validates θ, since all of them would find the same.
     pub fn connection(&self, member: &Member, engine: Engine) -> Connection {
         let home = self.folder.join("nodes").join(&member.name);
         let validation_samples = if self.validates(&member.name) { VALIDATION_SAMPLES } else { 0 };
@@ -127,7 +128,7 @@ impl Services {
         }
     }
 
-    /// What the owner of a member's, a guest's or the dataset's bucket is told.
+    /// The owner's view of a bucket: a member's, a guest's or the dataset's.
     pub(crate) fn bucket(&self, name: &str) -> OwnBucket {
         self.s3.own_bucket(name).expect("every member, every guest and the dataset have a bucket")
     }
@@ -141,7 +142,7 @@ impl Services {
         self.members.iter().find(|member| member.role == Role::Validator).is_some_and(|first| first.name == name)
     }
 
-    /// Ends if the chain can make no more blocks: without them the network would wait for ever.
+    /// Ends if the chain can make no more blocks: the network would wait for ever.
     pub(crate) async fn chain_failed(&mut self) -> NetworkError {
         loop {
             match self.blocks.join_next().await {
@@ -166,12 +167,12 @@ impl Services {
     }
 }
 
-/// Where a member's own state lies.
+/// The folder of a member's own state.
 pub(crate) fn state_folder(folder: &Path, member: &Member) -> PathBuf {
     folder.join("nodes").join(&member.name).join("state")
 }
 
-/// The S3 server, where it was before if that is free: on the chain stands where the buckets were.
+/// Starts the S3 server at its former address if that is free, because the chain still names that address.
 async fn start_s3(
     network: &Network,
     address: IpAddr,
@@ -195,7 +196,7 @@ async fn start_s3(
     S3Server::start_exposed(&root, SocketAddr::new(address, 0), buckets).await
 }
 
-/// The chain's server, where it was before if that is free.
+/// Starts the chain's server at its former address if that is free.
 async fn start_rpc(chain: &DevChain, address: IpAddr, before: Option<SocketAddr>) -> Result<RpcServer, ChainError> {
     if let Some(before) = before.filter(|before| before.ip() == address) {
         match RpcServer::start(chain.clone(), before).await {
@@ -208,13 +209,13 @@ async fn start_rpc(chain: &DevChain, address: IpAddr, before: Option<SocketAddr>
     RpcServer::start(chain.clone(), SocketAddr::new(address, 0)).await
 }
 
-/// The address in the URL of a server of ours.
+/// The address in the URL of one of our servers.
 fn socket(url: &str) -> SocketAddr {
     let (_, address) = url.split_once("://").expect("servers have URLs");
     address.parse().expect("servers are named by their address")
 }
 
-/// Registers everybody: with a first block, or on a chain that goes on with its next one.
+/// Registers everybody, in the first block of a new chain or in the next one of a chain that resumes.
 fn register(chain: &DevChain, members: &[Member], guests: &[Guest]) -> Result<(), ChainError> {
     let known: Vec<_> = chain.emissions().into_iter().map(|neuron| neuron.hotkey).collect();
     let members = members.iter().map(|member| (member.keypair.hotkey(), member.stake_rao));
@@ -222,7 +223,7 @@ fn register(chain: &DevChain, members: &[Member], guests: &[Guest]) -> Result<()
     for (hotkey, stake_rao) in members.chain(guests).filter(|(hotkey, _)| !known.contains(hotkey)) {
         chain.register(hotkey, stake_rao)?;
     }
-    // A block more in the middle of a paced window would come before its nodes are ready.
+    // An extra block in the middle of a paced window would come before its nodes are ready.
     if chain.newest().number == 0 {
         chain.produce_block()?;
     }
@@ -234,7 +235,7 @@ fn bucket(seed: u64, name: &str) -> BucketSpec {
     BucketSpec { name: name.to_owned(), write, read }
 }
 
-/// The run: the one that stood before, or a new one, whose θ₀ takes minutes if the model is large. None if `stop` came.
+/// The run: the former one, or a new one, whose θ₀ takes minutes if the model is large. `None` if `stop` came.
 async fn spec(
     network: &Network,
     kept: &Kept,
@@ -262,8 +263,8 @@ async fn spec(
     Ok(beside(work, stop, tell).await.flatten())
 }
 
-/// Does long work on a thread of its own, so that `stop` is heard meanwhile, and tells how far it is. None if `stop`
-/// came: then the work is waited for, so that nothing is written into a folder that is removed meanwhile.
+/// Does long work on its own thread, so that `stop` is noticed meanwhile, and reports its progress. `None` if `stop`
+/// came: then it waits for the work to end, so that nothing is written into a folder that is being removed.
 async fn beside<T: Send + 'static>(
     work: impl FnOnce(&dyn Fn(Work) -> ControlFlow<()>) -> T + Send + 'static,
     stop: &mut watch::Receiver<bool>,
@@ -277,7 +278,7 @@ async fn beside<T: Send + 'static>(
         tokio::select! {
             biased;
             () = stopped(stop) => {
-                // Nobody wants the rest, and whoever does the work sees that.
+                // Nobody needs the rest, and the work notices that.
                 drop(progress);
                 let _ = working.await;
                 return None;
@@ -292,7 +293,7 @@ async fn beside<T: Send + 'static>(
     }
 }
 
-/// A dataset, and the entropy of its text where that is known.
+/// A dataset, and the entropy of its text if that is known.
 type Prepared = (Dataset, Option<f64>);
 
 /// Prepares the text, unless that was done before.
@@ -310,7 +311,7 @@ async fn prepare_dataset(
     let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {
         prepare_text_of(&plan, &text, &folder, &mut |progress| {
             if tell(Work::Text(progress)).is_break() {
-                // There is no other way out of the middle of it.
+                // This is the only way to stop in the middle of it.
                 resume_unwind(Box::new("stopped"));
             }
         })
@@ -337,7 +338,7 @@ fn prepare_text_of(
             None
         }
         Text::Prepared(prepared) => {
-            // The network's folder is whole without the user's, and whatever becomes of that.
+            // The network's folder must be complete whatever happens to the user's.
             Dataset::open(prepared)?.link_to(folder).map_err(NetworkError::io(folder))?;
             None
         }

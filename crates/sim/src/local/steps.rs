@@ -1,12 +1,11 @@
-//! How far the miners of this process are with their inner steps, for people to see.
+//! How far the miners of this process are with their inner steps, to show to people.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use templar_node::pretrain::setup::Setup;
-use templar_record::engine::EngineStats;
-use templar_train::{StepStats, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer};
+use templar_train::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, TrainerLayer};
 
 /// Inner steps that one miner has done in its newest window.
 pub(crate) type Steps = Arc<AtomicU64>;
@@ -21,7 +20,15 @@ struct CountingTrainer {
     steps: Steps,
 }
 
-impl Trainer for CountingTrainer {
+impl TrainerLayer for CountingTrainer {
+    fn inner(&self) -> &dyn Trainer {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Trainer {
+        &mut *self.inner
+    }
+
     fn train(
         &mut self,
         job: &TrainJob<'_>,
@@ -32,21 +39,5 @@ impl Trainer for CountingTrainer {
             self.steps.fetch_add(1, Ordering::Relaxed);
             on_step(step)
         })
-    }
-
-    fn evaluate(&mut self, theta: &[f32], batch: &TokenBatch) -> Result<Vec<f64>, TrainError> {
-        self.inner.evaluate(theta, batch)
-    }
-
-    fn export_state(&self) -> Vec<u8> {
-        self.inner.export_state()
-    }
-
-    fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        self.inner.import_state(bytes)
-    }
-
-    fn stats(&self) -> Option<EngineStats> {
-        self.inner.stats()
     }
 }

@@ -1,9 +1,9 @@
-//! What every wait in a local network heeds.
+//! Waits in a local network, which all end on a stop.
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Ends when `stop` is true, or nobody is left to say so.
+/// Ends when `stop` is true, or when its sender is gone.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -1,8 +1,8 @@
-//! The deterministic simulation: the real node code under a virtual clock, one event log a seed.
+//! The deterministic simulation: the real node code under a virtual clock, one event log per seed.
 //!
 //! Everything runs on one thread of a runtime whose time is paused: a block comes every twelve virtual seconds, nodes
-//! train and write to SQLite on the spot, and whatever is due at one instant happens in one order. So a seed that
-//! shows a failure shows it again.
+//! train and write to SQLite inline, and everything that is due at one instant happens in a fixed order. So a seed that
+//! shows a failure once shows it always.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,14 +26,14 @@ use templar_protocol::run::{InnerSpec, RunSpec};
 use templar_record::event::{NodeEvent, Role};
 use templar_record::recorder::Recorder;
 use templar_record::report::{Final, Report};
-use templar_store::{Fault, MemoryCloud, Op, OwnBucket, Store};
-use templar_train::{SyntheticTrainer, Trainer};
+use templar_store::{MemoryCloud, OwnBucket};
+use templar_train::SyntheticTrainer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::chain_record;
 use crate::plan::{Member, Plan};
-use crate::zoo;
+use crate::zoo::failure::outage::CloudFault;
 
 /// Virtual time between two blocks.
 const BLOCK: Duration = Duration::from_secs(12);
@@ -60,32 +60,11 @@ pub enum What {
     Shared(fn(&DevChain, &MemoryCloud, &[Member])),
 }
 
-/// A hook that decides which operations on the cloud fail.
-pub type CloudFault = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
-
-/// What hears every event as it comes, with what all of them add up to so far.
+/// A callback for every event as it comes, with what all events add up to so far.
 pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
 
-/// What stands between a node and the world, by the node's name: for adversaries and mishaps that only a test needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Seams {
-    pub chain: fn(&str, Arc<dyn Chain>) -> Arc<dyn Chain>,
-    pub store: fn(&str, Arc<dyn Store>) -> Arc<dyn Store>,
-    pub trainer: fn(&str, Box<dyn Trainer>) -> Box<dyn Trainer>,
-    pub dataset: fn(&str, Arc<Dataset>) -> Arc<Dataset>,
-}
-
-impl Default for Seams {
-    /// Nothing stands in between.
-    fn default() -> Self {
-        Self {
-            chain: |_, chain| chain,
-            store: |_, store| store,
-            trainer: |_, trainer| trainer,
-            dataset: |_, dataset| dataset,
-        }
-    }
-}
+/// The parts of a node, made from honest ones.
+pub type Wrap = Box<dyn Fn(Setup) -> Setup>;
 
 /// What is simulated.
 #[expect(missing_debug_implementations, reason = "a hook has nothing to show")]
@@ -96,14 +75,17 @@ pub struct Scenario {
     pub adjust_chain: fn(&mut DevConfig),
     pub incidents: Vec<Incident>,
     pub cloud_fault: Option<CloudFault>,
-    pub seams: Seams,
-    /// Blocks are made as soon as every node is done with its part, or after this time; else one every twelve seconds.
-    /// Incidents need the latter.
+    /// What stands between a node and the world, by the node's name; the first is the innermost. [`Scenario::wrap`] adds one.
+    pub wraps: Vec<(String, Wrap)>,
+    /// With a cap, a block is made as soon as every node has done its part, or after this time; without one, every
+    /// twelve seconds. Incidents need the latter.
     pub pace_cap: Option<Duration>,
     pub on_event: Option<OnEvent>,
+    /// Ends it before its last window once this is true.
+    pub stop: Option<watch::Receiver<bool>>,
 }
 
-/// What came of it.
+/// The result of a simulation.
 #[derive(Debug)]
 pub struct Outcome {
     pub spec: RunSpec,
@@ -148,7 +130,7 @@ pub fn tiny_preset() -> Preset {
 }
 
 impl Scenario {
-    /// `miners` and `validators` of the tiny model, nothing amiss.
+    /// `miners` and `validators` of the tiny model, without any disaster.
     pub fn new(miners: usize, validators: usize, windows: u64, seed: u64) -> Self {
         let plan = Plan { miners, validators, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
         Self {
@@ -157,13 +139,19 @@ impl Scenario {
             adjust_chain: |_| {},
             incidents: Vec::new(),
             cloud_fault: None,
-            seams: Seams::default(),
+            wraps: Vec::new(),
             pace_cap: None,
             on_event: None,
+            stop: None,
         }
     }
 
-    /// Simulates it. Files of the nodes lie below `folder`.
+    /// Makes the parts of `node` with `wrap`, from honest ones, whenever it is started: for what only this scenario needs.
+    pub fn wrap(&mut self, node: &str, wrap: impl Fn(Setup) -> Setup + 'static) {
+        self.wraps.push((node.to_owned(), Box::new(wrap)));
+    }
+
+    /// Runs the simulation. The files of the nodes are below `folder`.
     pub fn run(self, folder: &Path) -> Outcome {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime needs no resource that could be missing").block_on(self.simulate(folder))
@@ -171,21 +159,30 @@ impl Scenario {
 
     async fn simulate(mut self, folder: &Path) -> Outcome {
         let on_event = self.on_event.take();
-        let mut world = World::new(&self, folder, on_event);
+        let wraps = std::mem::take(&mut self.wraps);
+        let mut world = World::new(&self, folder, wraps, on_event);
         if let Some(fault) = self.cloud_fault.take() {
             world.cloud.set_fault(fault);
         }
         let members = self.plan.members();
+        for (node, _) in &world.wraps {
+            assert!(members.iter().any(|member| member.name == *node), "there is no {node} to wrap");
+        }
         for member in &members {
             world.start(member);
         }
         let schedule = Schedule::new(&world.spec);
         let end = schedule.first_block(self.plan.windows) + world.spec.windows.put_block - 1;
+        let stop = self.stop.take();
+        let is_stopped = || stop.as_ref().is_some_and(|stop| *stop.borrow());
         if let Some(cap) = self.pace_cap {
-            world.pace_until(end, cap, &members).await;
+            world.pace_until(end, cap, &members, &is_stopped).await;
             return world.finish(&self.plan).await;
         }
         for block in 2..=end {
+            if is_stopped() {
+                break;
+            }
             tokio::time::sleep(BLOCK).await;
             for incident in &self.incidents {
                 world.happen(incident, block, &schedule, &members).await;
@@ -204,7 +201,7 @@ struct World {
     dataset: Arc<Dataset>,
     folder: PathBuf,
     buckets: BTreeMap<String, OwnBucket>,
-    seams: Seams,
+    wraps: Vec<(String, Wrap)>,
     running: BTreeMap<String, Running>,
     failures: Vec<(String, NodeError)>,
     sender: mpsc::Sender<NodeEvent>,
@@ -215,7 +212,7 @@ struct World {
 type Running = (watch::Sender<bool>, JoinHandle<Result<(), NodeError>>);
 
 impl World {
-    fn new(scenario: &Scenario, folder: &Path, mut on_event: Option<OnEvent>) -> Self {
+    fn new(scenario: &Scenario, folder: &Path, wraps: Vec<(String, Wrap)>, mut on_event: Option<OnEvent>) -> Self {
         let plan = &scenario.plan;
         let data = folder.join("dataset");
         let options =
@@ -250,9 +247,9 @@ impl World {
             }
             (log, recorder)
         });
-        let (folder, seams) = (folder.to_path_buf(), scenario.seams);
+        let folder = folder.to_path_buf();
         let (running, failures) = (BTreeMap::new(), Vec::new());
-        Self { spec, chain, cloud, dataset, folder, buckets, seams, running, failures, sender, collector }
+        Self { spec, chain, cloud, dataset, folder, buckets, wraps, running, failures, sender, collector }
     }
 
     fn state_folder(&self, node: &str) -> PathBuf {
@@ -260,8 +257,7 @@ impl World {
     }
 
     fn start(&mut self, member: &Member) {
-        let (name, seams) = (member.name.as_str(), &self.seams);
-        let store = Arc::new(self.cloud.store(self.buckets[name].clone()));
+        let store = Arc::new(self.cloud.store(self.buckets[&member.name].clone()));
         let trainer = Box::new(SyntheticTrainer::new(&self.spec.model, &self.spec.inner));
         let is_first_validator = member.role == Role::Validator && member.name == "validator-0";
         let setup = Setup {
@@ -269,10 +265,10 @@ impl World {
             role: member.role,
             spec: self.spec.clone(),
             keypair: member.keypair.clone(),
-            chain: (seams.chain)(name, Arc::new(self.chain.clone())),
+            chain: Arc::new(self.chain.clone()),
             pacer: Some(Pacer::Dev(self.chain.clone())),
             store,
-            dataset: (seams.dataset)(name, self.dataset.clone()),
+            dataset: self.dataset.clone(),
             trainer,
             state_folder: self.state_folder(&member.name),
             disk: Disk::Volatile,
@@ -281,20 +277,20 @@ impl World {
             compute: Compute::Inline,
             events: self.sender.clone(),
         };
-        let setup = zoo::misbehave(member.behaviour, setup);
-        let setup =
-            Setup { store: (seams.store)(name, setup.store), trainer: (seams.trainer)(name, setup.trainer), ..setup };
+        let setup = member.adversary.into_iter().fold(setup, |setup, adversary| adversary.wrap(setup));
+        let wraps = self.wraps.iter().filter(|(node, _)| *node == member.name);
+        let setup = wraps.fold(setup, |setup, (_, wrap)| wrap(setup));
         let (stop, stopped) = watch::channel(false);
         self.running.insert(member.name.clone(), (stop, tokio::spawn(setup.run(stopped))));
     }
 
     /// Lets the nodes set the pace of the chain, as in a demo.
-    async fn pace_until(&self, end: u64, cap: Duration, members: &[Member]) {
+    async fn pace_until(&self, end: u64, cap: Duration, members: &[Member], is_stopped: &dyn Fn() -> bool) {
         let participants = members.iter().map(|member| member.keypair.hotkey()).collect();
         let (stop, stopped) = watch::channel(false);
         let blocks = tokio::spawn(run_blocks(self.chain.clone(), BlockTime::Paced { participants, cap }, stopped));
         let mut heads = self.chain.heads().await.expect("an in-memory chain has heads");
-        while heads.next().await.is_some_and(|head| head.number < end) {}
+        while heads.next().await.is_some_and(|head| head.number < end) && !is_stopped() {}
         let _ = stop.send(true);
         let _ = blocks.await;
     }
@@ -335,7 +331,7 @@ impl World {
         };
         let (neurons, late) = (chain_record::neurons(&self.chain), chain_record::late(&self.chain));
         let mut report = recorder.finish(&self.spec, plan.seed, plan.windows, &neurons, late, Final::default());
-        // The synthetic trainer's loss is of no text: in bits per byte it would pretend to be.
+        // The synthetic trainer's loss is not about text, so bits per byte would mislead.
         report.windows.iter_mut().for_each(|window| window.val_bits_per_byte = None);
         report.last.val_bits_per_byte = None;
         Outcome { spec: self.spec, log, report, cloud: self.cloud, failures: self.failures }

@@ -1,80 +1,21 @@
 //! Checkpoints: false ones cost their victims little, and no upload keeps a validator from its duties.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::CheckpointFault;
-use templar_protocol::keys::Hotkey;
 use templar_protocol::roster::Uid;
-use templar_protocol::run::RunSpec;
 use templar_record::event::{Cause, Event, FaultCount, Source};
+use templar_record::trouble::Trouble;
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
-use templar_store::{Fault, ObjectInfo, OpKind, Store, StoreError};
+use templar_sim::zoo::attack::false_checkpoint::{self, Falsehood};
+use templar_sim::zoo::failure::disk;
+use templar_store::{Fault, OpKind};
 
 use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, voted};
 
-/// A bucket in which one object of every checkpoint is another, or missing.
-struct Lying {
-    honest: Arc<dyn Store>,
-    object: &'static str,
-    forge: fn(Vec<u8>) -> Option<Vec<u8>>,
-}
-
-#[async_trait]
-impl Store for Lying {
-    fn own(&self) -> &BucketLocator {
-        self.honest.own()
-    }
-
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let hit = key.contains("/checkpoint/") && key.contains(self.object);
-        let bytes = if hit { (self.forge)(bytes.to_vec()) } else { Some(bytes.to_vec()) };
-        match bytes {
-            Some(bytes) => self.honest.put(key, bytes.into()).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.honest.delete(key).await
-    }
-
-    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.honest.list(prefix, max).await
-    }
-
-    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
-        self.honest.get(from, key, max_bytes).await
-    }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "a forger may also leave an object out")]
-fn with_a_bit_flipped(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    bytes[9] ^= 1;
-    Some(bytes)
-}
-
-/// All validators but validator-2 lie so.
-macro_rules! lying {
-    ($object:literal, $forge:expr) => {
-        |node, honest| {
-            if ["validator-0", "validator-1"].contains(&node) {
-                Arc::new(Lying { honest, object: $object, forge: $forge })
-            } else {
-                honest
-            }
-        }
-    };
-}
-
 /// The node loses its disk.
 fn wipe(node: &str, window: u64) -> [Incident; 3] {
-    let remove = |folder: &Path, _: &RunSpec, _: &Hotkey| std::fs::remove_dir_all(folder).unwrap();
-    [kill(node, window), at(window, MID_WINDOW, What::Disk(node.into(), remove)), start(node, window)]
+    [kill(node, window), at(window, MID_WINDOW, What::Disk(node.into(), disk::wipe)), start(node, window)]
 }
 
 /// Who was refused by `node`, and for what.
@@ -88,18 +29,14 @@ fn refused(outcome: &Outcome, node: &str) -> Vec<(Uid, CheckpointFault)> {
 
 #[test]
 fn a_false_checkpoint_is_refused_by_name_and_an_honest_one_is_found() {
-    type Seam = fn(&str, Arc<dyn Store>) -> Arc<dyn Store>;
-    let cases: [(Seam, CheckpointFault); 5] = [
-        (lying!("/theta/", with_a_bit_flipped), CheckpointFault::ThetaMismatch),
-        (lying!("/theta/", |bytes| Some([bytes, vec![0; 4]].concat())), CheckpointFault::ThetaLength),
-        (lying!("/theta/", |bytes| Some(bytes[4..].to_vec())), CheckpointFault::ThetaLength),
-        (lying!("/theta/", |_| None), CheckpointFault::ThetaMissing),
-        (lying!("/previous", |_| None), CheckpointFault::PreviousMissing),
-    ];
-    for (store, fault) in cases {
+    for falsehood in Falsehood::ALL {
+        let fault = falsehood.fault();
         let mut scenario = Scenario::new(3, 3, 9, 70);
-        scenario.seams.store = store;
-        if fault == CheckpointFault::PreviousMissing {
+        // All validators but validator-2 lie so.
+        for validator in ["validator-0", "validator-1"] {
+            scenario.wrap(validator, move |setup| false_checkpoint::wrap(setup, falsehood));
+        }
+        if falsehood == Falsehood::NoPrevious {
             scenario.adjust = |spec| {
                 spec.windows.delay_windows = 1;
                 spec.windows.vote_block = 26;
@@ -130,7 +67,9 @@ fn a_false_checkpoint_is_refused_by_name_and_an_honest_one_is_found() {
 fn nodes_do_not_all_ask_the_same_validator_first() {
     let mut scenario = Scenario::new(12, 3, 5, 71);
     // Nobody serves a checkpoint, so everybody asks everybody.
-    scenario.seams.store = |_, honest| Arc::new(Lying { honest, object: "/theta/", forge: |_| None });
+    for validator in ["validator-0", "validator-1", "validator-2"] {
+        scenario.wrap(validator, |setup| false_checkpoint::wrap(setup, Falsehood::NoTheta));
+    }
     scenario.incidents = (0..12).flat_map(|nth| wipe(&format!("miner-{nth}"), 4)).collect();
     scenario.adjust = |spec| spec.windows.checkpoint_every_windows = 1;
     let outcome = run(scenario);
@@ -142,7 +81,7 @@ fn nodes_do_not_all_ask_the_same_validator_first() {
 #[test]
 fn a_liar_is_asked_once_in_a_period_and_not_at_every_attempt() {
     let mut scenario = Scenario::new(3, 2, 15, 72);
-    scenario.seams.store = lying!("/theta/", with_a_bit_flipped);
+    scenario.plan.adversaries = vec![false_checkpoint::KIND; 2];
     // The first contributions are served no more, so it can neither replay nor take a checkpoint: it tries at each block.
     scenario.incidents = wipe("miner-1", 13).to_vec();
     let outcome = run(scenario);
@@ -167,4 +106,29 @@ fn a_checkpoint_that_is_long_under_way_keeps_nobody_from_voting() {
     assert!((0..7).all(|window| voted(&outcome, "validator-0", window)));
     let whole = outcome.cloud.keys("validator-0").iter().any(|key| key.ends_with("/state"));
     assert!(whole, "it is published in the end");
+}
+
+#[test]
+fn a_checkpoint_that_was_given_up_is_removed_by_the_next_one() {
+    let mut scenario = Scenario::new(3, 2, 8, 74);
+    scenario.adjust = |spec| spec.windows.checkpoint_every_windows = 2;
+    // The first checkpoint of validator-0 is never whole: it is given up after four windows.
+    let mut first = None;
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        let is_state = op.kind == OpKind::Put && op.actor == "validator-0" && op.key.ends_with("/state");
+        let hit = is_state && first.get_or_insert_with(|| op.key.clone()) == &op.key;
+        hit.then_some(Fault::Delay(Duration::from_hours(1000)))
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    let failed =
+        |event: &Event| matches!(event, Event::Trouble { trouble: Trouble::CheckpointFailed { settled: 2, .. } });
+    assert_eq!(count(&outcome, "validator-0", failed), 1);
+    let left = outcome.cloud.keys("validator-0");
+    let digests = |object: &str| {
+        let keys = left.iter().filter(|key| key.contains(object));
+        keys.map(|key| key.split('/').nth(3).unwrap()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert!(!digests("/state").is_empty(), "{left:?}");
+    assert_eq!(digests("/theta/"), digests("/state"), "{left:?}");
 }

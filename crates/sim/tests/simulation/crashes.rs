@@ -14,10 +14,10 @@ use templar_protocol::state::RunState;
 use templar_record::event::{Event, Source};
 use templar_record::outcome::{Miss, Outcome};
 use templar_sim::r#virtual::scenario::{Scenario, What};
+use templar_sim::zoo::failure::disk::{diverge, wipe};
+use templar_sim::zoo::failure::not_a_number;
 use templar_store::{Fault, OpKind};
-use templar_train::{TrainJob, TrainOutcome};
 
-use crate::wrappers::altering;
 use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, trained, voted};
 
 #[test]
@@ -32,17 +32,6 @@ fn one_of_two_validators_absent_does_not_stop_the_run() {
     // Its old word still stands on the chain: it is named, and counts for nothing.
     let misvotes = &outcome.report.windows[2].misvotes;
     assert!(misvotes.len() == 1 && misvotes[0].uid == Uid(4), "{misvotes:?}");
-}
-
-/// Moves the newest state on disk to another θ, root and all: what a node with a broken memory would have.
-pub(crate) fn diverge(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
-    let mut local = Local::open(folder, spec.id(), hotkey, Disk::Volatile).unwrap();
-    let layout = spec.layout();
-    let state = local.states(spec.id()).unwrap().remove(0);
-    let mut theta = local.theta(&state, &layout).unwrap();
-    theta[7] += 1.0;
-    let wrong = RunState { theta_root: layout.state_root(&theta), ..state };
-    local.save(&wrong, &Arc::new(theta), &[]).unwrap();
 }
 
 #[test]
@@ -77,7 +66,6 @@ fn a_killed_miner_comes_back_and_counts_again() {
 #[test]
 fn a_node_without_its_disk_starts_from_a_certified_checkpoint() {
     let mut scenario = Scenario::new(3, 2, 9, 10);
-    let wipe = |folder: &Path, _: &RunSpec, _: &Hotkey| std::fs::remove_dir_all(folder).unwrap();
     let disk = |node: &str| at(6, MID_WINDOW, What::Disk(node.into(), wipe));
     scenario.incidents = vec![
         kill("validator-1", 6),
@@ -236,17 +224,10 @@ fn a_hotkey_registered_again_goes_on_without_a_restart() {
     assert_one_history(&outcome);
 }
 
-/// Learns something that is not a number in the first window that it trains in after two outer steps.
-fn diverging(job: &TrainJob<'_>, outcome: &mut TrainOutcome) {
-    if job.first_step == 2 * job.batches.len() as u64 {
-        outcome.delta[5] = f32::NAN;
-    }
-}
-
 #[test]
 fn a_miner_gets_over_what_is_not_a_number() {
     let mut scenario = Scenario::new(3, 2, 5, 30);
-    scenario.seams.trainer = |node, trainer| if node == "miner-1" { altering(trainer, diverging) } else { trainer };
+    scenario.wrap("miner-1", |setup| not_a_number::wrap(setup, 2));
     let outcome = run(scenario);
     let counted = |nth: usize| outcome.report.windows[nth].accepted.contains(&Uid(1));
     let lost = |event: &Event| {

@@ -1,6 +1,5 @@
 //! Damage to a node's own disk: told once, with what it costs, and the node goes on.
 
-use std::fs;
 use std::path::Path;
 
 use templar_protocol::keys::Hotkey;
@@ -9,25 +8,9 @@ use templar_protocol::run::RunSpec;
 use templar_record::event::Event;
 use templar_record::trouble::{LocalPart, Trouble};
 use templar_sim::r#virtual::scenario::{Outcome, Scenario, What};
+use templar_sim::zoo::failure::disk::spoil;
 
 use crate::{MID_WINDOW, assert_one_history, at, kill, run, start};
-
-/// Flips the first byte of every file of a kind.
-fn spoil(folder: &Path, kind: &str) {
-    let mut spoiled = 0;
-    for run in fs::read_dir(folder).unwrap() {
-        for file in fs::read_dir(run.unwrap().path()).unwrap() {
-            let file = file.unwrap();
-            if file.file_name().into_string().unwrap().starts_with(kind) {
-                let mut bytes = fs::read(file.path()).unwrap();
-                bytes[0] ^= 1;
-                fs::write(file.path(), bytes).unwrap();
-                spoiled += 1;
-            }
-        }
-    }
-    assert!(spoiled > 0, "there is no {kind}");
-}
 
 type Change = fn(&Path, &RunSpec, &Hotkey);
 

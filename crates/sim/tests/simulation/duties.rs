@@ -7,8 +7,8 @@ use templar_protocol::keys::Keypair;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Role};
 use templar_sim::r#virtual::scenario::{Outcome, Scenario, What};
+use templar_sim::zoo::failure::outage::clock;
 use templar_store::{Fault, OpKind};
-use tokio::time::Instant;
 
 use crate::{assert_one_history, at, certified, count, kill, run, start, trained};
 
@@ -64,12 +64,6 @@ fn weights_carry_the_version_key_that_the_subnet_demands() {
     let outcome = run(scenario);
     assert!(!weighed(&outcome, "validator-0").is_empty());
     assert!(outcome.report.nodes.iter().all(|node| node.weight > 0.0 && node.troubles == 0));
-}
-
-/// Virtual time since the first operation on the cloud.
-pub(crate) fn clock() -> impl FnMut() -> Duration {
-    let mut started = None;
-    move || started.get_or_insert_with(Instant::now).elapsed()
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod protocol;
 mod storage;
 mod validators_ends;
 mod words;
-mod wrappers;
+mod zoo;
 
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;

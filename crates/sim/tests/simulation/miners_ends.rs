@@ -4,9 +4,10 @@ use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Source};
 use templar_record::outcome::{Miss, Outcome};
 use templar_sim::r#virtual::scenario::{Outcome as Result, Scenario, What};
+use templar_sim::zoo::attack::malformed_bucket;
+use templar_sim::zoo::failure::disk::diverge;
 
-use crate::crashes::{diverge, overlapping};
-use crate::wrappers::rewriting;
+use crate::crashes::overlapping;
 use crate::{MID_WINDOW, any, at, ends, kill, run, start};
 
 /// Every window from the first to the last that was settled, each once and in order; how they ended.
@@ -94,10 +95,7 @@ fn whoever_gets_no_seat_is_told_so() {
 #[test]
 fn whoever_is_not_in_the_roster_is_told_so() {
     let mut scenario = Scenario::new(2, 2, 3, 96);
-    scenario.seams.chain = |node, chain| match node {
-        "miner-1" => rewriting(chain, |fields| fields[0] = vec![0]),
-        _ => chain,
-    };
+    scenario.plan.adversaries = vec![malformed_bucket::KIND];
     let result = run(scenario);
     assert_eq!(each_once(&result, "miner-1"), vec![Outcome::NotListed; 3]);
     assert_eq!(each_once(&result, "miner-0"), vec![Outcome::Counted; 3]);

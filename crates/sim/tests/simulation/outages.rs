@@ -1,24 +1,20 @@
 //! A node's own access to storage fails, or its own bucket alone: it knows whose fault that is, waits, and goes on.
 
-use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::Party;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Cause, Event, FaultCount};
 use templar_record::observation::Observation;
 use templar_record::outcome::{Abstention, Outcome as End};
 use templar_record::trouble::Trouble;
-use templar_sim::r#virtual::scenario::{CloudFault, Outcome, Scenario};
-use templar_store::{Fault, ObjectInfo, Op, OpKind, Store, StoreError};
-use tokio::time::Instant;
+use templar_sim::r#virtual::scenario::{Outcome, Scenario};
+use templar_sim::zoo::failure::outage::{clock, during};
+use templar_sim::zoo::failure::skewed_clock;
+use templar_store::{Fault, Op, OpKind};
 
-use crate::duties::clock;
 use crate::{any, assert_one_history, certified, count, ends, run, trained, voted};
 
 /// Virtual time at which a block of a window comes.
@@ -26,10 +22,54 @@ fn time(window: u64, block: u64) -> Duration {
     Duration::from_secs(12 * (20 + 20 * window + block - 1))
 }
 
-/// What is hit suffers this between two blocks.
-fn during(span: Range<Duration>, fault: Fault, mut hit: impl FnMut(&Op) -> bool + Send + 'static) -> CloudFault {
+/// When which node told something.
+#[derive(Clone, Default)]
+struct Times(Arc<Mutex<Vec<(String, Duration)>>>);
+
+impl Times {
+    /// To be called right before the scenario runs.
+    fn of(scenario: &mut Scenario, wanted: fn(&Event) -> bool) -> Self {
+        let times = Self::default();
+        let (seen, mut now) = (times.clone(), clock());
+        scenario.on_event = Some(Box::new(move |event, _| {
+            let at = now();
+            if wanted(&event.event) {
+                seen.0.lock().unwrap().push((event.node.clone(), at));
+            }
+        }));
+        times
+    }
+
+    fn seen(&self) -> Vec<(String, Duration)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn a_hanging_own_bucket_and_a_missing_contribution_hold_no_node_up_for_long() {
+    let mut scenario = Scenario::new(3, 3, 5, 111);
     let mut now = clock();
-    Box::new(move |op| (span.contains(&now()) && hit(op)).then_some(fault))
+    // validator-2 gets nothing of miner-1's in window 2, from anywhere, and its own bucket hangs in all reads.
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        if op.actor != "validator-2" || !(time(2, 0)..time(3, 10)).contains(&now()) {
+            return None;
+        }
+        let reads = matches!(op.kind, OpKind::Get | OpKind::List);
+        if reads && op.bucket == "validator-2" {
+            return Some(Fault::Delay(Duration::from_mins(50)));
+        }
+        let of_window_2 =
+            op.key.contains("/held/00000002/") || op.key.contains("/w/00000002/") && op.bucket == "miner-1";
+        (reads && of_window_2).then_some(Fault::NotFound)
+    }));
+    let times =
+        Times::of(&mut scenario, |event| matches!(event, Event::Trouble { trouble: Trouble::Resynchronising { .. } }));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 5]);
+    assert_one_history(&outcome);
+    let (node, at) = times.seen()[0].clone();
+    let late = at.checked_sub(time(2, 18)).expect("not before the vote deadline");
+    assert!(node == "validator-2" && late <= Duration::from_secs(6), "{node}: {late:?}");
 }
 
 fn told(outcome: &Outcome, node: &str, test: impl Fn(&Trouble) -> bool) -> usize {
@@ -90,59 +130,37 @@ fn a_validator_that_is_cut_off_blames_nobody_and_goes_on_when_it_is_back() {
     }
 }
 
-/// A store whose node's clock is wrong for a while: every service refuses it.
-struct Skewed {
-    honest: Arc<dyn Store>,
-    since: Instant,
-}
-
-impl Skewed {
-    fn check(&self, bucket: &str) -> Result<(), StoreError> {
-        let is_wrong = (time(2, 5)..time(4, 5)).contains(&self.since.elapsed());
-        if is_wrong { Err(StoreError::ClockSkew { bucket: bucket.to_owned(), ahead_s: 3600 }) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl Store for Skewed {
-    fn own(&self) -> &BucketLocator {
-        self.honest.own()
-    }
-
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.check("own")?;
-        self.honest.put(key, bytes).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.check("own")?;
-        self.honest.delete(key).await
-    }
-
-    async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.check("own")?;
-        self.honest.list(prefix, max).await
-    }
-
-    async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
-        // A hostile service looks at no clock.
-        if from.bucket != "miner-0" {
-            self.check(&from.bucket)?;
-        }
-        self.honest.get(from, key, max_bytes).await
+#[test]
+fn a_validator_that_reaches_no_bucket_but_its_own_blames_nobody_and_goes_on_when_it_is_back() {
+    for fault in [Fault::Unavailable, Fault::Delay(Duration::from_mins(50))] {
+        let mut scenario = Scenario::new(3, 3, 7, 109);
+        // Its own bucket is on its own machine, say.
+        let hit = |op: &Op| op.actor == "validator-2" && op.bucket != "validator-2";
+        scenario.cloud_fault = Some(during(time(2, 5)..time(4, 5), fault, hit));
+        assert_waited_and_went_on(&run(scenario), &format!("{fault:?}"));
     }
 }
 
 #[test]
 fn a_validator_whose_clock_is_wrong_blames_nobody_though_one_bucket_lets_it_in() {
     let mut scenario = Scenario::new(3, 3, 7, 101);
-    scenario.seams.store = |node, honest| {
-        if node == "validator-2" { Arc::new(Skewed { honest, since: Instant::now() }) } else { honest }
-    };
-    let outcome = run(scenario);
-    assert_waited_and_went_on(&outcome, "wrong clock");
+    // A hostile service.
+    scenario.wrap("validator-2", |setup| skewed_clock::wrap(setup, time(2, 5)..time(4, 5), "miner-0"));
+    assert_told_its_clock(&run(scenario), "wrong clock");
+}
+
+#[test]
+fn a_validator_whose_clock_is_wrong_blames_nobody_though_its_own_bucket_lets_it_in() {
+    let mut scenario = Scenario::new(3, 3, 7, 110);
+    // A server on the same machine has the same clock.
+    scenario.wrap("validator-2", |setup| skewed_clock::wrap(setup, time(2, 5)..time(4, 5), "validator-2"));
+    assert_told_its_clock(&run(scenario), "wrong clock, and an own bucket nearby");
+}
+
+fn assert_told_its_clock(outcome: &Outcome, case: &str) {
+    assert_waited_and_went_on(outcome, case);
     let says_why = |trouble: &Trouble| matches!(trouble, Trouble::OwnStorage { cause } if cause.contains("3600 s ahead of the server's"));
-    assert_eq!(told(&outcome, "validator-2", says_why), 1);
+    assert_eq!(told(outcome, "validator-2", says_why), 1, "{case}");
 }
 
 #[test]
@@ -177,10 +195,11 @@ fn an_outage_that_ends_before_the_vote_deadline_costs_no_vote() {
 fn buckets_of_others_that_fail_in_everything_make_no_validator_doubt_itself() {
     for fault in [Fault::Unavailable, Fault::Delay(Duration::from_mins(50))] {
         let mut scenario = Scenario::new(3, 2, 4, 104);
-        // From window 2 on, all of them: only its own bucket answers a validator.
+        // From window 2 on, all of them but one. If that one failed too, they could not tell it from their own fault.
         let from_two = time(2, 0)..Duration::MAX;
-        scenario.cloud_fault =
-            Some(during(from_two, fault, |op| op.actor.starts_with("validator") && op.bucket.starts_with("miner")));
+        scenario.cloud_fault = Some(during(from_two, fault, |op| {
+            op.actor.starts_with("validator") && matches!(op.bucket.as_str(), "miner-0" | "miner-1")
+        }));
         let outcome = run(scenario);
         assert_eq!(certified(&outcome), [true; 4], "{fault:?}");
         assert_one_history(&outcome);
@@ -189,7 +208,7 @@ fn buckets_of_others_that_fail_in_everything_make_no_validator_doubt_itself() {
             assert!(ends(&outcome, node).iter().all(|(_, end)| *end == End::Voted), "{fault:?}");
         }
         let blamed = &outcome.report.windows[2].faults;
-        assert!(blamed.len() == 3 && blamed.iter().all(|fault| fault.attributed_to == Party::Storage), "{blamed:?}");
+        assert!(blamed.len() == 2 && blamed.iter().all(|fault| fault.attributed_to == Party::Storage), "{blamed:?}");
     }
 }
 
@@ -234,7 +253,11 @@ fn a_contribution_that_is_opened_at_the_last_moment_keeps_no_validator_from_voti
         let put = op.kind == OpKind::Put && op.key.contains("/held/00000001/") && op.key.ends_with("/payload");
         put.then_some(Fault::Delay(Duration::from_secs(40)))
     }));
+    let times = Times::of(&mut scenario, |event| matches!(event, Event::Voted { window: 1, .. }));
     let outcome = run(scenario);
+    // The last block in which a vote can be cast is the next one.
+    let votes = times.seen();
+    assert!(votes.len() == 2 && votes.iter().all(|(_, vote)| *vote < time(1, 17)), "{votes:?}");
     assert_eq!(certified(&outcome), [true; 3]);
     assert_one_history(&outcome);
     let mut accepted = outcome.report.windows[1].accepted.clone();

@@ -1,5 +1,7 @@
 //! A miner whose own bucket hangs: its loop goes on, it says what did not get there, and it counts again.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use templar_protocol::fault::FaultKind;
@@ -45,6 +47,39 @@ fn a_contribution_that_does_not_get_there_costs_its_window() {
         assert_missed_window_1(&result, Put::Contribution, Miss::UploadTooLate);
         // What is not in the bucket is not committed.
         assert_eq!(faults_of(&result.report.windows[1], 1), [FaultKind::NotCommitted], "{object}");
+    }
+}
+
+/// Three miners, of which miner-1 is refused so many puts of its payload in window 1.
+fn refused(seed: u64, refusals: usize) -> (Result, usize) {
+    let mut scenario = Scenario::new(3, 2, 4, seed);
+    let puts: Arc<AtomicUsize> = Arc::default();
+    let seen = puts.clone();
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        let hit = op.kind == OpKind::Put && op.actor == "miner-1" && op.key.ends_with("w/00000001/payload");
+        (hit && seen.fetch_add(1, Ordering::Relaxed) < refusals).then_some(Fault::Unavailable)
+    }));
+    let result = run(scenario);
+    assert_one_history(&result);
+    (result, puts.load(Ordering::Relaxed))
+}
+
+#[test]
+fn an_upload_that_is_refused_is_told_once_and_tried_again_with_pauses() {
+    for (refusals, why) in [(7, None), (usize::MAX, Some(Miss::UploadTooLate))] {
+        let (result, puts) = refused(105, refusals);
+        let end = why.map_or(Outcome::Counted, |why| Outcome::Missed { why });
+        assert_eq!(ends(&result, "miner-1")[1], (1, end));
+        let troubles = count(&result, "miner-1", |event| matches!(event, Event::Trouble { .. }));
+        let told = |event: &Event| {
+            matches!(
+                event,
+                Event::Trouble { trouble: Trouble::UploadRefused { window: 1, put: Put::Contribution, .. } }
+            )
+        };
+        assert_eq!((troubles, count(&result, "miner-1", told)), (1, 1));
+        // In the 144 seconds up to the put deadline.
+        assert!(puts <= 45, "{puts}");
     }
 }
 

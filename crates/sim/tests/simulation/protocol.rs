@@ -6,8 +6,8 @@ use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Verdict};
 use templar_record::outcome::{Miss, Outcome};
-use templar_sim::plan::Behaviour;
 use templar_sim::r#virtual::scenario::Scenario;
+use templar_sim::zoo::attack::{noise, withhold};
 use templar_store::{Fault, OpKind};
 
 use crate::{any, assert_one_history, certified, faults_of, kill, run, start};
@@ -44,10 +44,10 @@ fn one_seed_gives_one_event_log() {
 #[test]
 fn noise_earns_less_than_a_tenth_of_honest_work() {
     let mut scenario = Scenario::new(4, 2, 8, 2);
-    scenario.plan.adversaries = vec![Behaviour::Noise];
+    scenario.plan.adversaries = vec![noise::KIND];
     let outcome = run(scenario);
     let weight = |uid: usize| outcome.report.nodes[uid].weight;
-    assert_eq!(outcome.report.nodes[3].behaviour, Behaviour::Noise.to_string());
+    assert_eq!(outcome.report.nodes[3].behaviour, noise::KIND.name);
     for honest in 0..3 {
         assert!(weight(3) < 0.1 * weight(honest), "noise {} honest {}", weight(3), weight(honest));
     }
@@ -56,7 +56,7 @@ fn noise_earns_less_than_a_tenth_of_honest_work() {
 #[test]
 fn what_is_committed_and_never_opened_does_not_count() {
     let mut scenario = Scenario::new(3, 2, 6, 3);
-    scenario.plan.adversaries = vec![Behaviour::Withhold];
+    scenario.plan.adversaries = vec![withhold::KIND];
     let outcome = run(scenario);
     assert_one_history(&outcome);
     assert_eq!(faults_of(&outcome.report.windows[0], 2), [FaultKind::NotOpened]);

@@ -1,13 +1,9 @@
 //! Every window ends once for every validator, whatever happens to its process, its disk and its state.
 
-use std::path::Path;
-
-use templar_protocol::keys::Hotkey;
-use templar_protocol::run::RunSpec;
 use templar_record::outcome::{Abstention, Outcome as End};
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
+use templar_sim::zoo::failure::disk::{diverge, wipe};
 
-use crate::crashes::diverge;
 use crate::{at, ends, run};
 
 fn assert_one_end_a_window(outcome: &Outcome, windows: u64, case: &str) {
@@ -52,7 +48,6 @@ fn a_validator_that_was_away_says_so_of_what_it_missed() {
 
 #[test]
 fn windows_that_a_checkpoint_jumps_over_are_skipped_and_a_lost_disk_repeats_none() {
-    let wipe = |folder: &Path, _: &RunSpec, _: &Hotkey| std::fs::remove_dir_all(folder).unwrap();
     let mut scenario = Scenario::new(3, 2, 9, 10);
     scenario.incidents = restart("validator-1", 6, 5, 5);
     scenario.incidents.insert(1, at(6, 5, What::Disk("validator-1".into(), wipe)));

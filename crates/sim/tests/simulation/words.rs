@@ -1,51 +1,23 @@
 //! Words on chain that are malformed or stale: each is named, counted by everybody who reads it, and moves nothing.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use templar_chain::Chain;
-use templar_protocol::fault::FaultKind;
-use templar_protocol::fault::{BucketFault, VoteFault};
+use templar_protocol::fault::{BucketFault, FaultKind};
 use templar_protocol::roster::Uid;
 use templar_record::event::{Cause, FaultCount};
 use templar_sim::r#virtual::scenario::Scenario;
+use templar_sim::zoo::attack::malformed_vote::{self, Malformed};
+use templar_sim::zoo::attack::{malformed_bucket, stale_header};
 
-use crate::wrappers::{forging, rewriting};
 use crate::{assert_one_history, certified, faults_of, run};
-
-/// Whether a word, a header's or a vote, speaks of `window`.
-fn is_of(word: &[u8], window: u8) -> bool {
-    word.get(1..5) == Some(&[window, 0, 0, 0])
-}
-
-/// validator-1's vote on window 1 goes through this.
-macro_rules! voting {
-    ($change:expr) => {
-        |node, chain| {
-            let change: fn(&mut Vec<u8>) = $change;
-            let rewrite = move |fields: &mut [Vec<u8>]| {
-                if let Some(vote) = fields.get_mut(2).filter(|vote| is_of(vote, 1)) {
-                    change(vote);
-                }
-            };
-            if node == "validator-1" { rewriting(chain, rewrite) } else { chain }
-        }
-    };
-}
 
 #[test]
 fn a_malformed_vote_is_no_vote() {
-    type Seam = fn(&str, Arc<dyn Chain>) -> Arc<dyn Chain>;
-    // A vote on three candidates: tag, window, root, and a byte for each of its two bitmaps.
-    let cases: [(Seam, VoteFault); 4] = [
-        (voting!(|vote| vote.push(0)), VoteFault::Length),
-        (voting!(|vote| vote.truncate(37)), VoteFault::Length),
-        (voting!(|vote| vote[37] |= 0x80), VoteFault::Padding),
-        (voting!(|vote| vote[0] = 9), VoteFault::Tag),
-    ];
-    for (chain, fault) in cases {
+    // A vote on three candidates has a byte for each of its two bitmaps, and room for padding in both.
+    for malformed in Malformed::ALL {
+        let fault = malformed.fault();
         let mut scenario = Scenario::new(3, 2, 3, 63);
-        scenario.seams.chain = chain;
+        scenario.wrap("validator-1", move |setup| {
+            malformed_vote::wrap(setup, move |window| (window == 1).then_some(malformed))
+        });
         let outcome = run(scenario);
         assert_one_history(&outcome);
         assert_eq!(certified(&outcome), [true; 3], "{fault:?}");
@@ -63,9 +35,7 @@ fn a_malformed_vote_is_no_vote() {
 #[test]
 fn a_bucket_that_is_none_is_counted_and_takes_no_part() {
     let mut scenario = Scenario::new(3, 2, 3, 65);
-    // Another version than there is.
-    scenario.seams.chain =
-        |node, chain| if node == "miner-1" { rewriting(chain, |fields| fields[0][0] = 9) } else { chain };
+    scenario.plan.adversaries = vec![malformed_bucket::KIND];
     let outcome = run(scenario);
     assert_one_history(&outcome);
     assert_eq!(certified(&outcome), [true; 3]);
@@ -79,26 +49,7 @@ fn a_bucket_that_is_none_is_counted_and_takes_no_part() {
 #[test]
 fn a_header_of_an_older_window_that_is_committed_again_is_stale() {
     let mut scenario = Scenario::new(3, 2, 4, 64);
-    scenario.seams.store = |node, honest| {
-        let mut old = None;
-        let put = move |key: &str, bytes: Bytes| {
-            if key.ends_with("/00000001/header") {
-                old = Some(bytes.clone());
-            }
-            let stale = old.clone().filter(|_| key.ends_with("/00000002/header"));
-            vec![(key.to_owned(), stale.unwrap_or(bytes))]
-        };
-        if node == "miner-1" { forging(honest, put) } else { honest }
-    };
-    scenario.seams.chain = |node, chain| {
-        let mut old = None;
-        let again = move |fields: &mut [Vec<u8>]| match (fields.get_mut(1), &old) {
-            (Some(word), _) if is_of(word, 1) => old = Some(word[5..].to_vec()),
-            (Some(word), Some(old)) if is_of(word, 2) => word[5..].copy_from_slice(old),
-            _ => {}
-        };
-        if node == "miner-1" { rewriting(chain, again) } else { chain }
-    };
+    scenario.wrap("miner-1", |setup| stale_header::wrap(setup, 1, |window| window == 2));
     let outcome = run(scenario);
     assert_one_history(&outcome);
     assert_eq!(certified(&outcome), [true; 4]);

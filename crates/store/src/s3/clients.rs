@@ -12,7 +12,7 @@ use crate::s3::endpoint::{self, Trust};
 use crate::s3::http::Connector;
 use crate::s3::options::S3Options;
 
-/// Clients by locator, made when first needed. Connections are pooled below them, one pool for each [`Trust`].
+/// Clients by locator, made when first needed. They share pools of connections, one per [`Trust`].
 #[derive(Debug)]
 pub(super) struct Clients {
     options: S3Options,

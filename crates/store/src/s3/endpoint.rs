@@ -1,8 +1,8 @@
-//! Which servers a node contacts at the word of a stranger.
+//! Which servers a node contacts on a stranger's say-so.
 //!
 //! A bucket locator on chain is a request to connect somewhere. Followed blindly, it makes every validator a proxy into
-//! its own network (server-side request forgery). So a stranger's endpoint is an `https` URL of a public address, unless
-//! the operator vouches for it; names are checked again when they are resolved ([`super::http`]).
+//! its own network (server-side request forgery). So a stranger's endpoint is an `https` URL of a public address,
+//! unless the operator vouches for it; names are checked again when they are resolved ([`super::http`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,9 +14,9 @@ use crate::StoreError;
 /// How far an endpoint is trusted, and so which HTTP client talks to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Named by a stranger: only public addresses.
+    /// Named by a stranger: contacted at public addresses only.
     Public,
-    /// Vouched for by the operator, or on loopback in a local network: wherever it leads.
+    /// Vouched for by the operator, or on loopback in a local network: contacted wherever it leads.
     Vouched,
 }
 
@@ -32,7 +32,7 @@ pub(super) fn judge(
         reason,
     };
     check_names(locator).map_err(refuse)?;
-    let url = Url::parse(&locator.endpoint).map_err(|_| refuse("its endpoint is no URL"))?;
+    let url = Url::parse(&locator.endpoint).map_err(|_| refuse("its endpoint is not a URL"))?;
     let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
     if !bare || !url.username().is_empty() || url.password().is_some() {
         return Err(refuse("its endpoint has more than scheme, host and port"));
@@ -77,7 +77,7 @@ fn on_loopback(host: &Host<&str>) -> bool {
 /// Bucket names by S3's rules (the path of a URL is made of them), and texts that fit into HTTP headers.
 fn check_names(locator: &BucketLocator) -> Result<(), &'static str> {
     if !s3s::path::check_bucket_name(&locator.bucket) {
-        return Err("its name is no valid S3 bucket name");
+        return Err("its name is not a valid S3 bucket name");
     }
     let texts = [&locator.region, &locator.access_key_id, &locator.secret_access_key];
     let plain = |text: &&String| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());

@@ -16,11 +16,11 @@ use reqwest::header::{DATE, HeaderMap};
 
 use crate::s3::endpoint::{Trust, is_public};
 
-/// A server that sends nothing for this long is given up.
+/// A server that sends nothing for this long is cut off.
 const STALL: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDLE_PER_HOST_MAX: usize = 8;
-/// An error page is read up to here: S3's own are a few hundred bytes, a hostile one could be endless.
+/// Error pages are read up to this length: S3's own have a few hundred bytes, a hostile one could be endless.
 const ERROR_BODY_BYTES_MAX: usize = 4096;
 
 /// Hands `object_store` a client made here, shared by all buckets of one [`Trust`].
@@ -58,29 +58,29 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The server denies access. `object_store` shows that for some operations only as an error like any other, so it is
-/// marked here, for all of them.
+/// The server denies access. For some operations `object_store` reports that like any other error, so it is marked
+/// here, for all of them.
 #[derive(Debug, thiserror::Error)]
 #[error("the server denies access")]
 pub(super) struct Denied;
 
 /// The server refuses a request because of its time.
 #[derive(Debug, thiserror::Error)]
-#[error("this machine's clock and the server's are {ahead_s} s apart")]
+#[error("this machine's clock and the server's are too far apart")]
 pub(super) struct ClockSkew {
-    /// This machine's clock minus the server's.
-    pub(super) ahead_s: i64,
+    /// This machine's clock minus the server's; none if the server does not give its time.
+    pub(super) ahead_s: Option<i64>,
 }
 
 impl ClockSkew {
-    /// S3's code for it; the server's time stands in the `Date` of its answer.
+    /// S3's code for it; the server's time is in the `Date` of its answer.
     fn of(answer: &str, headers: &HeaderMap, now: SystemTime) -> Option<Self> {
         if !answer.contains("<Code>RequestTimeTooSkewed</Code>") {
             return None;
         }
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        Some(Self { ahead_s: date.map_or(0, |date| seconds(now).saturating_sub(seconds(date))) })
+        Some(Self { ahead_s: date.map(|date| seconds(now).saturating_sub(seconds(date))) })
     }
 }
 
@@ -103,7 +103,7 @@ impl HttpService for BoundedErrors {
         {
             text.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY_BYTES_MAX - text.len())]);
         }
-        // What is no text would turn the status into a decoding error.
+        // A page that is not text would turn the status into a decoding error.
         let text: String =
             String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         if matches!(parts.status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

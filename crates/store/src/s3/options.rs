@@ -7,14 +7,14 @@ use std::time::Duration;
 pub struct S3Options {
     /// Whether buckets on this machine's loopback, over `http` too, are contacted: in local networks only.
     pub allow_http_loopback: bool,
-    /// Endpoints, as written in locators, that are contacted wherever they lead (a server in the operator's own
-    /// network, say). The own bucket's endpoint is always one. All others must be `https` at a public address.
+    /// Endpoints, as written in locators, that are contacted wherever they lead, such as a server in the operator's own
+    /// network. The endpoint of this node's bucket is always one. All others must be `https` at a public address.
     pub vouched_endpoints: Vec<String>,
     /// The longest that one operation may take, retries included.
     pub request_timeout: Duration,
-    /// How often a request is repeated after a failure that may pass.
+    /// How often a request is repeated after a temporary failure.
     pub retries: usize,
-    /// For how many buckets clients are kept; the least recently used one goes first.
+    /// How many buckets have a client at once; the least recently used one is dropped first.
     pub clients_max: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Who may do what on the embedded server. What is not allowed here is denied, unknown operations included.
+//! Who may do what on the embedded server. Everything that is not allowed here is denied, including unknown operations.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ enum Right {
     Write,
 }
 
-/// By S3's names of operations.
+/// S3's names of operations.
 const READS: [&str; 2] = ["GetObject", "HeadObject"];
 const WRITES: [&str; 7] = [
     "PutObject",

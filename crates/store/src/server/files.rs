@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 /// Largest object that the server takes.
 pub const OBJECT_BYTES_MAX: u64 = 8 << 30;
 
-/// A sender that sends nothing for this long is given up.
+/// A sender that sends nothing for this long is cut off.
 const STALL: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Files {
     root: PathBuf,
     /// Numbers incoming files and uploads.
     next: AtomicU64,
-    /// Held by all that may still touch the folder, also on threads whose client has gone.
+    /// Held by everything that may still touch the folder, including threads whose client has gone.
     busy: mpsc::Sender<Infallible>,
 }
 
@@ -62,7 +62,7 @@ pub(super) enum ReceiveError {
     Disk(io::Error),
 }
 
-/// A file in the making, removed unless it is kept.
+/// A file that is being written; it is removed unless it is kept.
 #[derive(Debug)]
 pub(super) struct Incoming {
     path: PathBuf,

@@ -206,7 +206,7 @@ fn object(key: String, stat: Stat) -> Object {
     }
 }
 
-/// `length` bytes of `file` from where it stands.
+/// `length` bytes of `file` from its current position.
 fn body(file: tokio::fs::File, length: u64) -> StreamingBlob {
     StreamingBlob::wrap(stream::try_unfold((file, length), |(mut file, left)| async move {
         if left == 0 {
@@ -249,7 +249,8 @@ fn receive(error: ReceiveError) -> S3Error {
     }
 }
 
-/// Runs `work`, which waits for the disk, where that holds up nobody. It ends even if its client has gone.
+/// Runs `work`, which waits for the disk, on a thread where that holds up nobody. It finishes even if its client has
+/// gone.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> S3Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|panic| S3Error::with_source(S3ErrorCode::InternalError, Box::new(panic)))?.map_err(disk)

@@ -23,7 +23,9 @@ pub enum ServerError {
     NotLoopback { address: SocketAddr },
     #[error("{address} stands for all addresses of this machine: name the one under which the others reach it")]
     NoAddress { address: SocketAddr },
-    #[error("{name:?} is no valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', with a letter or digit at both ends")]
+    #[error(
+        "{name:?} is not a valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', with a letter or digit at both ends"
+    )]
     BadBucketName { name: String },
     #[error("bucket {name:?} is given twice: name every bucket once")]
     DuplicateBucket { name: String },

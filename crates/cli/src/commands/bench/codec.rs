@@ -17,18 +17,18 @@ use crate::output::{is_json, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Codec {
-    /// Parameters: as many copies of a small trained model as make them up.
+    /// Parameters, made up of copies of a small trained model.
     #[arg(long, default_value_t = 16 << 20)]
     params: usize,
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Measurements of which the median counts.
+    /// Measurements; the median counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
     /// Instead: train a small model with every format and every outer rule, and compare the losses. Takes a while.
     #[arg(long)]
     quality: bool,
-    /// Instead: train a model with two peers and see how evenly the positions lie that they send.
+    /// Instead: train a model with two peers and measure how evenly the positions that they send are spread.
     #[arg(long, conflicts_with = "quality")]
     positions: bool,
     /// With --quality or --positions: the model; without it, one that is small enough for a hundred runs.
@@ -37,7 +37,7 @@ pub(crate) struct Codec {
     /// With --quality or --positions: windows of each run.
     #[arg(long, default_value_t = 40)]
     windows: usize,
-    /// With --quality: runs of each kind, each with a seed of its own.
+    /// With --quality: runs of each kind, each with its own seed.
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// With --quality or --positions: a UTF-8 text to train on; without it, the built-in corpus.
@@ -131,7 +131,7 @@ impl Codec {
             print_rules(&rules);
             print_failures(formats.iter().chain(&rules));
         }
-        // Last, so that no plot that cannot be drawn costs the figures.
+        // This comes last, so that a plot that cannot be drawn does not cost the figures.
         if let Some(folder) = &self.plots {
             fs::create_dir_all(folder).wrap_err_with(|| format!("making {}", folder.display()))?;
             quality::plot(
@@ -189,7 +189,7 @@ fn print_formats(rows: &[quality::Row]) {
     }
 }
 
-/// Why runs have no figures.
+/// Why some runs have no figures.
 fn print_failures<'a>(rows: impl Iterator<Item = &'a quality::Row>) {
     for row in rows {
         for why in &row.failures {
@@ -198,7 +198,7 @@ fn print_failures<'a>(rows: impl Iterator<Item = &'a quality::Row>) {
     }
 }
 
-/// One line a rule, one column a rate.
+/// One line per rule, one column per rate.
 fn print_rules(rows: &[quality::Row]) {
     let mut rates: Vec<f64> = rows.iter().map(|row| row.rate).collect();
     rates.sort_by(f64::total_cmp);

@@ -20,7 +20,7 @@ pub(crate) struct Data {
     /// Megabytes of text for the tokenizer.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     tokenizer_mb: u32,
-    /// Rounds of which medians count.
+    /// Rounds; the medians count.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
 }

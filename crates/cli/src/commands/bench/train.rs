@@ -12,7 +12,7 @@ use crate::output::{is_json, say};
 /// The default shape has 4.6 million parameters; the batch is 8 × 256 tokens.
 #[derive(Debug, Args)]
 pub(crate) struct Train {
-    /// A preset's shape and batch in place of the numbers below.
+    /// A preset's shape and batch, instead of the numbers below.
     #[arg(long, conflicts_with_all = ["layers", "width", "heads", "kv_heads", "ffn", "vocab", "seq"])]
     preset: Option<String>,
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -27,16 +27,16 @@ pub(crate) struct Train {
     ffn: u32,
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
     vocab: u32,
-    /// Tokens in a sequence.
+    /// Tokens per sequence.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65536))]
     seq: u32,
-    /// Sequences in a batch: 8, or as the preset has it.
+    /// Sequences per batch: 8, or the preset's number.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: Option<u32>,
-    /// Threads: as many as there are cores, unless said otherwise.
+    /// Threads; by default as many as there are cores.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// For how long to train; evaluation takes half as long.
+    /// Seconds of training; evaluation takes half as long.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
 }

@@ -1,4 +1,4 @@
-//! One look after one contribution, in a task of its own.
+//! One attempt to fetch a contribution, in a task of its own.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,31 +13,33 @@ use crate::frame::context::Context;
 use crate::pretrain::fetch::{self, Location, Obstacle, Opened};
 use crate::pretrain::intake::slot::{Fetched, Parts, Slot};
 
-/// How long a fetch may keep others waiting for one of [`fetch::PARALLEL_FETCHES`] turns: after that it goes on beside
-/// them, so that slow buckets block no turn. So all slots may be on their way at once, which takes no more memory than
-/// what comes in anyway: every slot keeps its ciphertext to the end.
+/// How long a fetch may keep others waiting for one of [`fetch::PARALLEL_FETCHES`] turns: after that it continues
+/// beside them, so that slow buckets do not block turns. So all slots may be under way at once, which takes no more
+/// memory than the intake needs anyway: every slot keeps its ciphertext to the end.
 const TURN: Duration = Duration::from_secs(5);
 
-/// A look after one contribution, from what is known of it.
+/// One attempt to fetch a contribution, from what is known of it.
 pub(super) struct Fetch {
     ctx: Arc<Context>,
     nth: usize,
+    generation: u64,
     location: Location,
     context: Arc<HeaderContext>,
     committed: Hash32,
     parts: Parts,
     is_final: bool,
-    /// The slot's: says what this waits for.
+    /// The slot's obstacle: what this attempt waits for.
     obstacle: watch::Sender<Obstacle>,
 }
 
 impl Fetch {
-    /// A look after slot number `nth`, if one is due at `head`.
+    /// An attempt for slot number `nth`, if one is due at `head`.
     pub(super) fn new(ctx: &Arc<Context>, nth: usize, slot: &Slot, head: u64, is_final: bool) -> Option<Self> {
         let coming = slot.due(head, is_final)?;
         Some(Self {
             ctx: ctx.clone(),
             nth,
+            generation: slot.generation(),
             location: slot.location.clone(),
             context: coming.context.clone(),
             committed: coming.committed,
@@ -58,11 +60,11 @@ impl Fetch {
                 advance.await
             }
         };
-        let Self { nth, committed, parts, is_final, .. } = self;
-        Fetched { nth, committed, parts, is_final, result }
+        let Self { nth, generation, parts, is_final, .. } = self;
+        Fetched { nth, generation, parts, is_final, result }
     }
 
-    /// As far as it gets now.
+    /// Fetches as much as is available now.
     async fn advance(&mut self) -> Result<Option<Arc<Opened>>, Obstacle> {
         let header = if let Some(header) = self.parts.header.take() {
             header
@@ -81,7 +83,7 @@ impl Fetch {
         if !self.is_final {
             return Ok(None);
         }
-        // Up to the end: a key that comes too late to be used is as good as none.
+        // Up to the end: a key that comes too late to be used does not count.
         self.obstacle.send_replace(Obstacle::awaiting(FaultKind::NotOpened));
         let key = fetch::key(&self.ctx, &self.location).await?;
         Ok(Some(fetch::open(&self.ctx, header, ciphertext, key).await?))

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use crate::pretrain::fetch::{Location, Obstacle, Opened};
 
-/// So often bytes must not be what the chain names before that is final: the first time, a link may be to blame.
+/// How often bytes must differ from what the chain names before that is final: the first time, a link may be to blame.
 const MISREADS_MAX: u32 = 2;
 
 /// One miner's contribution on its way in.
@@ -22,9 +22,11 @@ pub(super) struct Slot {
     pub(super) entry: EntryId,
     pub(super) location: Location,
     stage: Stage,
+    /// Counts what was begun anew: what an earlier fetch brings is not taken for an answer to a later one.
+    generation: u64,
 }
 
-/// How far it is: to the right only, except that a header may be committed anew up to the put deadline.
+/// How far it is. Steps lead downwards only, except that a new header may be committed up to the put deadline.
 #[derive(Debug)]
 enum Stage {
     /// The chain has no header of it so far.
@@ -47,23 +49,24 @@ pub(super) struct Coming {
     committed_at_block: u64,
     pub(super) parts: Parts,
     activity: Activity,
-    /// So often, after the put deadline, what was read was not what the chain names.
+    /// How often, after the put deadline, the bytes read differed from what the chain names.
     misreads: u32,
-    /// What stands in the way at the moment: what a fetch that is under way waits for, else how the last one ended.
+    /// The present obstacle: what the fetch under way waits for, or how the last one ended.
     pub(super) obstacle: watch::Sender<Obstacle>,
 }
 
-/// What of it is here.
+/// The parts of it that are here.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     pub(super) header: Option<SignedHeader>,
     pub(super) ciphertext: Option<Bytes>,
 }
 
-/// What a look after it brought.
+/// The result of an attempt to fetch it.
+#[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) nth: usize,
-    pub(super) committed: Hash32,
+    pub(super) generation: u64,
     pub(super) parts: Parts,
     pub(super) is_final: bool,
     /// The whole contribution, if it is final; why not, if something is in the way.
@@ -72,7 +75,7 @@ pub(super) struct Fetched {
 
 #[derive(Debug)]
 enum Activity {
-    /// Last looked for at this block.
+    /// The block of the last attempt to fetch it.
     Idle {
         looked_at: Option<u64>,
     },
@@ -85,16 +88,16 @@ enum Activity {
 }
 
 impl Slot {
-    /// `context` is none if this validator cannot know what the header has to say.
+    /// `context` is `None` if this validator cannot know what the header must say.
     pub(super) fn new(entry: EntryId, location: Location, context: Option<HeaderContext>) -> Self {
         let stage = match context {
             Some(context) => Stage::Uncommitted { context: Arc::new(context) },
             None => Stage::Decided { verdict: Err(FaultKind::NotJudged), committed_at_block: 0 },
         };
-        Self { entry, location, stage }
+        Self { entry, location, stage, generation: 0 }
     }
 
-    /// Reads what the chain says of it; `is_final` as of the put deadline.
+    /// Reads its record on chain; `is_final` as of the put deadline.
     pub(super) fn read_word(&mut self, snapshot: &Snapshot, window: u64, is_final: bool) {
         let context = match &self.stage {
             Stage::Decided { .. } => return,
@@ -121,6 +124,10 @@ impl Slot {
         }
     }
 
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// What to fetch of it at `head`: before the put deadline what is committed, after it (`is_final`) the key too.
     pub(super) fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
         let Stage::Coming(coming) = &self.stage else { return None };
@@ -139,18 +146,18 @@ impl Slot {
         }
     }
 
-    /// Takes in what a fetch brought, unless another header stands on the chain by now.
+    /// Takes in what a fetch brought, unless another header stands on the chain by now, or it was asked afresh.
     pub(super) fn take(&mut self, fetched: Fetched) {
-        let Stage::Coming(coming) = &mut self.stage else { return };
-        let Activity::Fetching { looked_at, .. } = coming.activity else { return };
-        if coming.committed != fetched.committed {
+        if self.generation != fetched.generation {
             return;
         }
+        let Stage::Coming(coming) = &mut self.stage else { return };
+        let Activity::Fetching { looked_at, .. } = coming.activity else { return };
         coming.activity = Activity::Idle { looked_at: Some(looked_at) };
         coming.parts = fetched.parts;
         match fetched.result {
             Ok(Some(opened)) => self.decide(Ok(opened)),
-            // All that there is before the put deadline is here, and nobody has asked for the key.
+            // Everything available before the put deadline is here, and nobody has asked for the key.
             Ok(None) => _ = coming.obstacle.send_replace(FaultKind::NotJudged.into()),
             Err(obstacle) => {
                 let fault = obstacle.fault();
@@ -162,7 +169,7 @@ impl Slot {
         }
     }
 
-    /// Ends all waiting: what is not here by now is a fault.
+    /// Ends all waiting: what has not arrived by now is a fault.
     pub(super) fn close(&mut self) {
         if let Err(fault) = self.verdict() {
             self.decide(Err(fault));
@@ -180,7 +187,7 @@ impl Slot {
         self.stage = Stage::Decided { verdict, committed_at_block };
     }
 
-    /// Forgets what stood in its way, and asks as if for the first time.
+    /// Forgets its obstacle, and asks as if for the first time.
     pub(super) fn ask_afresh(&mut self) {
         self.abort();
         if let Stage::Coming(coming) = &mut self.stage {
@@ -189,7 +196,9 @@ impl Slot {
         }
     }
 
-    fn abort(&self) {
+    /// Ends the fetch that is under way. It may have ended already, and wait to be taken in.
+    fn abort(&mut self) {
+        self.generation += 1;
         if let Stage::Coming(coming) = &self.stage
             && let Activity::Fetching { task, .. } = &coming.activity
         {
@@ -201,12 +210,29 @@ impl Slot {
         matches!(self.stage, Stage::Decided { .. })
     }
 
-    /// Why there was no answer about it from its bucket, if there was none to the last question.
+    /// Why its bucket did not answer the last request, if it did not.
     pub(super) fn silence(&self) -> Option<String> {
         match &self.stage {
             Stage::Coming(coming) => coming.obstacle.borrow().silence().map(str::to_owned),
             _ => None,
         }
+    }
+
+    /// Whether its bucket has answered the last question about it. What nobody has asked for yet says nothing.
+    pub(super) fn is_heard(&self) -> bool {
+        let fault = match &self.stage {
+            Stage::Uncommitted { .. } => return false,
+            Stage::Coming(coming) => {
+                let obstacle = coming.obstacle.borrow();
+                if obstacle.silence().is_some() {
+                    return false;
+                }
+                obstacle.fault()
+            }
+            Stage::Decided { verdict: Ok(_), .. } => return true,
+            Stage::Decided { verdict: Err(fault), .. } => *fault,
+        };
+        !matches!(fault, FaultKind::NotJudged | FaultKind::NotCommitted | FaultKind::WordMalformed)
     }
 
     /// The block of its commitment, and the contribution, if it passed.
@@ -217,7 +243,7 @@ impl Slot {
         }
     }
 
-    /// What to say of it now.
+    /// The present verdict on it.
     pub(super) fn verdict(&self) -> Result<&Arc<Opened>, FaultKind> {
         match &self.stage {
             Stage::Uncommitted { .. } => Err(FaultKind::NotCommitted),
@@ -236,12 +262,12 @@ impl Coming {
             parts: Parts::default(),
             activity: Activity::Idle { looked_at: None },
             misreads: 0,
-            // Until its turn comes nobody has asked for it, which is no fault of its miner's.
+            // Until its turn comes nobody has asked for it, which is not its miner's fault.
             obstacle: watch::Sender::new(FaultKind::NotJudged.into()),
         }
     }
 
-    /// Whether to look again cannot help after `fault`; counts it.
+    /// Whether another attempt cannot help after `fault`, which is counted.
     fn is_hopeless(&mut self, fault: FaultKind, is_final: bool) -> bool {
         if fault.is_absence() {
             return false;
@@ -250,8 +276,8 @@ impl Coming {
             self.activity = Activity::Resting;
             return false;
         }
-        // Bytes that are not the committed ones may have been damaged on their way; all other faults are in bytes that
-        // the chain names.
+        // Bytes that differ from the committed ones may have been damaged on their way; all other faults are in bytes
+        // that the chain names.
         let may_be_misread = matches!(
             fault,
             FaultKind::HeaderMalformed
@@ -262,5 +288,57 @@ impl Coming {
         );
         self.misreads += 1;
         !may_be_misread || self.misreads >= MISREADS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::run::RunId;
+    use templar_protocol::testing;
+
+    use super::*;
+
+    fn coming() -> Slot {
+        let entry = testing::entry(0);
+        let hash = Hash32::of(b"hash");
+        let context = HeaderContext {
+            run: RunId(hash),
+            window: 0,
+            entry,
+            base: hash,
+            sample_digest: hash,
+            possession: hash,
+            ciphertext_bytes_max: 1,
+            tokens_max: 1,
+        };
+        let text = String::new;
+        let bucket = testing::bucket();
+        let location = Location { owner: entry.uid, window: 0, bucket, header: text(), payload: text(), key: text() };
+        let mut slot = Slot::new(entry, location, None);
+        slot.stage = Stage::Coming(Box::new(Coming::new(Arc::new(context), hash, 7)));
+        slot
+    }
+
+    #[tokio::test]
+    async fn what_a_fetch_from_before_brings_is_no_answer_to_what_was_asked_afresh() {
+        let mut slot = coming();
+        let task = || tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let silence = |slot: &Slot| Fetched {
+            nth: 0,
+            generation: slot.generation(),
+            parts: Parts::default(),
+            is_final: true,
+            result: Err(Obstacle::Silence { fault: FaultKind::NotOpened, cause: "the clock is wrong".to_owned() }),
+        };
+        slot.started(task(), 10);
+        let before = silence(&slot);
+        slot.ask_afresh();
+        assert!(slot.due(10, true).is_some(), "it is asked at once");
+        slot.started(task(), 10);
+        slot.take(before);
+        assert_eq!(slot.silence(), None);
+        assert!(slot.due(11, true).is_none(), "the new one is still under way");
+        slot.take(silence(&slot));
+        assert!(slot.silence().is_some() && slot.due(11, true).is_some());
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct ErrorFeedback {
 }
 
 impl ErrorFeedback {
-    /// The `length` values on disk, or zeros; and what is wrong with what is on disk, if something is.
+    /// The `length` values on disk, or zeros; and what is wrong with those on disk, if something is.
     pub(super) fn load(local: &Local, length: usize) -> Result<(Self, Option<String>), NodeError> {
         let record = local.get::<ErrorFeedbackRecord>()?.unwrap_or_default();
         let newest = record.sealed.as_ref().or(record.confirmed.as_ref());

@@ -1,11 +1,11 @@
-//! A training beside the loop, and what it brings.
+//! A training job that runs beside the loop, and its result.
 
 use futures::future::BoxFuture;
 use templar_train::{TrainOutcome, Trainer};
 
 use crate::frame::error::NodeError;
 
-/// A trainer and what it did.
+/// A trainer and its result.
 #[expect(missing_debug_implementations, reason = "a trainer has nothing to show")]
 pub struct Finished {
     pub(super) trainer: Box<dyn Trainer>,

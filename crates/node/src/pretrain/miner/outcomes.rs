@@ -1,4 +1,4 @@
-//! How each window ended for this miner: told once, whatever happens in between.
+//! How each window ended for this miner, reported once, whatever happens in between.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use crate::frame::local::Local;
 use crate::frame::records::OutcomesRecord;
 use crate::pretrain::window::Window;
 
-/// What a miner knows of its part in windows that are not settled yet, and which windows it has told.
+/// What a miner knows of its part in windows that are not settled yet, and which windows it has reported.
 #[derive(Debug)]
 pub(super) struct Outcomes {
-    /// All windows before this one are told.
+    /// All windows before this one have been reported.
     next: u64,
-    /// Why it handed in nothing.
+    /// Why it contributed nothing, by window.
     misses: BTreeMap<u64, Miss>,
-    /// Decided, and to be told as soon as the disk knows that they are.
+    /// Decided windows, to be reported as soon as the disk records that they are.
     untold: Vec<(u64, Outcome)>,
 }
 
 impl Outcomes {
-    /// Takes up what was told. A folder that knows of none begins with the windows after the `settled` ones.
+    /// Resumes from the record on disk. Without one, it begins with the windows after the `settled` ones.
     pub(super) fn load(local: &Local, settled: u64) -> Result<Self, NodeError> {
         let record = local.get::<OutcomesRecord>()?;
         let OutcomesRecord { next_window, misses } =
@@ -35,14 +35,14 @@ impl Outcomes {
         OutcomesRecord { next_window: self.next, misses: self.misses.clone().into_iter().collect() }
     }
 
-    /// Notes that nothing was handed in for a window. The last word on one counts.
+    /// Notes that the miner contributes nothing to a window. The last note on a window counts.
     pub(super) fn miss(&mut self, window: u64, miss: Miss) {
         if window >= self.next {
             self.misses.insert(window, miss);
         }
     }
 
-    /// It takes part in it after all.
+    /// Notes that the miner contributes to the window after all.
     pub(super) fn retract(&mut self, window: u64) {
         self.misses.remove(&window);
     }
@@ -51,7 +51,7 @@ impl Outcomes {
         self.misses.get(&window)
     }
 
-    /// A window is settled. One that was told before a return to an older state is not told again.
+    /// Notes that a window is settled. One that was reported before a return to an older state is not reported again.
     pub(super) fn settle(&mut self, window: u64, outcome: Outcome) {
         if window >= self.next {
             self.skip_to(window);
@@ -61,7 +61,7 @@ impl Outcomes {
         }
     }
 
-    /// A state was taken over that has so many windows settled.
+    /// Notes that a state with this many settled windows was taken over.
     pub(super) fn skip_to(&mut self, settled: u64) {
         self.untold.extend((self.next..settled).map(|window| (window, Outcome::Skipped)));
         self.next = self.next.max(settled);
@@ -76,7 +76,7 @@ impl Outcomes {
         !self.untold.is_empty()
     }
 
-    /// To be told now: the disk says that they are.
+    /// Windows to report now: the disk records them as reported.
     pub(super) fn take(&mut self) -> Vec<(u64, Outcome)> {
         std::mem::take(&mut self.untold)
     }

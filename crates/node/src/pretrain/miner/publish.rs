@@ -10,12 +10,12 @@ use templar_record::trouble::Trouble;
 use crate::frame::error::NodeError;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::pending::{Pending, Stage};
-use crate::pretrain::upload::{Done, Item};
+use crate::pretrain::upload::{Done, Item, Late, Refusal};
 use crate::pretrain::window::committed_header;
 
 impl Miner {
     /// Takes each pending contribution as far as it gets by `head`: upload and commitment before the put deadline, the
-    /// key after it, if the chain had the header in time. Gives the first error, after a try at each.
+    /// key after it, if the chain had the header in time. Returns the first error, after trying each.
     pub(super) async fn publish(&mut self, head: u64) -> Result<(), NodeError> {
         self.give_up_late(head).await;
         self.uploads.tidy(&self.ctx, head + self.ctx.spec.windows.blocks);
@@ -52,7 +52,7 @@ impl Miner {
             Stage::Sealed | Stage::Uploaded | Stage::Committed => self.open_or_lose(nth, put_deadline).await?,
             Stage::Opened => {}
         }
-        // A key that comes after the votes opens nothing to anybody.
+        // A key that comes after the votes is of no use to anybody.
         let pending = &self.pending[nth];
         if *pending.stage() == Stage::Opened && head < vote_deadline {
             self.uploads.key(&self.ctx, pending, vote_deadline);
@@ -81,7 +81,7 @@ impl Miner {
             pending.advance(Stage::Lost(if is_uploaded { Miss::CommittedTooLate } else { Miss::UploadTooLate }));
             return Ok(());
         }
-        // On disk before it is public: whoever dies in between must not send the same values again.
+        // On disk before it is public: a node that dies in between must not send the same values again.
         pending.advance(Stage::Opened);
         let (window, settled) = (pending.window, self.ctx.schedule.settled_before(pending.window));
         self.error_feedback.confirm(window);
@@ -96,9 +96,13 @@ impl Miner {
         }
     }
 
-    /// Tells of uploads whose deadline is past. What that costs shows when the window is settled.
+    /// Tells of uploads whose deadline is past, unless their bucket's refusal was told. What that costs shows when the
+    /// window is settled.
     async fn give_up_late(&mut self, head: u64) {
-        for (item, deadline_block) in self.uploads.expire(head) {
+        for Late { item, deadline_block, is_refused } in self.uploads.expire(head) {
+            if is_refused {
+                continue;
+            }
             let trouble = match item.put() {
                 Some((window, put)) => Trouble::UploadGivenUp { window, put, deadline_block },
                 None => Trouble::Sweep { cause: "the bucket did not delete them within a window".to_owned() },
@@ -107,19 +111,23 @@ impl Miner {
         }
     }
 
-    /// Takes in what has become of uploads. Gives the first error.
-    pub(super) async fn take_uploads(&mut self) -> Result<(), NodeError> {
-        let mut result = Ok(());
+    /// Takes in what has become of uploads.
+    pub(super) async fn take_uploads(&mut self) {
+        for Refusal { item, error, deadline_block } in self.uploads.take_refusals() {
+            if let Some((window, put)) = item.put() {
+                let cause = error.to_string();
+                self.ctx.trouble(Trouble::UploadRefused { window, put, cause, deadline_block }).await;
+            }
+        }
         for Done { item, result: ended, comm_s } in self.uploads.take() {
             match (item, ended) {
-                (Item::Removal, Ok(())) => {}
+                // What is put ends well, or is given up.
+                (Item::Removal, Ok(())) | (Item::Contribution(_) | Item::Key(_), Err(_)) => {}
                 (Item::Removal, Err(error)) => self.ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await,
                 (Item::Contribution(window), Ok(())) => self.note_uploaded(window, comm_s).await,
                 (Item::Key(window), Ok(())) => self.note_published(window).await,
-                (_, Err(error)) => result = result.and(Err(error.into())),
             }
         }
-        result
     }
 
     async fn note_uploaded(&mut self, window: u64, comm_s: f64) {

@@ -12,8 +12,8 @@ use crate::pretrain::miner::{Miner, Work};
 use crate::pretrain::pending::{self, Pending};
 use crate::pretrain::window::Window;
 
-/// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of what is its own, and soon
-/// renewed: with β₁ = 0.9 and β₂ = 0.95 30 inner steps leave 4 % and 21 % of what came before them.
+/// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of the state that only it
+/// has, and soon renewed: with β₁ = 0.9 and β₂ = 0.95, 30 inner steps leave 4 % and 21 % of the earlier values.
 const SPARING_WINDOWS: u64 = 16;
 
 impl Miner {
@@ -95,7 +95,7 @@ impl Miner {
         Ok((payload?, values, root))
     }
 
-    /// All of the miner's state as one step; what has not changed is not written again.
+    /// Saves all of the miner's state in one step; unchanged files are not written again.
     pub(super) fn save(&mut self) -> Result<(), NodeError> {
         let local = &self.seat.local;
         let error = self.error_feedback.record().clone();

@@ -21,7 +21,7 @@ impl Miner {
     }
 
     pub(super) async fn start_training(&mut self, head: u64) -> Result<Option<Job>, NodeError> {
-        // What came before may have taken blocks.
+        // Earlier steps may have taken blocks.
         let head = head.max(self.signals.head());
         let Some(number) = self.ctx.schedule.window_at(head) else { return Ok(None) };
         if number < self.next_window || !matches!(self.work, Work::Idle) {
@@ -35,7 +35,7 @@ impl Miner {
             return Ok(None);
         }
         let Some(base) = self.seat.replica.base(&self.ctx, number).cloned() else {
-            // It may come yet.
+            // The state may still arrive.
             self.outcomes.miss(number, Miss::NoBase);
             return Ok(None);
         };
@@ -43,7 +43,7 @@ impl Miner {
         let samples = window.assignment.slice(&self.seat.entry);
         self.next_window = number + 1;
         if samples.is_empty() {
-            // Whoever is not in the roster has no slice.
+            // A miner that is not in the roster has no slice.
             self.outcomes.miss(number, Miss::NoStep);
             return Ok(None);
         }

@@ -1,4 +1,4 @@
-//! How each window ended for a validator: told once, when the window is settled or jumped over.
+//! How each window ended for a validator, reported once, when the window is settled or jumped over.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ use crate::frame::local::Local;
 use crate::frame::records::OutcomesRecord;
 use crate::pretrain::replica::Settled;
 
-/// Windows of which a validator remembers what it did until they are settled. Of older ones only the chain speaks.
+/// Most windows for which a validator remembers what it did until they are settled. For older ones only the chain
+/// knows.
 const PARTS_MAX: usize = 64;
 
 /// What a validator did in a window that is not settled yet.
@@ -22,16 +23,16 @@ pub(super) enum Part {
     Abstained(Abstention),
 }
 
-/// The bookkeeping of ends.
+/// Keeps track of which windows have ended and been reported.
 #[derive(Debug)]
 pub(super) struct Endings {
-    /// The ends of all windows before this one are told, or were before this node's time.
+    /// The ends of all windows before this one have been reported, or were before this node started.
     next: u64,
     parts: BTreeMap<u64, Part>,
 }
 
 impl Endings {
-    /// A node whose disk knows nothing begins with the window that is not decided yet at `head`.
+    /// A node without a record on disk begins with the window that is not decided yet at `head`.
     pub(super) fn load(ctx: &Context, local: &Local, head: u64) -> Result<Self, NodeError> {
         let undecided = || {
             let newest = ctx.schedule.window_at(head).unwrap_or(0);
@@ -43,7 +44,7 @@ impl Endings {
         Ok(Self { next, parts: BTreeMap::new() })
     }
 
-    /// What the disk has to know once `settled` windows are settled.
+    /// The record for the disk once `settled` windows are settled.
     pub(super) fn record(&self, settled: u64) -> OutcomesRecord {
         OutcomesRecord { next_window: self.next.max(settled), misses: Vec::new() }
     }
@@ -55,12 +56,13 @@ impl Endings {
         }
     }
 
-    /// Tells how a settled window ended for `own`. The vote that counts is the one that the chain had at its deadline.
+    /// Reports how a settled window ended for `own`. The vote that counts is the one that the chain had at its
+    /// deadline.
     pub(super) async fn tell(&mut self, ctx: &Context, own: &EntryId, settled: &Settled) {
         let window = settled.certificate.window;
         let part = self.parts.remove(&window);
         self.parts.retain(|other, _| *other > window);
-        // A node that went back comes by the same windows again.
+        // A node that went back settles the same windows again.
         if window < self.next {
             return;
         }
@@ -79,7 +81,7 @@ impl Endings {
         ctx.emit(Event::Ended { window, outcome }).await;
     }
 
-    /// Tells the windows that a certified state, taken over after `settled` windows, jumps over.
+    /// Reports the windows that are jumped over by a certified state, taken over after `settled` windows.
     pub(super) async fn jump(&mut self, ctx: &Context, settled: u64) {
         while self.next < settled {
             let window = self.next;

@@ -1,12 +1,11 @@
-//! The contributions that a validator serves: to vote for a payload is to promise that.
+//! The contributions that a validator serves: a vote for a payload is a promise to serve it.
 //!
-//! Copies go into the own bucket beside everything else, each in a task of its own that tries again until it is given up
-//! with its window's vote deadline. There are never more of them than candidates of the windows being judged, and what
-//! they hold in memory the intake holds anyway.
+//! Copies go into the validator's own bucket beside everything else, each in its own task, which retries until it is
+//! given up with its window's vote deadline. There are at most as many as candidates of the windows being judged, and
+//! the intake holds their bytes in memory anyway.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use templar_protocol::hash::Hash32;
@@ -18,20 +17,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::frame::context::Context;
 use crate::frame::records::HeldRecord;
 use crate::pretrain::fetch::Opened;
+use crate::pretrain::pauses::Pauses;
 
 /// Incomplete copies that are remembered until they are removed; older ones wait for the sweep of the next start.
 const GIVEN_UP_MAX: usize = 1024;
 
-/// Copies under way at a time.
+/// Most copies under way at a time.
 const PARALLEL_PUTS: usize = 4;
-/// Pause before a refused object is put again: doubled each time, from the first to the second.
-const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// Window, and hash of the header.
 pub(super) type Name = (u64, Hash32);
 
-/// What is in the own bucket, and what is on its way there.
+/// The copies in the validator's own bucket, and those on their way there.
 #[derive(Debug)]
 pub(super) struct Held {
     /// Oldest first.
@@ -49,7 +46,7 @@ struct Copying {
     name: Name,
     /// The block at which it began.
     since: u64,
-    /// What stands in its way.
+    /// Why it is not complete yet.
     obstacle: watch::Receiver<String>,
     task: AbortHandle,
 }
@@ -57,7 +54,7 @@ struct Copying {
 /// What keeps a contribution from being served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lack {
-    /// The block at which its copy began; none if it did not.
+    /// The block at which its copy began; `None` if it did not.
     pub(super) since: Option<u64>,
     pub(super) cause: String,
 }
@@ -74,7 +71,7 @@ impl Held {
         if self.served.contains(&name) || self.copying.iter().any(|copying| copying.name == name) {
             return;
         }
-        let (sender, obstacle) = watch::channel("the own bucket has not answered so far".to_owned());
+        let (sender, obstacle) = watch::channel("this node's bucket has not answered so far".to_owned());
         let copy = Copy { store: ctx.store.clone(), run: ctx.run, name, opened: opened.clone(), obstacle: sender };
         let task = self.tasks.spawn(copy.run(self.turns.clone()));
         self.copying.push(Copying { name, since: head, obstacle, task });
@@ -110,7 +107,7 @@ impl Held {
         ))
     }
 
-    /// Gives up what is not complete of windows up to `window`.
+    /// Gives up incomplete copies of windows up to `window`.
     pub(super) fn give_up(&mut self, window: u64) {
         for late in self.copying.extract_if(.., |copying| copying.name.0 <= window) {
             late.task.abort();
@@ -126,13 +123,13 @@ impl Held {
         &self.served
     }
 
-    /// Copies of windows before `keep_from`, complete or not: they need not be in the bucket any more.
+    /// Copies of windows before `keep_from`, complete or not: the bucket no longer needs them.
     pub(super) fn expired(&self, keep_from: u64) -> Vec<Name> {
         let all = self.served.iter().chain(&self.given_up);
         all.filter(|(window, _)| *window < keep_from).copied().collect()
     }
 
-    /// Adds what was found in the bucket, and drops what is not there any more.
+    /// Adds copies found in the bucket, and drops those that are no longer there.
     pub(super) fn correct(&mut self, found: Vec<Name>, gone: &[Name]) {
         self.served.retain(|name| !gone.contains(name));
         self.given_up.retain(|name| !gone.contains(name));
@@ -144,13 +141,13 @@ impl Held {
         self.served.make_contiguous().sort_by_key(|(window, _)| *window);
     }
 
-    /// For the disk.
+    /// The record for the disk.
     pub(super) fn record(&self) -> HeldRecord {
         HeldRecord { contributions: self.served.iter().copied().collect() }
     }
 }
 
-/// One contribution to put into the own bucket.
+/// One contribution to put into the validator's own bucket.
 struct Copy {
     store: Arc<dyn Store>,
     run: RunId,
@@ -166,20 +163,19 @@ impl Copy {
         let key = Bytes::copy_from_slice(self.opened.key.as_bytes());
         self.put(keys::held_payload(self.run, window, &header), self.opened.ciphertext.clone()).await;
         self.put(keys::held_key(self.run, window, &header), key).await;
-        // Last: whoever finds it finds all of it.
+        // The payload is put last: whoever finds it finds the whole contribution.
         self.put(keys::held_header(self.run, window, &header), Bytes::from(self.opened.header.to_bytes())).await;
         self.name
     }
 
     /// Tries until it succeeds.
     async fn put(&self, key: String, bytes: Bytes) {
-        let mut pause = PAUSE_MIN;
+        let mut pauses = Pauses::default();
         loop {
             let put: Result<(), StoreError> = self.store.put(&key, bytes.clone()).await;
             let Err(error) = put else { return };
             self.obstacle.send_replace(error.to_string());
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(PAUSE_MAX);
+            pauses.pause().await;
         }
     }
 }

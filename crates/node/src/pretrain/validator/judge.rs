@@ -1,4 +1,4 @@
-//! The window that a validator judges now: contributions come in, copies go out, and a vote is cast.
+//! The window that a validator is judging: contributions arrive, copies are made, and a vote is cast.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::pretrain::validator::proofs::Proofs;
 
 /// Windows whose contributions are kept until they are settled.
 const JUDGED_MAX: usize = 2;
-/// How long copies may still take in the last block in which a vote can be cast.
+/// How long copies may still take in the block in which they are waited for no longer.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a validator judges, and what it owes for what it has judged.
+/// What a validator is judging, and what it still has to do for windows that it has judged.
 #[derive(Debug)]
 pub(super) struct Judge {
     ctx: Arc<Context>,
@@ -41,15 +41,15 @@ pub(super) struct Judge {
     pub(super) endings: Endings,
 }
 
-/// How far a window is with this validator.
+/// The phase of a window at this validator.
 #[derive(Debug)]
 enum Round {
-    /// It has not begun, or the state that it starts from is not at hand.
+    /// It has not begun, or this node lacks the state that it starts from.
     Ahead { window: u64, lack: Abstention },
-    /// Contributions come in.
+    /// Contributions arrive.
     Open { intake: Intake, doubt: Doubt },
     /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
-    /// vote is cast: what is not there yet is waited for, in the last block up to this instant.
+    /// vote is cast: what is not there yet is waited for, in the last block of the wait up to this instant.
     Promising { intake: Intake, until: Option<Instant> },
 }
 
@@ -59,7 +59,7 @@ struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
-    /// Why there is no vote, if there is none to the end.
+    /// Why this node does not vote, if it does not.
     lack: Abstention,
 }
 
@@ -75,7 +75,7 @@ impl Round {
         }
     }
 
-    /// Waits for the next contribution that has come or will not, or until a last wait has ended.
+    /// Waits until the next contribution has arrived or failed, or until a last wait has ended.
     pub(super) async fn arrival(&mut self) {
         match self {
             Self::Open { intake, .. } => intake.arrival().await,
@@ -103,24 +103,24 @@ impl Judge {
         self.round.window()
     }
 
-    /// Another state took the place of the one that all this stood on.
+    /// Another state replaced the one on which all this was based.
     pub(super) fn start_over(&mut self) {
         (self.round, self.vote) = (Round::ahead(self.round.window()), None);
         self.judged.clear();
     }
 
-    /// What this node has opened itself of windows that are not settled.
+    /// Contributions that this node has opened itself, to windows that are not settled.
     pub(super) fn opened(&self) -> Vec<Arc<Opened>> {
         self.judged.iter().flat_map(Intake::opened).cloned().collect()
     }
 
-    /// What came in for `window`, which is settled.
+    /// The intake of `window`, which is settled.
     pub(super) fn take_judged(&mut self, window: u64) -> Option<Intake> {
         let nth = self.judged.iter().position(|intake| intake.window.number == window)?;
         self.judged.remove(nth)
     }
 
-    /// The newest block, of those up to `head`, for which something is still to come.
+    /// The newest block up to `head` for which something may still arrive.
     pub(super) fn busy_at(&self, head: u64) -> Option<u64> {
         let is_on_its_way = match &self.round {
             Round::Open { intake, .. } if intake.is_fetching() => true,
@@ -130,13 +130,13 @@ impl Judge {
             return Some(head);
         }
         match &self.round {
-            // Once keys may come, it looks at every block for those that are not there yet.
+            // Once keys may be there, it looks for the missing ones at every block.
             Round::Open { intake, .. } if intake.put_hash().is_some() && !intake.is_resolved() => Some(head + 1),
             _ => None,
         }
     }
 
-    /// Waits until a copy is complete, or a contribution has come or will not; then [`Judge::judge`] is due.
+    /// Waits until a copy is complete, or a contribution has arrived or failed; then [`Judge::judge`] is due.
     pub(super) async fn arrival(&mut self) {
         let Self { round, held, .. } = self;
         tokio::select! {
@@ -146,7 +146,7 @@ impl Judge {
         }
     }
 
-    /// Everything that is due by `head` for the window being judged.
+    /// Does everything that is due by `head` for the window being judged.
     pub(super) async fn judge(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         while head >= self.ctx.schedule.vote_deadline(self.round.window()) {
             self.lapse().await;
@@ -175,7 +175,7 @@ impl Judge {
         }
     }
 
-    /// There is no vote without the copies, and no copies.
+    /// The copies are missing, and without them this node does not vote.
     async fn cannot_serve(&mut self, intake: Intake) {
         let window = intake.window.number;
         let lack = intake.opened().find_map(|opened| self.held.lack(window, opened));
@@ -201,9 +201,9 @@ impl Judge {
             return Ok(());
         }
         let Some(base) = seat.replica.base(&self.ctx, window).cloned() else {
-            *lack = match self.ctx.access.broken() {
+            *lack = match self.ctx.access.doubt() {
                 Some(cause) => Abstention::OwnStorage { cause },
-                // Once it is healed, the window is too old.
+                // Once the damage is repaired, the window is too old.
                 None if matches!(lack, Abstention::OwnStorage { .. }) => return Ok(()),
                 None => Abstention::NoBase,
             };
@@ -248,8 +248,14 @@ impl Judge {
         if put_hash.is_none() || !(intake.is_resolved() || is_called) {
             return Ok(());
         }
-        // Whose silence it is has to be known before anybody is blamed for it.
+        // It must be known whose fault the silence is before anybody is blamed for it.
         if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
+            return Ok(());
+        }
+        // An own bucket nearby answers whatever the clock says: see `frame::access`.
+        if let Some(cause) = intake.isolation() {
+            doubt.lack = Abstention::OwnStorage { cause: cause.clone() };
+            ctx.access.isolate(cause).await;
             return Ok(());
         }
         intake.close();
@@ -260,24 +266,26 @@ impl Judge {
         Ok(())
     }
 
-    /// Casts the vote once all that it accepts is in the own bucket.
+    /// Casts the vote once all that it accepts is in this node's own bucket.
     async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
+        let window = self.round.window();
+        let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
+        let last_call = self.last_call(window);
         let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
-        let window = intake.window.number;
         let lacks: Vec<_> = intake.opened().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
-            let schedule = &self.ctx.schedule;
-            if head + 1 < schedule.vote_deadline(window) {
+            // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
+            // last call is not put off, and what is not in the bucket by then is left out. What was here before that,
+            // and is not in the bucket, is the bucket's fault, which has until the last block.
+            let half = put + (last_call - put) / 2;
+            let is_bucket_slow = lacks.iter().any(|lack| lack.since.is_some_and(|since| since < half));
+            if head < (if is_bucket_slow { vote - 1 } else { last_call }) {
                 return Ok(());
             }
             if *until.get_or_insert_with(|| Instant::now() + GRACE) > Instant::now() {
                 return Ok(());
             }
-            let put = schedule.put_deadline(window);
-            // Whoever opens late must not keep the whole vote from being cast: what came in the second half of the time
-            // is left out. What was here before that, and is not in the bucket, is the bucket's fault.
-            let late = put + (self.last_call(window) - put) / 2;
-            if lacks.iter().any(|lack| lack.since.is_some_and(|since| since < late)) {
+            if is_bucket_slow {
                 let next = Round::ahead(window + 1);
                 if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, next) {
                     self.cannot_serve(intake).await;
@@ -312,7 +320,7 @@ impl Judge {
             uids.extend(verdict.is_ok().then_some(entry.uid));
         }
         seat.local.set(&self.held.record())?;
-        // On disk before it is on chain: a restarted validator says what it said.
+        // On disk before it is on chain, so that a restarted validator repeats its vote.
         let vote = Vote { window: window as u32, root, accept, exclude, deny, proof };
         seat.local.set(&VoteRecord::from(&vote))?;
         self.vote = Some(vote);

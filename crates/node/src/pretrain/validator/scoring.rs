@@ -18,7 +18,7 @@ use crate::frame::signals::Signals;
 use crate::pretrain::evaluate::{Evaluated, Task};
 use crate::pretrain::window::Window;
 
-/// Evaluations that may wait.
+/// Most evaluations that may wait.
 const TASKS_MAX: usize = 2;
 
 /// An evaluation that is under way.
@@ -30,7 +30,7 @@ pub(super) struct Scoring {
     trainer: Engine,
     /// Evaluations that wait, oldest first.
     tasks: VecDeque<Task>,
-    /// A window at which weights are due was settled, and none were set since.
+    /// A window after which weights are due was settled, and none have been set since.
     weights_due: bool,
 }
 
@@ -53,7 +53,7 @@ impl Scoring {
         }
     }
 
-    /// What stood on a state that was replaced.
+    /// Drops evaluations that are based on a state that was replaced.
     pub(super) fn clear(&mut self) {
         self.tasks.clear();
     }
@@ -116,7 +116,7 @@ impl Scoring {
         self.weights_due |= (window + 1).is_multiple_of(ctx.spec.scoring.weights_every_windows);
     }
 
-    /// Sets weights if they are due. What fails is tried again after the next window.
+    /// Sets weights if they are due. After a failure it tries again after the next window.
     pub(super) async fn weigh(&mut self, ctx: &Context, window: &Window, head: u64) {
         if !self.weights_due {
             return;
@@ -129,8 +129,8 @@ impl Scoring {
         }
     }
 
-    /// Hands the scores of the miners of `window` to the chain. A uid may be another's by now: with its registration an
-    /// entry loses its rating, and so is paid nothing.
+    /// Hands the scores of the miners of `window` to the chain. A uid may belong to somebody else by now: an entry that
+    /// loses its registration loses its rating, and so is not paid.
     async fn set_weights(&mut self, ctx: &Context, window: &Window, head: u64) -> Result<(), NodeError> {
         let netuid = ctx.spec.chain.netuid;
         let now = ctx.snapshot(head).await?;

@@ -1,5 +1,5 @@
-//! The upkeep of a validator's own bucket, beside everything else: a sweep at the start, then a checkpoint now and then.
-//! One at a time, and each is given up at a block.
+//! The upkeep of a validator's own bucket, beside everything else: a sweep at the start, then checkpoints. One task
+//! runs at a time, and each is given up at a certain block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,22 +13,28 @@ use crate::pretrain::checkpoint::{Renewal, Renewed};
 use crate::pretrain::sweep::{self, Swept};
 use crate::pretrain::validator::held::Held;
 
+/// Incomplete checkpoints that are remembered; older ones wait for the sweep of the next start.
+const INCOMPLETE_MAX: usize = 64;
+
 /// Digests of the checkpoints in the bucket, and the work on it.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     /// Oldest first.
     pub(super) checkpoints: Vec<Hash32>,
+    /// Digests of checkpoints that may be in it in part, oldest first: the next one that gets there removes them. The
+    /// disk need not know them, since a start sweeps them.
+    pub(super) incomplete: Vec<Hash32>,
     work: Work,
     tasks: JoinSet<Done>,
     ended: Option<Result<Done, JoinError>>,
 }
 
-/// What is under way, and the block at which it is given up.
+/// The task under way, and the block at which it is given up.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Nothing,
     Sweep { until: u64 },
-    Checkpoint { settled: u64, until: u64 },
+    Checkpoint { settled: u64, digest: Hash32, until: u64 },
 }
 
 #[derive(Debug)]
@@ -39,10 +45,10 @@ enum Done {
 
 impl Upkeep {
     pub(super) fn new(checkpoints: Vec<Hash32>) -> Self {
-        Self { checkpoints, work: Work::Nothing, tasks: JoinSet::new(), ended: None }
+        Self { checkpoints, incomplete: Vec::new(), work: Work::Nothing, tasks: JoinSet::new(), ended: None }
     }
 
-    /// Begins to bring what is in the own bucket in line with what this node knows to be there.
+    /// Begins a sweep, which brings the own bucket in line with what this node has recorded.
     pub(super) fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
         let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
         self.work = Work::Sweep { until };
@@ -55,12 +61,12 @@ impl Upkeep {
         if !matches!(self.work, Work::Nothing) {
             return ctx.trouble(Trouble::CheckpointLeftOut { settled }).await;
         }
-        self.work = Work::Checkpoint { settled, until };
+        self.work = Work::Checkpoint { settled, digest: renewal.state.run.digest(), until };
         let ctx = ctx.clone();
         self.tasks.spawn(async move { Done::Renewed(renewal.run(ctx).await) });
     }
 
-    /// Waits until what is under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is nothing.
+    /// Waits until the task under way has ended; then [`Upkeep::note`] is due. Waits for ever if there is none.
     pub(super) async fn arrival(&mut self) {
         match self.tasks.join_next().await {
             Some(ended) => self.ended = Some(ended),
@@ -68,7 +74,7 @@ impl Upkeep {
         }
     }
 
-    /// Takes in what has ended. Whether there was anything.
+    /// Takes in the task that has ended, and returns whether there was one.
     pub(super) async fn note(&mut self, ctx: &Context, held: &mut Held) -> bool {
         let Some(ended) = self.ended.take() else { return false };
         self.work = Work::Nothing;
@@ -77,12 +83,12 @@ impl Upkeep {
                 held.correct(swept.found, &swept.gone);
                 self.checkpoints = swept.published;
                 if let Err(error) = swept.result {
-                    // What is left over costs storage, nothing else.
+                    // Objects left over cost storage, nothing else.
                     ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await;
                 }
             }
             Ok(Done::Renewed(renewed)) => {
-                self.checkpoints = renewed.published;
+                (self.checkpoints, self.incomplete) = (renewed.published, renewed.incomplete);
                 held.correct(Vec::new(), &renewed.released);
                 if let Err(error) = renewed.result {
                     // The next one is as good.
@@ -90,17 +96,23 @@ impl Upkeep {
                     ctx.trouble(Trouble::CheckpointFailed { settled, cause }).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "the upkeep of the own bucket broke its task"),
+            Err(error) => tracing::error!(%error, "the upkeep of this node's bucket broke its task"),
         }
         true
     }
 
-    /// Gives up what has taken too long at `head`. What it left in the bucket is swept at the next start.
+    /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what
+    /// a checkpoint left, by the next one.
     pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
-        let cause = |until: u64| format!("the own bucket did not take it by block {until}");
+        let cause = |until: u64| format!("this node's bucket did not take it by block {until}");
         let trouble = match self.work {
             Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },
-            Work::Checkpoint { settled, until } if head >= until => {
+            Work::Checkpoint { settled, digest, until } if head >= until => {
+                self.incomplete.retain(|incomplete| *incomplete != digest);
+                self.incomplete.push(digest);
+                if self.incomplete.len() > INCOMPLETE_MAX {
+                    self.incomplete.remove(0);
+                }
                 Trouble::CheckpointFailed { settled, cause: cause(until) }
             }
             _ => return,

@@ -1,4 +1,4 @@
-//! Uploads in parts: the parts lie among the incoming files until they are joined. A restart forgets them.
+//! Uploads in parts: the parts are kept among the incoming files until they are joined. A restart forgets them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -10,9 +10,9 @@ use s3s::{S3Result, s3_error};
 
 use crate::server::files::{Files, Incoming, OBJECT_BYTES_MAX, Stat};
 
-/// Uploads that one bucket may have open at once.
+/// Most uploads that one bucket may have open at once.
 const OPEN_MAX: usize = 32;
-/// What S3 allows.
+/// S3's own limit.
 const PARTS_MAX: i32 = 10_000;
 
 pub(super) struct Uploads {
@@ -63,7 +63,7 @@ impl Uploads {
         let tag = stat.tag.clone();
         let mut open = self.lock();
         let upload = open.get_mut(id).ok_or_else(|| s3_error!(NoSuchUpload))?;
-        // Parts that arrived side by side each saw the same room.
+        // Parts that arrived at the same time each saw the same room.
         if upload.bytes() + stat.bytes > OBJECT_BYTES_MAX {
             return Err(s3_error!(EntityTooLarge));
         }

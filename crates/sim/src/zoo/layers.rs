@@ -1,0 +1,141 @@
+//! Seams with a closure in them: what goes through is changed, and all else is that of the seam below.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use templar_chain::{Chain, ChainError, ChainLayer};
+use templar_node::pretrain::setup::Setup;
+use templar_protocol::keys::Keypair;
+use templar_store::{Store, StoreError, StoreLayer};
+use templar_train::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, TrainerLayer};
+
+/// What is put instead of an object.
+type Forge = Box<dyn FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send>;
+
+/// A store that puts something else than its owner wants.
+struct Forging {
+    honest: Arc<dyn Store>,
+    forge: Mutex<Forge>,
+}
+
+#[async_trait]
+impl StoreLayer for Forging {
+    fn inner(&self) -> &dyn Store {
+        &*self.honest
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let objects = (self.forge.lock().unwrap_or_else(PoisonError::into_inner))(key, bytes);
+        for (key, bytes) in objects {
+            self.honest.put(&key, bytes).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The node, with what `forge` makes of its uploads.
+pub fn forge_uploads(setup: Setup, forge: impl FnMut(&str, Bytes) -> Vec<(String, Bytes)> + Send + 'static) -> Setup {
+    Setup { store: Arc::new(Forging { honest: setup.store, forge: Mutex::new(Box::new(forge)) }), ..setup }
+}
+
+type Rewrite = Box<dyn FnMut(&mut [Vec<u8>]) + Send>;
+
+/// A chain that gets its node's commitments rewritten.
+struct Rewriting {
+    honest: Arc<dyn Chain>,
+    rewrite: Mutex<Rewrite>,
+}
+
+#[async_trait]
+impl ChainLayer for Rewriting {
+    fn inner(&self) -> &dyn Chain {
+        &*self.honest
+    }
+
+    async fn submit_commitment(&self, key: &Keypair, netuid: u16, mut fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
+        (self.rewrite.lock().unwrap_or_else(PoisonError::into_inner))(&mut fields);
+        self.honest.submit_commitment(key, netuid, fields).await
+    }
+}
+
+/// The node, with its commitments as `rewrite` leaves them.
+pub fn rewrite_commitments(setup: Setup, rewrite: impl FnMut(&mut [Vec<u8>]) + Send + 'static) -> Setup {
+    Setup { chain: Arc::new(Rewriting { honest: setup.chain, rewrite: Mutex::new(Box::new(rewrite)) }), ..setup }
+}
+
+type Alter = Box<dyn FnMut(&TrainJob<'_>, &mut TrainOutcome) + Send>;
+
+/// A trainer that learns something else.
+struct Altering {
+    honest: Box<dyn Trainer>,
+    alter: Alter,
+}
+
+impl TrainerLayer for Altering {
+    fn inner(&self) -> &dyn Trainer {
+        &*self.honest
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Trainer {
+        &mut *self.honest
+    }
+
+    fn train(
+        &mut self,
+        job: &TrainJob<'_>,
+        on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
+    ) -> Result<TrainOutcome, TrainError> {
+        let mut outcome = self.honest.train(job, on_step)?;
+        (self.alter)(job, &mut outcome);
+        Ok(outcome)
+    }
+}
+
+/// The node, with what it learned as `alter` leaves it.
+pub fn alter_training(setup: Setup, alter: impl FnMut(&TrainJob<'_>, &mut TrainOutcome) + Send + 'static) -> Setup {
+    Setup { trainer: Box::new(Altering { honest: setup.trainer, alter: Box::new(alter) }), ..setup }
+}
+
+/// The window and the name of an object, if a miner publishes it: `header`, `payload` or `key`.
+pub fn published(key: &str) -> Option<(u64, &str)> {
+    let mut segments = key.split('/').skip(2);
+    let (folder, window, object) = (segments.next()?, segments.next()?, segments.next()?);
+    let is_whole = folder == "w" && segments.next().is_none();
+    is_whole.then_some((window.parse().ok()?, object))
+}
+
+/// The window of which a header's word or a vote speaks.
+pub fn window_of(word: &[u8]) -> Option<u64> {
+    // A tag stands before it.
+    let bytes = word.get(1..5)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::hash::Hash32;
+    use templar_protocol::run::RunId;
+    use templar_protocol::word::{HeaderWord, fields};
+    use templar_store::keys;
+
+    use super::*;
+
+    #[test]
+    fn names_of_objects_are_read_as_the_store_writes_them() {
+        let (run, hash) = (RunId(Hash32::of(b"run")), Hash32::of(b"header"));
+        assert_eq!(published(&keys::window_header(run, 0)), Some((0, "header")));
+        assert_eq!(published(&keys::window_payload(run, 12_345_678)), Some((12_345_678, "payload")));
+        assert_eq!(published(&keys::window_key(run, 7)), Some((7, "key")));
+        assert_eq!(published(&keys::held_key(run, 7, &hash)), None);
+        assert_eq!(published(&keys::checkpoint_state(run, &hash)), None);
+    }
+
+    #[test]
+    fn words_are_read_as_the_protocol_writes_them() {
+        let word = HeaderWord { window: 70_000, header_hash: Hash32::of(b"header") };
+        assert_eq!(window_of(&fields(b"bucket", Some(&word), None)[1]), Some(70_000));
+        assert_eq!(window_of(b""), None);
+    }
+}
