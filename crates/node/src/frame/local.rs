@@ -56,8 +56,8 @@ struct Saved {
 }
 
 impl Local {
-    /// Opens or creates the state of `hotkey` in `run` below `root`. Neither runs nor hotkeys share anything. A folder
-    /// of an older release is migrated.
+    /// Opens or creates the state of `hotkey` in `run` below `root`. Neither runs nor hotkeys share anything, nor do
+    /// versions of the protocol.
     ///
     /// Fails with [`NodeError::InUse`] while another process has it open, and with [`NodeError::LocalRecord`] if a
     /// newer release wrote it.
@@ -65,8 +65,8 @@ impl Local {
         // Both hashes in full, because shorter names can be made to collide.
         let folder = root.join(format!("v{PROTOCOL_VERSION}-{}-{}", run.0, hotkey));
         let database = database::connect(&folder, disk).map_err(|failure| failure.at(&folder))?;
-        let mut local = Self { files: Files::new(folder, disk), database, saved: None, unfolded_bytes: 0 };
-        database::migrate(&mut local.database, local.files.folder())?;
+        let local = Self { files: Files::new(folder, disk), database, saved: None, unfolded_bytes: 0 };
+        database::check_format(&local.database, local.files.folder())?;
         Ok(local)
     }
 

@@ -1,8 +1,7 @@
-//! What a node keeps in its database: every record, its version, and how the layout of an older release is read.
+//! What a node keeps in its database: every record and its version.
 //!
-//! A record's bytes are one byte with its version, then its fields in Borsh. The first release wrote the fields alone;
-//! [`Record::from_unversioned`] reads those. Bytes that do not decode are a [`RecordError`] and never `None`: an
-//! upgrade that changes a record must read the old layout, or say that it cannot.
+//! A record's bytes are one byte with its version, then its fields in Borsh. Bytes that do not decode are a
+//! [`RecordError`] and never `None`: an upgrade that changes a record must read the old layout, or say that it cannot.
 
 use std::io;
 
@@ -18,11 +17,6 @@ pub trait Record: BorshSerialize + BorshDeserialize {
     const NAME: &'static str;
     /// Rises with every change of the layout.
     const VERSION: u8 = 1;
-
-    /// From the layout of the first release, which had no version and belonged to runs of protocol 1.
-    fn from_unversioned(_: &[u8]) -> io::Result<Self> {
-        Err(io::Error::other("it belongs to a run of protocol 1"))
-    }
 }
 
 /// Why the bytes of a record cannot be read.
@@ -219,34 +213,8 @@ impl ThetaRecord {
     }
 }
 
-impl StateRecord {
-    /// A row of the first release: the canonical bytes alone, and a whole θ for every state.
-    pub fn unversioned(settled: u64, state: Vec<u8>) -> Self {
-        Self { state, theta: ThetaRecord { whole: format!("theta-{settled:08}.bin"), patches: Vec::new() } }
-    }
-}
-
 impl Record for StateRecord {
     const NAME: &'static str = "state";
-}
-
-/// Adds the version to the unversioned bytes of the record `name`; returns them unchanged if there is no such record.
-pub fn migrate(name: &str, bytes: Vec<u8>) -> Result<Vec<u8>, (String, RecordError)> {
-    fn one<R: Record>(bytes: &[u8]) -> Result<Vec<u8>, (String, RecordError)> {
-        let layout = |error: io::Error| RecordError::Layout { version: 0, reason: error.to_string() };
-        let record = R::from_unversioned(bytes).map_err(|error| (R::NAME.to_owned(), layout(error)))?;
-        Ok(Stored::of(&record).bytes)
-    }
-    match name {
-        ErrorFeedbackRecord::NAME => one::<ErrorFeedbackRecord>(&bytes),
-        OptimiserRecord::NAME => one::<OptimiserRecord>(&bytes),
-        PendingRecord::NAME => one::<PendingRecord>(&bytes),
-        VoteRecord::NAME => one::<VoteRecord>(&bytes),
-        ScoresRecord::NAME => one::<ScoresRecord>(&bytes),
-        CheckpointsRecord::NAME => one::<CheckpointsRecord>(&bytes),
-        HeldRecord::NAME => one::<HeldRecord>(&bytes),
-        _ => Ok(bytes),
-    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Local;
 use templar_node::pretrain::pending::Pending;
-use templar_protocol::candidates::Exclusion;
+use templar_protocol::hash::Hash32;
 use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::roster::Uid;
 use templar_protocol::run::RunSpec;
+use templar_protocol::standing::{Exclusion, Standing};
 use templar_protocol::state::RunState;
 use templar_record::event::{Event, Source};
 use templar_record::outcome::{Miss, Outcome};
@@ -93,10 +94,10 @@ fn exclude_everybody(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
     let theta = local.theta(&state, &spec.layout()).unwrap();
     let exclusions = (0..3).map(|uid| {
         let hotkey = Keypair::insecure_dev(22, &format!("miner-{uid}")).hotkey();
-        let entry = templar_protocol::roster::EntryId { uid: Uid(uid), hotkey, registered_at_block: 1 };
-        Exclusion { entry, until_window: 1000 }
+        Exclusion { hotkey, bucket: Hash32::of(b"none"), until_window: 1000 }
     });
-    local.save(&RunState { exclusions: exclusions.collect(), ..state }, &Arc::new(theta), &[]).unwrap();
+    let standing = Standing { exclusions: exclusions.collect(), ..state.standing };
+    local.save(&RunState { standing, ..state }, &Arc::new(theta), &[]).unwrap();
 }
 
 #[test]

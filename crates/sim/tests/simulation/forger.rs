@@ -129,7 +129,7 @@ fn attack_12_what_is_too_large_is_not_downloaded_even_if_certified() {
     let mut scenario = scenario(3, "miner-1", Lie::Size);
     // All validators lie too: the others must fetch it, and nobody can settle the window.
     for validator in ["validator-0", "validator-1"] {
-        scenario.wrap(validator, |setup| accept_all::wrap(setup, 1, 3));
+        scenario.wrap(validator, |setup| accept_all::wrap(setup, 1, 3, 2));
     }
     let gets = watch_gets(&mut scenario);
     let outcome = run(scenario);

@@ -1,4 +1,4 @@
-//! The database of a node's local state: its tables, its lock, and what an older release wrote.
+//! The database of a node's local state: its tables, its lock, and its format.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use rusqlite::{Connection, Transaction, params};
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{Disk, Failure};
-use crate::frame::records::{self, RecordError, StateRecord, Stored};
+use crate::frame::records::{RecordError, Stored};
 
 /// States kept, so that a diverged node can go back without a download.
 const STATES_KEPT: u64 = 3;
 /// How long to wait for a process that is about to end to release the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// What the database's tables and records look like: 0, those of the first release, had no versions.
+/// Number of the layout of the database's tables. Each protocol version has folders of its own.
 pub(super) const FORMAT: i64 = 1;
 
 /// Opens or creates the database in `folder`, and keeps it from all other processes.
@@ -70,36 +70,15 @@ pub(super) fn rows<A: rusqlite::types::FromSql, B: rusqlite::types::FromSql>(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Gives the records of the first release their versions, all in one step.
-pub(super) fn migrate(database: &mut Connection, folder: &Path) -> Result<(), NodeError> {
-    let failed = |failure: Failure| failure.at(folder);
-    let format: i64 =
-        database.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|error| failed(error.into()))?;
-    if format > FORMAT {
-        let source = RecordError::Newer { found: format, newest: FORMAT };
-        return Err(unreadable(folder, "database", source));
+/// Marks a new database with its format, and refuses one that a newer release wrote.
+pub(super) fn check_format(database: &Connection, folder: &Path) -> Result<(), NodeError> {
+    let failed = |error: rusqlite::Error| Failure::from(error).at(folder);
+    let found: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    match found {
+        0 => database.pragma_update(None, "user_version", FORMAT).map_err(failed),
+        FORMAT => Ok(()),
+        _ => Err(unreadable(folder, "database", RecordError::Newer { found, newest: FORMAT })),
     }
-    if format == FORMAT {
-        return Ok(());
-    }
-    let transaction = database.transaction().map_err(|error| failed(error.into()))?;
-    let values: Vec<(String, Vec<u8>)> = rows(&transaction, "SELECT name, bytes FROM value").map_err(failed)?;
-    for (name, bytes) in values {
-        let bytes = records::migrate(&name, bytes).map_err(|(name, source)| unreadable(folder, &name, source))?;
-        let update = transaction.execute("UPDATE value SET bytes = ?2 WHERE name = ?1", params![name, bytes]);
-        update.map_err(|error| failed(error.into()))?;
-    }
-    let states: Vec<(i64, Vec<u8>)> = rows(&transaction, "SELECT settled, bytes FROM state").map_err(failed)?;
-    for (settled, bytes) in states {
-        let bytes = Stored::of(&StateRecord::unversioned(settled as u64, bytes)).bytes;
-        let update = transaction.execute("UPDATE state SET bytes = ?2 WHERE settled = ?1", params![settled, bytes]);
-        update.map_err(|error| failed(error.into()))?;
-    }
-    let end = || -> rusqlite::Result<()> {
-        transaction.pragma_update(None, "user_version", FORMAT)?;
-        transaction.commit()
-    };
-    end().map_err(|error| failed(error.into()))
 }
 
 /// A record that this release cannot read.

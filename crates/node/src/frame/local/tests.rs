@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
+use templar_protocol::standing::Standing;
 
 use super::*;
 use crate::frame::files::to_bytes;
@@ -18,7 +20,8 @@ fn state(settled: u64, layout: &Layout, theta: &[f32]) -> RunState {
         theta_root: layout.state_root(theta),
         cursor: 0,
         outer_steps: 0,
-        exclusions: vec![],
+        inputs: Hash32::default(),
+        standing: Standing::default(),
     }
 }
 

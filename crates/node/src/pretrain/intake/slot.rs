@@ -309,6 +309,7 @@ mod tests {
             sample_digest: hash,
             possession: hash,
             ciphertext_bytes_max: 1,
+            steps_max: 4,
             tokens_max: 1,
         };
         let text = String::new;
