@@ -3,15 +3,12 @@
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec,
-    RunSpec, ScoringSpec, Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
+    Theta0Spec, WindowSpec,
 };
 
 /// Stake of each validator in a local network. A neuron needs half of it to be a validator.
 pub const VALIDATOR_STAKE_RAO: u64 = 1_000_000_000_000;
-
-/// Contributions that count in a window.
-const GATHER: u32 = 20;
 
 /// The windows of Covenant-72B: 115 blocks of 12 s, of which some 70 s for puts; the next window trains meanwhile.
 pub fn mainnet_windows() -> WindowSpec {
@@ -49,9 +46,6 @@ pub fn run_defaults(
     windows: WindowSpec,
 ) -> RunSpec {
     let stake_age_blocks = 360.min(chain.start_block / 4);
-    let step_tokens = u64::from(preset.inner.batch_sequences) * u64::from(preset.model.seq_len);
-    // All pay is for a window in which everybody who can count trains on its whole slice.
-    let budget_tokens = u64::from(GATHER) * u64::from(preset.inner.steps) * step_tokens;
     RunSpec {
         protocol: PROTOCOL_VERSION,
         name: name.to_owned(),
@@ -62,7 +56,7 @@ pub fn run_defaults(
         inner: preset.inner.clone(),
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 },
         roster: RosterSpec {
-            gather: GATHER,
+            gather: 20,
             reserve: 10,
             validator_stake_rao: VALIDATOR_STAKE_RAO / 2,
             active_blocks: 10 * windows.blocks,
@@ -72,7 +66,6 @@ pub fn run_defaults(
         },
         windows,
         scoring: ScoringSpec { draws: 8, sequences: 8, step_fraction: 0.5, memory: 0.8, weights_every_windows: 1 },
-        incentive: IncentiveSpec { budget_tokens, burn_uid: 0 },
         chain,
     }
 }

@@ -32,7 +32,7 @@ mod tests {
         assert_eq!(RunSpec::from_toml(&run.to_toml()).unwrap(), run);
         let commented = format!("# a comment\n{}", run.to_toml().replace(" = ", "   =   "));
         assert_eq!(RunSpec::from_toml(&commented).unwrap().id(), run.id());
-        assert_eq!(run.id().to_string(), "1b5d8c53ec868b672e43f1ef873f112e3a76f9ffc5cb94260b452861f2b3dc01");
+        assert_eq!(run.id().to_string(), "378d6589b0fa4f8601edceb9343fea34dea1a119b32b6a84cfb30d9d7113b908");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use crate::keys::Keypair;
 use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, IncentiveSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION,
-    RosterSpec, RunSpec, ScoringSpec, Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec,
+    ScoringSpec, Theta0Spec, WindowSpec,
 };
 
 /// A small valid run.
@@ -66,7 +66,6 @@ pub fn spec() -> RunSpec {
             silent_windows: 8,
         },
         scoring: ScoringSpec { draws: 8, sequences: 4, step_fraction: 0.5, memory: 0.8, weights_every_windows: 2 },
-        incentive: IncentiveSpec { budget_tokens: 1 << 20, burn_uid: 0 },
     }
 }
 

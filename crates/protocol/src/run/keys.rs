@@ -136,8 +136,6 @@ pub static KEYS: &[RunKey] = &[
     number("scoring.step_fraction", |run| run.scoring.step_fraction, (At(1e-6), At(1.0)), "of the step", "c: a miner is evaluated at θ − c·α·contribution."),
     number("scoring.memory", |run| run.scoring.memory, (At(0.0), At(0.9999)), "", "How much of the moving averages survives an evaluation."),
     integer("scoring.weights_every_windows", |run| run.scoring.weights_every_windows, (At(1), At(10_000)), "windows", "Windows between two settings of weights."),
-    integer("incentive.budget_tokens", |run| run.incentive.budget_tokens, (At(1), At(INTEGER_MAX)), "tokens", "Tokens per window that all pay is for: a miner's share is its verified tokens over these, and what nobody earned is burnt."),
-    integer("incentive.burn_uid", |run| run.incentive.burn_uid.into(), (At(0), At(u16::MAX as u64)), "", "The uid to which pay goes that nobody earned: on Bittensor the subnet owner's, whose share the chain burns."),
 ];
 
 const fn integer(

@@ -59,7 +59,6 @@ pub struct RunSpec {
     pub windows: WindowSpec,
     pub roster: RosterSpec,
     pub scoring: ScoringSpec,
-    pub incentive: IncentiveSpec,
 }
 
 /// Which chain and subnet the run lives on.
@@ -216,16 +215,6 @@ pub struct ScoringSpec {
     pub memory: f64,
     /// Windows between two settings of weights.
     pub weights_every_windows: u64,
-}
-
-/// What miners are paid for.
-#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IncentiveSpec {
-    /// Tokens per window that all pay is for. If fewer are trained on and verified, the rest of the pay is burnt.
-    pub budget_tokens: u64,
-    /// The uid that pay goes to which nobody earned: on Bittensor the subnet owner's, whose share the chain burns.
-    pub burn_uid: u16,
 }
 
 impl RunSpec {

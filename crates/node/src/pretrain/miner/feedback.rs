@@ -17,6 +17,7 @@ use crate::frame::records::{ErrorFeedbackRecord, FloatFormat, KeptFeedback};
 
 #[derive(Debug)]
 pub(super) struct ErrorFeedback {
+    length: usize,
     values: Vec<f32>,
     record: ErrorFeedbackRecord,
 }
@@ -27,19 +28,18 @@ impl ErrorFeedback {
         let record = local.get::<ErrorFeedbackRecord>()?.unwrap_or_default();
         let newest = record.sealed.as_ref().or(record.confirmed.as_ref());
         Ok(match newest.map(|kept| read(local, kept, length)).transpose() {
-            Ok(values) => (Self { values: values.unwrap_or_else(|| vec![0.0; length]), record }, None),
+            Ok(values) => (Self { length, values: values.unwrap_or_else(|| vec![0.0; length]), record }, None),
             Err(cause) => (Self::zero(length), Some(cause)),
         })
     }
 
     fn zero(length: usize) -> Self {
-        Self { values: vec![0.0; length], record: ErrorFeedbackRecord::default() }
+        Self { length, values: vec![0.0; length], record: ErrorFeedbackRecord::default() }
     }
 
     /// Begins anew.
     pub(super) fn reset(&mut self) {
-        self.values.fill(0.0);
-        self.record = ErrorFeedbackRecord::default();
+        *self = Self::zero(self.length);
     }
 
     /// Hash of the last header that the chain had in time since e began; zeros if there is none.
@@ -89,7 +89,7 @@ impl ErrorFeedback {
         if self.undecided() != Some(window) {
             return None;
         }
-        let length = self.values.len();
+        let length = self.length;
         self.record.sealed = None;
         match self.record.confirmed.as_ref().map(|kept| read(local, kept, length)).transpose() {
             Ok(values) => {
