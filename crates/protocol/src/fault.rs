@@ -109,7 +109,6 @@ impl FaultKind {
             Self::NotCommitted | Self::WrongBase | Self::Possession => Class::Lapse,
             Self::WrongRun
             | Self::WrongWindow
-            | Self::WrongEntry
             | Self::PayloadTooLarge
             | Self::StepCount
             | Self::TokenCount
@@ -117,6 +116,8 @@ impl FaultKind {
             | Self::SealBroken
             | Self::PayloadMalformed => Class::Proof,
             Self::WordMalformed
+            // Anybody can commit to a header that somebody else signed, and name the bucket that it is in.
+            | Self::WrongEntry
             | Self::HeaderMalformed
             | Self::HeaderMismatch
             | Self::BadSignature

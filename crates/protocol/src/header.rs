@@ -96,9 +96,10 @@ impl HeaderContext {
     /// Checks that `header` states what it must.
     pub fn check(&self, header: &Header) -> Result<(), FaultKind> {
         let rules = [
+            // First: what follows is evidence against the entry only if its own hotkey signed it.
+            (header.entry == self.entry, FaultKind::WrongEntry),
             (header.run == self.run, FaultKind::WrongRun),
             (header.window == self.window, FaultKind::WrongWindow),
-            (header.entry == self.entry, FaultKind::WrongEntry),
             (header.base == self.base, FaultKind::WrongBase),
             (header.ciphertext_bytes <= self.ciphertext_bytes_max, FaultKind::PayloadTooLarge),
             ((1..=self.steps_max).contains(&header.steps), FaultKind::StepCount),
