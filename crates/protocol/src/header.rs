@@ -10,6 +10,8 @@ use crate::run::RunId;
 
 /// Upper bound of an encoded [`SignedHeader`].
 pub const HEADER_BYTES_MAX: u64 = 1024;
+/// Context of [`Header::hash`], which is over the header's bytes.
+pub const HEADER_CONTEXT: &str = "templar v2 header";
 
 /// What a contribution is, and what it is based on.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -64,7 +66,7 @@ impl Header {
     /// What the miner commits on chain. The signature is not part of it, so signing again after a crash changes
     /// nothing.
     pub fn hash(&self) -> Hash32 {
-        Hash32::of_value("templar v2 header", self)
+        Hash32::of_value(HEADER_CONTEXT, self)
     }
 
     pub fn sign(self, keypair: &Keypair) -> SignedHeader {

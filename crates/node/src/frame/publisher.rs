@@ -46,15 +46,21 @@ impl Publisher {
             return Ok(());
         }
         let snapshot = ctx.snapshot(head).await?;
-        let listed = snapshot.commitment_of(entry).is_some_and(|commitment| {
-            let fresh = commitment.block + ctx.spec.roster.active_blocks / 2 > head;
-            let window = ctx.schedule.window_at(head).unwrap_or_default();
-            let silent = self.role == Role::Validator
-                && Vote::read_window(commitment)
-                    .is_some_and(|voted| u64::from(voted) + ctx.spec.roster.silent_windows <= window);
-            fresh && !silent && commitment.fields.first() == Some(&self.locator)
+        let window = ctx.schedule.window_at(head).unwrap_or_default();
+        let commitment = snapshot.commitment_of(entry);
+        let is_silent = self.role == Role::Validator
+            && commitment
+                .and_then(Vote::read_window)
+                .is_some_and(|voted| u64::from(voted) + ctx.spec.roster.silent_windows <= window);
+        let is_listed = commitment.is_some_and(|commitment| {
+            let is_fresh = commitment.block + ctx.spec.roster.active_blocks / 2 > head;
+            is_fresh && commitment.fields.first() == Some(&self.locator)
         });
-        if !listed && !self.submit(ctx, self.fields.clone(), head).await? {
+        if is_silent {
+            // The way back into the roster is a commitment without the old vote.
+            self.fields = word::fields(&self.locator, None, None);
+        }
+        if (is_silent || !is_listed) && !self.submit(ctx, self.fields.clone(), head).await? {
             return Ok(());
         }
         self.listing_checked_at = Some(head);

@@ -9,6 +9,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use templar_incentive::score::ScoreBook;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::SignedHeader;
+use templar_protocol::roster::EntryId;
 use templar_protocol::word::Vote;
 use templar_record::outcome::Miss;
 
@@ -67,6 +68,8 @@ pub enum FloatFormat {
 /// e: what was learned and not yet sent. Without either, it is zeros.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ErrorFeedbackRecord {
+    /// The registration whose headers it follows from, and the window of the first of them.
+    pub since: Option<(EntryId, u64)>,
     /// After the last header that the chain had in time.
     pub confirmed: Option<KeptFeedback>,
     /// After the newest one, of which that is not known yet.

@@ -100,7 +100,7 @@ impl Miner {
         saving: Saving,
     ) -> Result<Self, NodeError> {
         let seat = Seat::open(ctx.clone(), local, Role::Miner).await?;
-        let (error_feedback, damage) = ErrorFeedback::load(&seat.local, ctx.codec.layout().len())?;
+        let (mut error_feedback, damage) = ErrorFeedback::load(&seat.local, ctx.codec.layout().len())?;
         if let Some(cause) = damage {
             ctx.trouble(Trouble::LocalDamage { what: LocalPart::ErrorFeedback, cause }).await;
         }
@@ -109,6 +109,11 @@ impl Miner {
             ctx.trouble(Trouble::LocalDamage { what: LocalPart::Optimiser, cause }).await;
         }
         let restored = Pending::load(&seat.local)?;
+        let is_undecided = |window| restored.whole.iter().any(|pending| pending.window == window);
+        // A payload of its own that it does not have any more may be owed: what e would be is not known.
+        if !restored.damaged.is_empty() || error_feedback.undecided().is_some_and(|window| !is_undecided(window)) {
+            error_feedback.reset();
+        }
         for (window, cause) in restored.damaged {
             ctx.trouble(Trouble::LocalDamage { what: LocalPart::Pending { window }, cause }).await;
         }
@@ -129,6 +134,13 @@ impl Miner {
             outcomes,
             head: 0,
         };
+        let head = miner.ctx.chain.head().await?.number;
+        // What cannot be found out now is tried again at the first block.
+        if let Err(error) = miner.decide(head).await
+            && error.is_fatal()
+        {
+            return Err(error);
+        }
         miner.next_window = miner.pending.back().map_or(0, |pending| pending.window + 1);
         miner.drop_skipped();
         if miner.outcomes.has_news() {
@@ -169,8 +181,12 @@ impl Miner {
         let outcome = outcomes::outcome(&window, &certificate, is_applied, &entry, miss, gather);
         // A window that a node goes back to is settled again.
         self.owed.retain(|owed| owed.window != window.number || outcome != Outcome::Counted);
-        if let Some(pending) = pending.filter(|pending| pending.is_opened() && outcome != Outcome::Counted) {
-            self.owed.push(Owed { window: pending.window, payload: pending.payload });
+        match pending {
+            Some(pending) if pending.is_opened() && outcome != Outcome::Counted => {
+                self.owed.push(Owed { window: pending.window, payload: pending.payload });
+            }
+            Some(pending) if self.error_feedback.undecided() == Some(pending.window) => self.error_feedback.reset(),
+            _ => {}
         }
         self.outcomes.settle(window.number, outcome);
         self.save()
@@ -197,11 +213,11 @@ impl Miner {
         let (skipped, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(|pending| pending.window < settled);
         self.pending = kept;
         for pending in &skipped {
-            if pending.is_opened() {
+            // Whether the chain had its header in time could not be found out either.
+            let is_undecided = self.error_feedback.undecided() == Some(pending.window);
+            if pending.is_opened() || is_undecided {
                 self.error_feedback.reset();
                 self.owed.clear();
-            } else {
-                self.lose_feedback(pending.window);
             }
         }
         self.outcomes.skip_to(settled);
@@ -244,7 +260,9 @@ impl Duty for Miner {
         self.head = head;
         let (ctx, mut steps) = (self.ctx.clone(), Steps::default());
         steps.take(&ctx, self.seat.renew_entry(head).await).await?;
-        steps.take(&ctx, self.settle(head).await).await?;
+        if steps.take(&ctx, self.decide(head).await).await?.is_some() {
+            steps.take(&ctx, self.settle(head).await).await?;
+        }
         steps.take(&ctx, self.publish(head).await).await?;
         steps.take(&ctx, self.seat.keep_listed(head).await).await?;
         steps.take(&ctx, self.seal_if_ready(head).await).await?;

@@ -69,8 +69,9 @@ pub struct Replica {
     older: Option<RunState>,
     /// Contributions fetched for a window that could not be settled yet, by the hash of their headers.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
-    /// The window whose outer step was withheld last, as long as the network may decide otherwise.
-    withheld: Option<u64>,
+    /// The window whose outer step was withheld last, as long as the network may decide otherwise, and the block at which
+    /// what it lacks was last asked for.
+    withheld: Option<(u64, u64)>,
     /// What the outer step to the newest state applied, as far as it is known: a vote proves that its voter holds it.
     applied: Option<Vec<Arc<Opened>>>,
     /// Who served false checkpoints, and until when it is left alone.
@@ -203,7 +204,7 @@ impl Replica {
                 }
                 ctx.trouble(Trouble::Withheld { window, uid }).await;
                 self.push(ctx, State { run, theta: self.newest().theta.clone() });
-                self.withheld = Some(number);
+                self.withheld = Some((number, head));
                 None
             }
             Err(error) => return Err(error),
@@ -241,7 +242,11 @@ impl Replica {
     /// Asks again for what made this node withhold an outer step, until the votes have decided. If it has come, the node
     /// stands again before that window.
     async fn go_back(&mut self, ctx: &Context, head: u64) -> Result<bool, NodeError> {
-        let Some(number) = self.withheld else { return Ok(false) };
+        let Some((number, asked_at)) = self.withheld else { return Ok(false) };
+        if asked_at == head {
+            return Ok(false);
+        }
+        self.withheld = Some((number, head));
         let next = number + 1 + u64::from(ctx.spec.windows.delay_windows);
         let nth = self.recent.iter().position(|state| state.run.settled == number);
         let Some(nth) = nth.filter(|_| head < ctx.schedule.vote_deadline(next)) else {
@@ -255,7 +260,8 @@ impl Replica {
             self.recent = all;
             return Ok(false);
         }
-        self.withheld = None;
+        // What led to the newest state is not what led to the one after the withheld window.
+        (self.withheld, self.applied) = (None, None);
         Ok(true)
     }
 
@@ -281,8 +287,12 @@ impl Replica {
     pub async fn applied(&mut self, ctx: &Context, head: u64) -> Result<&[Arc<Opened>], NodeError> {
         let newest = &self.newest().run;
         if self.applied.is_none() {
-            let before = self.previous().map_or(newest.outer_steps, |before| before.outer_steps);
-            let number = newest.settled.checked_sub(1).filter(|_| newest.outer_steps > before);
+            let number = match (newest.settled.checked_sub(1), self.previous()) {
+                (None, _) => None,
+                // To guess that nothing was applied would be to prove nothing.
+                (Some(window), None) => return Err(NodeError::NoBase { window }),
+                (Some(window), Some(before)) => (newest.outer_steps > before.outer_steps).then_some(window),
+            };
             let applied = match number {
                 None => Vec::new(),
                 Some(number) => {
@@ -319,7 +329,7 @@ impl Replica {
     fn push(&mut self, ctx: &Context, state: State) {
         self.recent.push_back(state);
         while self.recent.len() > 2 + ctx.spec.windows.delay_windows as usize {
-            self.recent.pop_front();
+            self.older = self.recent.pop_front().map(|state| state.run);
         }
     }
 

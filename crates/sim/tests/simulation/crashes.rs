@@ -6,6 +6,7 @@ use std::sync::Arc;
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Local;
 use templar_node::pretrain::pending::Pending;
+use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::roster::Uid;
@@ -19,11 +20,11 @@ use templar_sim::zoo::failure::disk::{diverge, wipe};
 use templar_sim::zoo::failure::not_a_number;
 use templar_store::{Fault, OpKind};
 
-use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, kill, run, start, trained, voted};
+use crate::{MID_WINDOW, any, assert_one_history, at, certified, count, faults_of, kill, run, start, trained, voted};
 
 #[test]
-fn one_of_two_validators_absent_does_not_stop_the_run() {
-    let mut scenario = Scenario::new(3, 2, 7, 5);
+fn one_of_three_validators_absent_does_not_stop_the_run() {
+    let mut scenario = Scenario::new(3, 3, 7, 5);
     scenario.incidents = vec![kill("validator-1", 1), start("validator-1", 4)];
     let outcome = run(scenario);
     assert_eq!(certified(&outcome), [true; 7]);
@@ -123,13 +124,17 @@ fn what_was_opened_is_on_disk_before_its_window_is_settled() {
     let folder = tempfile::tempdir().unwrap();
     let mut scenario = Scenario::new(3, 2, 4, 23);
     scenario.adjust = overlapping;
-    // Window 2 was opened at its block 12 and is settled at its block 26: in between, the node dies.
+    // Window 2 was opened at its block 12 and is settled at its block 26: in between, the node dies. Window 3 is sealed by
+    // then, because that waits for the last header alone.
     scenario.incidents = vec![kill("miner-1", 3)];
     let outcome = scenario.run(folder.path());
     let hotkey = Keypair::insecure_dev(23, "miner-1").hotkey();
     let local = Local::open(&folder.path().join("nodes/miner-1"), outcome.spec.id(), &hotkey, Disk::Volatile).unwrap();
     let pending = Pending::load(&local).unwrap().whole;
-    assert_eq!(pending.iter().map(|pending| (pending.window, pending.is_opened())).collect::<Vec<_>>(), [(2, true)]);
+    assert_eq!(
+        pending.iter().map(|pending| (pending.window, pending.is_opened())).collect::<Vec<_>>(),
+        [(2, true), (3, false)]
+    );
 }
 
 #[test]
@@ -150,16 +155,24 @@ fn values_that_counted_in_a_window_jumped_over_are_not_sent_again() {
 }
 
 #[test]
-fn a_miner_whose_base_was_replaced_says_so() {
+fn a_miner_that_trained_from_a_wrong_state_lapses_and_counts_again() {
     let mut scenario = Scenario::new(3, 3, 7, 25);
     scenario.adjust = overlapping;
-    let disk = at(3, MID_WINDOW, What::Disk("miner-0".into(), diverge));
-    scenario.incidents = vec![kill("miner-0", 3), disk, start("miner-0", 3)];
+    // Window 3 starts from the state after two windows, which is its newest one here.
+    let before_window_3 = |what: What| at(2, 18, what);
+    scenario.incidents = vec![
+        before_window_3(What::Kill("miner-0".into())),
+        before_window_3(What::Disk("miner-0".into(), diverge)),
+        before_window_3(What::Start("miner-0".into())),
+    ];
     let outcome = run(scenario);
-    let replaced =
-        |event: &Event| matches!(event, Event::Ended { outcome: Outcome::Missed { why: Miss::BaseReplaced }, .. });
-    assert_eq!(count(&outcome, "miner-0", replaced), 1);
-    assert!(outcome.report.windows[6].accepted.contains(&Uid(0)), "it counts again");
+    assert!(any(&outcome, "miner-0", |event| matches!(event, Event::Adopted { .. })));
+    // It had sealed window 3 before the votes of window 2 contradicted the state that it started from.
+    let wrong = faults_of(&outcome.report.windows[3], 0);
+    assert_eq!(wrong, [FaultKind::WrongBase]);
+    assert!(!wrong[0].excludes());
+    assert!(outcome.report.windows[5].accepted.contains(&Uid(0)), "it counts again");
+    assert!(outcome.report.windows[6].accepted.contains(&Uid(0)));
     assert_eq!(certified(&outcome), [true; 7]);
 }
 
@@ -219,8 +232,8 @@ fn a_hotkey_registered_again_goes_on_without_a_restart() {
         })
         .collect();
     let [uid] = renewed[..] else { panic!("{renewed:?}") };
-    // It inherits nothing: first it is evaluated, then it earns, and then it is a candidate.
-    assert!(!outcome.report.windows[5].accepted.contains(&uid), "{uid:?}: {:?}", outcome.report.windows[5]);
+    // It has no incentive any more, and gets one of the seats of newcomers.
+    assert!(outcome.report.windows[5].accepted.contains(&uid), "{uid:?}: {:?}", outcome.report.windows[5]);
     assert!(outcome.report.windows[8].accepted.contains(&uid), "{uid:?}: {:?}", outcome.report.windows[8]);
     assert_one_history(&outcome);
 }

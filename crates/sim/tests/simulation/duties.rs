@@ -23,7 +23,7 @@ fn weighed(outcome: &Outcome, node: &str) -> Vec<(u64, Vec<Uid>)> {
 
 #[test]
 fn a_replay_pays_nobody_and_publishes_nothing() {
-    let mut scenario = Scenario::new(3, 2, 8, 80);
+    let mut scenario = Scenario::new(3, 3, 8, 80);
     scenario.incidents = vec![kill("validator-1", 2), start("validator-1", 6)];
     let outcome = run(scenario);
     assert_one_history(&outcome);

@@ -24,7 +24,8 @@ fn assert_found_out(ways: &[Garbled]) {
         assert_eq!(faults_of(window, 1), [garbled.fault()], "{garbled:?}");
         assert!(window.faults.iter().all(|found| found.attributed_to == Party::Miner && found.uid == Uid(1)));
         assert!(window.accepted.len() == 2 && !window.accepted.contains(&Uid(1)), "{window:?}");
-        assert!(!outcome.report.windows[2].accepted.contains(&Uid(1)), "{garbled:?} excludes");
+        // Its hotkey signed none of it: it may have been damaged on its way, and costs one window.
+        assert!(outcome.report.windows[2].accepted.contains(&Uid(1)), "{garbled:?} excludes nobody");
     }
 }
 
@@ -74,10 +75,11 @@ fn one_contribution_under_two_names_counts_once() {
 #[test]
 fn a_vote_that_comes_too_late_does_not_count() {
     let network = |late: bool| {
-        let mut scenario = Scenario::new(3, 2, 3, 62);
-        // validator-1 cannot open miner-1's contribution: its vote would make a tie, and ties reject.
+        let mut scenario = Scenario::new(3, 4, 3, 62);
+        // validator-1 and validator-2 cannot open miner-1's contribution: their votes make a tie, and ties reject.
         scenario.cloud_fault = Some(Box::new(|op| {
-            let hit = op.kind == OpKind::Get && op.actor == "validator-1" && op.bucket == "miner-1";
+            let is_blind = op.actor == "validator-1" || op.actor == "validator-2";
+            let hit = op.kind == OpKind::Get && is_blind && op.bucket == "miner-1";
             (hit && op.key.ends_with("w/00000001/key")).then_some(Fault::NotFound)
         }));
         if late {

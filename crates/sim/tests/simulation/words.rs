@@ -11,10 +11,10 @@ use crate::{assert_one_history, certified, faults_of, run};
 
 #[test]
 fn a_malformed_vote_is_no_vote() {
-    // A vote on three candidates has a byte for each of its two bitmaps, and room for padding in both.
+    // A vote of three validators on three candidates has a byte for each of its bitmaps, and room for padding in all.
     for malformed in Malformed::ALL {
         let fault = malformed.fault();
-        let mut scenario = Scenario::new(3, 2, 3, 63);
+        let mut scenario = Scenario::new(3, 3, 3, 63);
         scenario.wrap("validator-1", move |setup| {
             malformed_vote::wrap(setup, move |window| (window == 1).then_some(malformed))
         });
@@ -25,7 +25,7 @@ fn a_malformed_vote_is_no_vote() {
             outcome.report.windows[window].misvotes.iter().map(|misvote| misvote.uid).collect()
         };
         assert_eq!((misvoters(0), misvoters(1), misvoters(2)), (vec![], vec![Uid(4)], vec![]), "{fault:?}");
-        assert_eq!(outcome.report.windows[1].accepted.len(), 3, "the other validator's vote decides");
+        assert_eq!(outcome.report.windows[1].accepted.len(), 3, "the others' votes decide");
         for node in &outcome.report.nodes {
             assert_eq!(node.faults, [FaultCount { cause: Cause::Vote(fault), count: 1 }], "{}", node.name);
         }

@@ -9,6 +9,8 @@
 //! less than the codec's one or two bits per value leave of it anyway.
 
 use templar_protocol::hash::Hash32;
+use templar_protocol::header::Header;
+use templar_protocol::roster::EntryId;
 
 use crate::frame::error::NodeError;
 use crate::frame::files::{floats, to_bf16, to_bytes};
@@ -42,6 +44,18 @@ impl ErrorFeedback {
         *self = Self::zero(self.length);
     }
 
+    /// Begins anew unless e follows from headers of `entry`: the next owner of a registration inherits nothing.
+    pub(super) fn keep_for(&mut self, entry: &EntryId) {
+        if self.record.since.is_some_and(|(of, _)| of != *entry) {
+            self.reset();
+        }
+    }
+
+    /// Whether the payload of `window` goes back into e if it does not count: it is one of those that e follows from.
+    pub(super) fn is_owed(&self, window: u64) -> bool {
+        self.record.since.is_some_and(|(_, first)| window >= first)
+    }
+
     /// Hash of the last header that the chain had in time since e began; zeros if there is none.
     pub(super) fn previous(&self) -> Hash32 {
         self.record.confirmed.as_ref().map(|kept| kept.header).unwrap_or_default()
@@ -57,22 +71,28 @@ impl ErrorFeedback {
         std::mem::take(&mut self.values)
     }
 
-    /// e after the payload of `window` has left it, whose header has this hash. It counts from the block in which the chain
-    /// has that header.
+    /// e after the payload of `header` has left it. It counts from the block in which the chain has that header.
     pub(super) fn seal(
         &mut self,
         local: &Local,
         saving: Saving,
         values: Vec<f32>,
-        (window, header): (u64, Hash32),
+        header: &Header,
     ) -> Result<(), NodeError> {
         let (format, bytes) = match saving {
             Saving::Exact => (FloatFormat::F32, to_bytes(&values)),
             Saving::Sparing => (FloatFormat::Bf16, to_bf16(&values)),
         };
-        let file = local.put_file("error", &bytes)?;
+        let file = match local.put_file("error", &bytes) {
+            Ok(file) => file,
+            Err(error) => {
+                self.reset();
+                return Err(error);
+            }
+        };
         self.values = values;
-        self.record.sealed = Some(KeptFeedback { file, format, window, header });
+        self.record.since.get_or_insert((header.entry, header.window));
+        self.record.sealed = Some(KeptFeedback { file, format, window: header.window, header: header.hash() });
         Ok(())
     }
 
@@ -91,6 +111,9 @@ impl ErrorFeedback {
         }
         let length = self.length;
         self.record.sealed = None;
+        if self.record.confirmed.is_none() {
+            self.record.since = None;
+        }
         match self.record.confirmed.as_ref().map(|kept| read(local, kept, length)).transpose() {
             Ok(values) => {
                 self.values = values.unwrap_or_else(|| vec![0.0; length]);
@@ -121,9 +144,30 @@ fn read(local: &Local, kept: &KeptFeedback, length: usize) -> Result<Vec<f32>, S
 mod tests {
     use templar_protocol::keys::Keypair;
     use templar_protocol::run::RunId;
+    use templar_protocol::testing::entry;
 
     use super::*;
     use crate::frame::files::Disk;
+
+    fn header(window: u64) -> Header {
+        let zeros = Hash32::default();
+        Header {
+            run: RunId(zeros),
+            window,
+            entry: entry(0),
+            base: zeros,
+            previous: zeros,
+            profile: 0,
+            steps: 1,
+            tokens: 1,
+            sample_digest: zeros,
+            possession: zeros,
+            feedback_root: zeros,
+            ciphertext_hash: zeros,
+            ciphertext_bytes: 1,
+            key_commitment: zeros,
+        }
+    }
 
     fn local(folder: &std::path::Path) -> Local {
         let hotkey = Keypair::insecure_dev(0, "a").hotkey();
@@ -137,7 +181,7 @@ mod tests {
         let values: Vec<f32> = (1..100u16).map(|nth| 1.0 / f32::from(nth)).collect();
         for (saving, error, bytes_per_value) in [(Saving::Exact, 0.0, 4), (Saving::Sparing, 1.0 / 256.0, 2)] {
             let mut feedback = ErrorFeedback::zero(values.len());
-            feedback.seal(&local, saving, values.clone(), (3, Hash32::of(b"header"))).unwrap();
+            feedback.seal(&local, saving, values.clone(), &header(3)).unwrap();
             feedback.confirm(3);
             let record = feedback.record().clone();
             let file = &record.confirmed.as_ref().unwrap().file;
@@ -146,7 +190,7 @@ mod tests {
             let (loaded, damage) = ErrorFeedback::load(&local, values.len()).unwrap();
             let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= error * b;
             assert!(damage.is_none() && loaded.values.iter().zip(&values).all(is_near), "{saving:?}");
-            assert_eq!(loaded.previous(), Hash32::of(b"header"));
+            assert_eq!(loaded.previous(), header(3).hash());
             // What does not fit this run is damage, and not a shorter one.
             assert!(ErrorFeedback::load(&local, values.len() + 1).unwrap().1.is_some());
         }
@@ -158,8 +202,7 @@ mod tests {
         let local = local(folder.path());
         let mut feedback = ErrorFeedback::zero(2);
         let mut seal = |window: u64, value: f32, in_time: bool| {
-            let header = Hash32::of(&window.to_le_bytes());
-            feedback.seal(&local, Saving::Exact, vec![value; 2], (window, header)).unwrap();
+            feedback.seal(&local, Saving::Exact, vec![value; 2], &header(window)).unwrap();
             assert_eq!(feedback.undecided(), Some(window));
             if in_time {
                 feedback.confirm(window);
@@ -168,10 +211,17 @@ mod tests {
             }
             (feedback.values.clone(), feedback.previous())
         };
-        let hash = |window: u64| Hash32::of(&window.to_le_bytes());
+        let hash = |window: u64| header(window).hash();
         assert_eq!(seal(0, 9.0, false), (vec![0.0; 2], Hash32::default()));
         assert_eq!(seal(1, 1.0, true), (vec![1.0; 2], hash(1)));
         assert_eq!(seal(2, 2.0, false), (vec![1.0; 2], hash(1)));
         assert_eq!(seal(3, 3.0, true), (vec![3.0; 2], hash(3)));
+        // What was lost is owed nothing, nor is what came before e began.
+        assert_eq!([0, 1, 3].map(|window| feedback.is_owed(window)), [false, true, true]);
+        feedback.keep_for(&entry(0));
+        assert_eq!(feedback.values, vec![3.0; 2]);
+        feedback.keep_for(&entry(1));
+        assert_eq!((feedback.values.clone(), feedback.previous()), (vec![0.0; 2], Hash32::default()));
+        assert!(!feedback.is_owed(3));
     }
 }

@@ -19,9 +19,23 @@ impl Miner {
     pub(super) async fn publish(&mut self, head: u64) -> Result<(), NodeError> {
         self.give_up_late(head).await;
         self.uploads.tidy(&self.ctx, head + self.ctx.spec.windows.blocks);
-        let mut result = Ok(());
+        let mut result = self.decide(head).await;
         for nth in 0..self.pending.len() {
             result = result.and(self.publish_one(nth, head).await);
+        }
+        result
+    }
+
+    /// Finds out of each pending contribution whose put deadline is past by `head` whether the chain had its header in
+    /// time. Error feedback follows from that, so it comes before a window is settled.
+    pub(super) async fn decide(&mut self, head: u64) -> Result<(), NodeError> {
+        let mut result = Ok(());
+        for nth in 0..self.pending.len() {
+            let put_deadline = self.ctx.schedule.put_deadline(self.pending[nth].window);
+            let is_open = matches!(self.pending[nth].stage(), Stage::Sealed | Stage::Uploaded | Stage::Committed);
+            if is_open && head >= put_deadline {
+                result = result.and(self.open_or_lose(nth, put_deadline).await);
+            }
         }
         let all = std::mem::take(&mut self.pending);
         let (lost, kept): (VecDeque<_>, _) = all.into_iter().partition(|one| matches!(one.stage(), Stage::Lost(_)));
@@ -49,13 +63,10 @@ impl Miner {
                 return Ok(());
             }
             Stage::Uploaded | Stage::Committed if head < put_deadline => return self.commit(nth, head).await,
-            Stage::Sealed | Stage::Uploaded | Stage::Committed => self.open_or_lose(nth, put_deadline).await?,
-            Stage::Opened => {}
-        }
-        // A key that comes after the votes is of no use to anybody.
-        let pending = &self.pending[nth];
-        if *pending.stage() == Stage::Opened && head < vote_deadline {
-            self.uploads.key(&self.ctx, pending, vote_deadline);
+            // A key that comes after the votes is of no use to anybody.
+            Stage::Opened if head < vote_deadline => self.uploads.key(&self.ctx, pending, vote_deadline),
+            // It could not be found out yet whether the chain had its header in time.
+            Stage::Sealed | Stage::Uploaded | Stage::Committed | Stage::Opened => {}
         }
         Ok(())
     }

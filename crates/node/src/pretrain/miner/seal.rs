@@ -9,7 +9,7 @@ use crate::frame::error::NodeError;
 use crate::frame::local::Saving;
 use crate::frame::records::{OptimiserRecord, Stored};
 use crate::pretrain::miner::{Miner, Work};
-use crate::pretrain::pending::{self, Pending};
+use crate::pretrain::pending::{self, Owed, Pending};
 use crate::pretrain::window::Window;
 
 /// Windows after which a sparing miner writes the optimiser's moments. They are two thirds of the state that only it
@@ -60,6 +60,7 @@ impl Miner {
             }
         };
         let (steps, tokens) = (outcome.steps.len() as u32, outcome.tokens);
+        self.error_feedback.keep_for(&entry);
         let (payload, values, feedback_root) = match self.encode(base.run.settled, outcome.delta).await {
             Ok(encoded) => encoded,
             Err(error) => {
@@ -70,8 +71,7 @@ impl Miner {
         };
         let work = pending::Work { previous: self.error_feedback.previous(), steps, tokens, feedback_root };
         let pending = Pending::new(&self.ctx, &context, work, payload);
-        let sealed = (number, pending.header.header.hash());
-        self.error_feedback.seal(&self.seat.local, self.saving, values, sealed)?;
+        self.error_feedback.seal(&self.seat.local, self.saving, values, &pending.header.header)?;
         self.pending.push_back(pending);
         self.save()?;
         self.publish(head).await
@@ -80,8 +80,8 @@ impl Miner {
     /// e ← β·(e + what is owed of `settled` windows) + Δ, and its payload, which leaves e. Gives payload, e, and its root.
     async fn encode(&mut self, settled: u64, delta: Vec<f32>) -> Result<(Vec<u8>, Vec<f32>, Hash32), EncodeError> {
         let codec = self.ctx.codec.clone();
-        let owed: Vec<Vec<u8>> =
-            self.owed.iter().filter(|owed| owed.window < settled).map(|owed| owed.payload.clone()).collect();
+        let is_due = |owed: &&Owed| owed.window < settled && self.error_feedback.is_owed(owed.window);
+        let owed: Vec<Vec<u8>> = self.owed.iter().filter(is_due).map(|owed| owed.payload.clone()).collect();
         let mut values = self.error_feedback.take_values();
         let encode = move || {
             for contribution in owed.into_iter().filter_map(|payload| codec.decode(payload).ok()) {

@@ -301,8 +301,13 @@ impl Judge {
         let window = intake.window.number;
         let root = intake.window.base_digest;
         let comm_s = intake.open_s();
-        let Some(proof) = self.proofs.proof(window, &seat.entry) else {
-            return Ok(self.endings.note(window, Part::Abstained(Abstention::NoPayloads)));
+        let Some(proof) = self.proofs.proof(window, root, &seat.entry) else {
+            self.endings.note(window, Part::Abstained(Abstention::NoPayloads));
+            self.held.give_up(window);
+            if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window + 1)) {
+                self.keep_judged(intake);
+            }
+            return Ok(());
         };
         let deny = self.proofs.denied(&self.ctx, &intake.window).await?;
         let (mut accept, mut exclude, mut faults, mut uids) = (vec![], vec![], vec![], vec![]);

@@ -48,13 +48,18 @@ impl Proofs {
         };
         let digest = ctx.compute.run(work).await;
         let known = Known { window: window.number, root: window.base_digest, digest };
-        self.before = self.present.replace(known);
+        // After a return to another state the same window is judged anew.
+        let before = self.present.replace(known);
+        if let Some(before) = before.filter(|before| before.window != window.number) {
+            self.before = Some(before);
+        }
         Ok(())
     }
 
-    /// The proof of `voter` in its vote on `window`, if this node can make it.
-    pub(super) fn proof(&self, window: u64, voter: &EntryId) -> Option<VoteProof> {
-        self.present.as_ref().filter(|known| known.window == window).map(|known| known.digest.proof(voter))
+    /// The proof of `voter` in its vote on `window`, which starts from the state `root`, if this node can make it.
+    pub(super) fn proof(&self, window: u64, root: Hash32, voter: &EntryId) -> Option<VoteProof> {
+        let known = self.present.as_ref().filter(|known| known.window == window && known.root == root);
+        known.map(|known| known.digest.proof(voter))
     }
 
     /// By validator of the roster of `window`: whether its vote on the window before stands on the state that this node

@@ -7,7 +7,8 @@ use templar_protocol::word::{self, Vote};
 use crate::zoo::layers::rewrite_commitments;
 
 /// A validator that accepts every one of `candidates` in a window, whatever it found. Only where most of the stake does
-/// so is anything certified that nobody can decode, and then nobody downloads what is too large: the window stalls.
+/// so is anything certified that nobody can decode, and then nobody downloads what is too large: the window's step is
+/// withheld.
 ///
 /// A rehearsal does not offer it by name, because the numbers of candidates and validators have to be known beforehand.
 pub fn wrap(setup: Setup, window: u32, candidates: usize, validators: usize) -> Setup {

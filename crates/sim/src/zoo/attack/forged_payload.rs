@@ -10,7 +10,7 @@ use templar_node::pretrain::setup::Setup;
 use templar_protocol::commitment::Commitment;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
-use templar_protocol::header::{Header, SignedHeader};
+use templar_protocol::header::{HEADER_CONTEXT, Header, SignedHeader};
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
 use templar_protocol::seal::SealKey;
@@ -124,7 +124,7 @@ fn forge(lie: Lie, spec: &RunSpec, keypair: &Keypair, honest: &[u8]) -> Option<O
         *ciphertext.last_mut()? ^= 1;
     }
     // The signature is the last 64 bytes.
-    let honest_hash = Hash32::derive("templar v1 header", honest.get(..honest.len().checked_sub(64)?)?);
+    let honest_hash = Hash32::derive(HEADER_CONTEXT, honest.get(..honest.len().checked_sub(64)?)?);
     let header = Header {
         ciphertext_hash: Hash32::of(&ciphertext),
         ciphertext_bytes: ciphertext.len() as u64,

@@ -3,6 +3,7 @@
 use templar_node::pretrain::setup::Setup;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::hash::Hash32;
+use templar_protocol::header::HEADER_CONTEXT;
 use templar_protocol::keys::Keypair;
 use templar_record::event::Role;
 
@@ -13,7 +14,7 @@ pub const KIND: Kind = Kind {
     name: "garbled-object",
     role: Role::Miner,
     tries: "It uploads a header, payload or key that is malformed or another than it promised, each window in another way.",
-    stopped_by: "Hashes, signature and bounds: each way has a fault of its name, and excludes the miner for a while.",
+    stopped_by: "Hashes, signature and bounds: each way has a fault of its name, and costs its window alone, because its hotkey signed none of it.",
     wrap: |setup, _| wrap(setup, |window| Some(Garbled::ALL[window as usize % Garbled::ALL.len()])),
 };
 
@@ -74,7 +75,7 @@ impl Garbled {
                 // The signature is the last 64 bytes; this one is somebody else's of the same bytes.
                 let signed = bytes.len() - 64;
                 let (signed, signature) = bytes.split_at_mut(signed);
-                let hash = Hash32::derive("templar v1 header", signed);
+                let hash = Hash32::derive(HEADER_CONTEXT, signed);
                 signature.copy_from_slice(&Keypair::insecure_dev(0, "somebody else").sign(hash.as_bytes()).0);
             }
             // The window stands behind the run's 32 bytes.

@@ -22,7 +22,7 @@ pub enum Malformed {
     Long,
     /// No bitmaps.
     Short,
-    /// A bit beyond the last candidate, where the last byte has room for one.
+    /// A bit beyond the last validator, where the last byte has room for one.
     Padding,
     Tag,
 }
@@ -44,7 +44,8 @@ impl Malformed {
             Self::Long => vote.push(0),
             // Tag, window and root are left.
             Self::Short => vote.truncate(37),
-            Self::Padding => vote.iter_mut().skip(37).last().into_iter().for_each(|bits| *bits |= 0x80),
+            // The last byte of bits stands before 16 bytes of proof.
+            Self::Padding => vote.iter_mut().nth_back(16).into_iter().for_each(|bits| *bits |= 0x80),
             Self::Tag => vote[0] = 9,
         }
     }
