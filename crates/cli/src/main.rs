@@ -11,6 +11,7 @@ mod end;
 mod failure;
 mod files;
 mod metrics;
+mod numbers;
 mod output;
 mod outputs;
 #[cfg(test)]
@@ -51,6 +52,6 @@ fn main() -> ExitCode {
         }
         (None, Ok(End::Done)) => ExitCode::SUCCESS,
         (None, Ok(End::Stopped)) => ExitCode::from(130),
-        (None, Err(_)) => ExitCode::FAILURE,
+        (None, Err(report)) => ExitCode::from(if failure::is_usage(&report) { 2 } else { 1 }),
     }
 }

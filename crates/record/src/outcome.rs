@@ -19,6 +19,10 @@ pub enum Outcome {
     /// The contribution was opened, but every seat went to other candidates. Its content stays in the error feedback.
     #[error("no seat: all {seats} seats went to other miners")]
     NoSeat { seats: u64 },
+    /// The contribution was opened, but the miner is not among those whose contributions may count. Its content stays in
+    /// the error feedback.
+    #[error("not a candidate: {why}")]
+    NotCandidate { why: Bar },
     /// The window is null: nobody's contribution counts.
     #[error("null: the validators reached no certificate")]
     Null,
@@ -53,6 +57,7 @@ impl Outcome {
             Self::Counted => "counted",
             Self::NotAccepted => "not-accepted",
             Self::NoSeat { .. } => "no-seat",
+            Self::NotCandidate { .. } => "not-candidate",
             Self::Null => "null",
             Self::NotListed => "not-listed",
             Self::Missed { .. } => "missed",
@@ -100,6 +105,18 @@ pub enum Miss {
     KeyTooLate,
 }
 
+/// What keeps a miner from being a candidate though seats are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "bar", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Bar {
+    /// Newcomers are in this position until a validator has drawn and rated one of their contributions.
+    #[error("the chain pays it nothing so far, and pays others; it becomes one when validators have rated its work")]
+    NoWeight,
+    #[error("a certified exclusion keeps it out for a while")]
+    Excluded,
+}
+
 /// Why a validator did not vote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "abstention", rename_all = "kebab-case")]
@@ -129,7 +146,8 @@ mod tests {
         let abstained = Outcome::Abstained { why: Abstention::NoBase };
         let plain = [Outcome::Counted, Outcome::NotAccepted, Outcome::Null, Outcome::NotListed, Outcome::Skipped];
         let votes = [Outcome::Voted, Outcome::Outvoted, Outcome::VoteLate];
-        for outcome in plain.into_iter().chain(votes).chain([Outcome::NoSeat { seats: 2 }, missed, abstained]) {
+        let seats = [Outcome::NoSeat { seats: 2 }, Outcome::NotCandidate { why: Bar::NoWeight }];
+        for outcome in plain.into_iter().chain(votes).chain(seats).chain([missed, abstained]) {
             let json = serde_json::to_value(&outcome).unwrap();
             assert_eq!(json["kind"], outcome.kind());
             assert_eq!(serde_json::from_value::<Outcome>(json).unwrap(), outcome);

@@ -251,6 +251,11 @@ impl Gathered {
         }
     }
 
+    /// For how many nodes the window ended like this.
+    fn count(&self, is: impl Fn(&Outcome) -> bool) -> u64 {
+        self.outcomes.values().filter(|outcome| is(outcome)).count() as u64
+    }
+
     fn report(&self, window: u64) -> WindowReport {
         let mut counts: BTreeMap<Hash32, usize> = BTreeMap::new();
         self.settled.values().for_each(|settled| *counts.entry(settled.state_root).or_default() += 1);
@@ -284,7 +289,8 @@ impl Gathered {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
-            no_seat: self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::NoSeat { .. })).count() as u64,
+            no_seat: self.count(|outcome| matches!(outcome, Outcome::NoSeat { .. })),
+            not_candidates: self.count(|outcome| matches!(outcome, Outcome::NotCandidate { .. })),
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),

@@ -162,8 +162,7 @@ impl Miner {
         let pending = nth.and_then(|nth| self.pending.remove(nth));
         let entry = pending.as_ref().map_or(self.seat.entry, |pending| pending.header.header.entry);
         let miss = self.missed(window.number, pending.as_ref());
-        let gather = u64::from(self.ctx.spec.roster.gather);
-        let outcome = outcomes::outcome(&window, &certificate, &entry, miss, gather);
+        let outcome = outcomes::outcome(&window, &certificate, &entry, miss, &self.ctx.spec.roster);
         if let Some(pending) = pending
             && outcome != Outcome::Counted
         {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use templar_protocol::candidates;
 use templar_protocol::certificate::{Certificate, Outcome as Verdict};
 use templar_protocol::roster::EntryId;
-use templar_record::outcome::{Miss, Outcome};
+use templar_protocol::run::RosterSpec;
+use templar_record::outcome::{Bar, Miss, Outcome};
 
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
@@ -82,28 +84,39 @@ impl Outcomes {
     }
 }
 
-/// How `window` ended for the miner `entry`, which missed it or not. `gather` contributions count at most.
+/// How `window` ended for the miner `entry`, which missed it or not.
 pub(super) fn outcome(
     window: &Window,
     certificate: &Certificate,
     entry: &EntryId,
     miss: Option<Miss>,
-    gather: u64,
+    seats: &RosterSpec,
 ) -> Outcome {
     let accepted = certificate.accepted();
     if accepted.contains(entry) {
         return Outcome::Counted;
     }
-    if window.roster.miner(entry).is_none() {
-        return Outcome::NotListed;
-    }
+    let Some(miner) = window.roster.miner(entry) else { return Outcome::NotListed };
     if let Some(why) = miss {
         return Outcome::Missed { why };
     }
     let Verdict::Certified { excluded, .. } = &certificate.outcome else { return Outcome::Null };
     let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
-    let Some(own) = place(entry) else { return Outcome::NoSeat { seats: window.candidates.len() as u64 } };
+    let Some(own) = place(entry) else {
+        let exclusions = &window.base.exclusions;
+        return match window.candidates.len() as u64 {
+            _ if candidates::is_excluded(exclusions, entry, window.number) => {
+                Outcome::NotCandidate { why: Bar::Excluded }
+            }
+            // Free seats go to nobody whom the chain does not pay, once it pays anybody.
+            taken if taken < u64::from(seats.gather + seats.reserve) && miner.incentive == 0 => {
+                Outcome::NotCandidate { why: Bar::NoWeight }
+            }
+            taken => Outcome::NoSeat { seats: taken },
+        };
+    };
     // Seats are given in the order of candidates: once all seats are taken, later candidates are not considered.
+    let gather = u64::from(seats.gather);
     let is_full = accepted.len() as u64 >= gather;
     let last = accepted.last().and_then(place).unwrap_or_default();
     if is_full && own > last && !excluded.contains(entry) {

@@ -46,11 +46,11 @@ pub(super) struct Judge {
 enum Round {
     /// It has not begun, or this node lacks the state that it starts from.
     Ahead { window: u64, lack: Abstention },
-    /// Contributions arrive.
-    Open { intake: Intake, doubt: Doubt },
+    /// Contributions arrive. `began_at` is the block from which on this node could ask for them.
+    Open { intake: Intake, doubt: Doubt, began_at: u64 },
     /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
     /// vote is cast: what is not there yet is waited for, in the last block of the wait up to this instant.
-    Promising { intake: Intake, until: Option<Instant> },
+    Promising { intake: Intake, until: Option<Instant>, began_at: u64 },
 }
 
 /// What an open window has to do with this node's own access to storage.
@@ -167,7 +167,7 @@ impl Judge {
         let next = Round::ahead(self.round.window() + 1);
         match std::mem::replace(&mut self.round, next) {
             Round::Ahead { window, lack } => self.endings.note(window, Part::Abstained(lack)),
-            Round::Open { intake, doubt } => {
+            Round::Open { intake, doubt, .. } => {
                 self.held.give_up(intake.window.number);
                 self.endings.note(intake.window.number, Part::Abstained(doubt.lack));
             }
@@ -212,18 +212,19 @@ impl Judge {
         let loaded = Window::load(&self.ctx, window, &base.run).await?;
         let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
         let heals = self.ctx.access.heals();
-        self.round =
-            Round::Open { intake, doubt: Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft } };
+        let doubt = Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft };
+        self.round = Round::Open { intake, doubt, began_at: head };
         Ok(())
     }
 
     /// Takes contributions in, and closes the intake when there is nothing more to wait for.
     async fn gather(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let last_call = self.last_call(self.round.window());
-        let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
+        let Round::Open { intake, doubt, began_at } = &mut self.round else { return Ok(()) };
         let (ctx, window) = (&self.ctx, intake.window.number);
         if doubt.heals != ctx.access.heals() {
             (doubt.heals, doubt.asked_afresh_at) = (ctx.access.heals(), Some(head));
+            *began_at = head;
             intake.ask_afresh();
         }
         intake.read(ctx, head).await?;
@@ -257,10 +258,10 @@ impl Judge {
             return Ok(());
         }
         intake.close(ctx).await;
-        let Round::Open { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
+        let Round::Open { intake, began_at, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
             return Ok(());
         };
-        self.round = Round::Promising { intake, until: None };
+        self.round = Round::Promising { intake, until: None, began_at };
         Ok(())
     }
 
@@ -269,7 +270,7 @@ impl Judge {
         let window = self.round.window();
         let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
         let last_call = self.last_call(window);
-        let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
+        let Round::Promising { intake, until, .. } = &mut self.round else { return Ok(()) };
         let lacks: Vec<_> = intake.accepted().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
             // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
@@ -295,8 +296,9 @@ impl Judge {
     }
 
     async fn cast_vote(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
-        let Round::Promising { intake, .. } = &self.round else { return Ok(()) };
+        let Round::Promising { intake, began_at, .. } = &self.round else { return Ok(()) };
         let window = intake.window.number;
+        let is_late = *began_at >= self.ctx.schedule.put_deadline(window);
         let root = intake.window.base_digest;
         let (candidates, comm_s) = (intake.window.candidates.len(), intake.open_s());
         let (mut accept, mut exclude, mut faults, mut uids) = (vec![], vec![], vec![], vec![]);
@@ -316,6 +318,17 @@ impl Judge {
             }
         }
         seat.local.set(&self.held.record())?;
+        // Whoever came to the window when others were voting blames nobody for what it had no time to judge.
+        let is_unjudged =
+            |fault: &Fault| fault.kind == FaultKind::NotJudged && intake.window.is_candidate(&fault.entry);
+        if is_late && faults.iter().any(is_unjudged) {
+            self.held.give_up(window);
+            self.endings.note(window, Part::Abstained(Abstention::NoTimeLeft));
+            if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window + 1)) {
+                self.keep_judged(intake);
+            }
+            return Ok(());
+        }
         // On disk before it is on chain, so that a restarted validator repeats its vote.
         let vote = Vote { window: window as u32, root, accept, exclude };
         seat.local.set(&VoteRecord::from(&vote))?;
