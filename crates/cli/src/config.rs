@@ -31,9 +31,10 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
         Ok(Err(error)) => {
             // In colours on a terminal.
             let printed = error.print().and_then(|()| std::io::stdout().flush());
-            return Err(
-                printed.map_or_else(|error| unprinted(&error), |()| ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
-            );
+            return Err(printed.map_or_else(
+                |error| unprinted(&error),
+                |()| ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
+            ));
         }
         Err(report) => (format!("{report:#}"), 2),
     };

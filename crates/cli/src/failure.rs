@@ -18,7 +18,7 @@ use templar_sim::local::needs::NeedsError;
 use templar_store::StoreError;
 use templar_train::TrainError;
 
-use crate::output::{is_json, say};
+use crate::output::{self, is_json, say};
 
 /// A failure whose code no type of a library says. It reads as its cause does.
 #[derive(Debug)]
@@ -52,7 +52,8 @@ pub(crate) fn is_usage(report: &Report) -> bool {
 /// Says that a signal ended the verb.
 pub(crate) fn tell_stopped() {
     if is_json() {
-        say!("{}", document("stopped", &["stopped by Ctrl-C or SIGTERM before it was done".to_owned()]));
+        let stopped = document("stopped", &["stopped by Ctrl-C or SIGTERM before it was done".to_owned()]);
+        output::write_last(format_args!("{stopped}"));
     }
 }
 

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::new(&cli.log);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let ended = cli.verb.run();
+    stop::yield_to_signal();
     if let Err(report) = &ended {
         failure::tell(report);
     }

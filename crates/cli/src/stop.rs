@@ -2,6 +2,7 @@
 //! reads any more stops it too.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool
     receiver
 }
 
+/// Whether a signal is ending the process.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
 /// A temporary folder of a verb that [`end_at_once`] ends.
 static TEMPORARY: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// How long the last document may take: whoever should read it may not.
@@ -52,17 +55,26 @@ pub(crate) fn end_at_once() {
     };
     std::thread::spawn(move || {
         runtime.block_on(signals.next());
+        IS_ENDING.store(true, Ordering::Relaxed);
         std::thread::spawn(|| {
             std::thread::sleep(LAST_WORD);
             std::process::exit(130);
         });
+        // Before the verb can fail because its folder is gone.
+        failure::tell_stopped();
         if let Some(folder) = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // Whatever cannot be removed stays, as after a SIGKILL.
             let _ = std::fs::remove_dir_all(folder);
         }
-        failure::tell_stopped();
         std::process::exit(130);
     });
+}
+
+/// Lets a verb that ends while a signal ends the process leave the exit code to that.
+pub(crate) fn yield_to_signal() {
+    while IS_ENDING.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
 }
 
 /// Has [`end_at_once`] remove this folder when it ends the process.
