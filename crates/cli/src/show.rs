@@ -283,6 +283,12 @@ pub(crate) fn event(event: &NodeEvent) -> String {
             format!("faults of others so far: {}", counts.join(", "))
         }
         Event::StorageBack { after_s } => format!("its own access to storage works again, after {after_s:.0} s"),
+        Event::BucketBack { refused } => {
+            format!(
+                "its own bucket takes again what it puts, after {}",
+                count(usize::try_from(*refused).unwrap_or(usize::MAX), "refusal")
+            )
+        }
         Event::Trouble { trouble } => format!("trouble: {trouble}"),
         // An event of a later release.
         other => serde_json::to_string(other).unwrap_or_default(),

@@ -28,6 +28,7 @@ use crate::pretrain::miner::feedback::ErrorFeedback;
 use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::outcomes::Outcomes;
 use crate::pretrain::pending::{Pending, Stage};
+use crate::pretrain::refusals::Refusals;
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};
 use crate::pretrain::upload::Uploads;
@@ -53,6 +54,9 @@ pub struct Miner {
     /// Committed and not settled, oldest first.
     pending: VecDeque<Pending>,
     uploads: Uploads,
+    refusals: Refusals,
+    /// Whether it was told that old objects stay in the bucket, and that is still so.
+    is_sweep_told: bool,
     outcomes: Outcomes,
     /// The newest block.
     head: u64,
@@ -123,6 +127,8 @@ impl Miner {
             moments,
             pending: restored.whole.into(),
             uploads: Uploads::default(),
+            refusals: Refusals::default(),
+            is_sweep_told: false,
             outcomes,
             head: 0,
         };

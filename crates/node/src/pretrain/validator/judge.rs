@@ -18,6 +18,7 @@ use crate::frame::records::VoteRecord;
 use crate::pretrain::evaluate::drawn_miners;
 use crate::pretrain::fetch::Opened;
 use crate::pretrain::intake::Intake;
+use crate::pretrain::refusals::Refusals;
 use crate::pretrain::seat::Seat;
 use crate::pretrain::validator::endings::{Endings, Part};
 use crate::pretrain::validator::held::Held;
@@ -38,6 +39,8 @@ pub(super) struct Judge {
     /// Judged and not settled yet, oldest first.
     judged: VecDeque<Intake>,
     pub(super) held: Held,
+    /// Windows without a vote because the own bucket takes no copies.
+    refusals: Refusals,
     pub(super) endings: Endings,
 }
 
@@ -95,7 +98,15 @@ impl Judge {
             next = u64::from(vote.window) + 1;
             endings.note(u64::from(vote.window), Part::Voted);
         }
-        Self { ctx, round: Round::ahead(next), vote, judged: VecDeque::new(), held, endings }
+        Self {
+            ctx,
+            round: Round::ahead(next),
+            vote,
+            judged: VecDeque::new(),
+            held,
+            refusals: Refusals::default(),
+            endings,
+        }
     }
 
     /// The window being judged.
@@ -182,7 +193,9 @@ impl Judge {
         let cause = lack.map_or_else(|| "the vote came too late".to_owned(), |lack| lack.cause);
         self.held.give_up(window);
         self.endings.note(window, Part::Abstained(Abstention::CannotServe { cause: cause.clone() }));
-        self.ctx.trouble(Trouble::CannotServe { window, cause }).await;
+        if self.refusals.note() {
+            self.ctx.trouble(Trouble::CannotServe { window, cause }).await;
+        }
         self.keep_judged(intake);
     }
 
@@ -339,6 +352,9 @@ impl Judge {
             self.keep_judged(intake);
         }
         let accept: Vec<Uid> = uids;
+        if !accept.is_empty() {
+            self.refusals.end(&self.ctx).await;
+        }
         self.ctx.emit(Event::Voted { window, accept, faults, comm_s }).await;
         self.confirm_vote(seat, head).await
     }
