@@ -96,7 +96,7 @@ impl Miner {
             }
             let trouble = match item.put() {
                 Some((window, put)) => Trouble::UploadGivenUp { window, put, deadline_block },
-                None => Trouble::Sweep { cause: "the bucket did not delete them within a window".to_owned() },
+                None => Trouble::Sweep { cause: "old contributions were not deleted within a window".to_owned() },
             };
             self.ctx.trouble(trouble).await;
         }
