@@ -103,7 +103,9 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
         let unknown = || format!("{} has the key `{key}`, which `{}` does not take", path.display(), verb.get_name());
         let source = given.value_source(option.with_context(unknown)?.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-            added.extend(options(&key, &value).wrap_err_with(|| path.display().to_string())?);
+            added.extend(
+                options(&key, &value).wrap_err_with(|| format!("the options in {} are wrong", path.display()))?,
+            );
         }
     }
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());

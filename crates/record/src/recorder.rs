@@ -216,7 +216,8 @@ impl Recorder {
             role: participant.role,
             behaviour: participant.behaviour.clone(),
             final_state_root: last_root.or(state.map(|state| state.state_root)).unwrap_or_default(),
-            score: scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+            // An empty sum is -0.0, which no table should show.
+            score: scores.iter().fold(0.0, |sum, score| sum + score) / scores.len().max(1) as f64,
             weight: match participant.role {
                 Role::Miner => share(|neuron| neuron.incentive),
                 Role::Validator => share(|neuron| neuron.dividends),

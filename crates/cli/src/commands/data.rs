@@ -166,7 +166,8 @@ fn by_flag(error: PrepareError) -> Report {
 
 impl Inspect {
     fn run(self) -> Result<()> {
-        let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
+        let dataset = Dataset::open(&self.folder)
+            .wrap_err_with(|| format!("the dataset in {} cannot be opened", self.folder.display()))?;
         let manifest = dataset.manifest();
         if is_json() {
             say!("{}", json!({ "hash": manifest.hash(), "manifest": manifest }));
@@ -198,7 +199,8 @@ impl Inspect {
 
 impl Verify {
     fn run(self) -> Result<()> {
-        let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
+        let dataset = Dataset::open(&self.folder)
+            .wrap_err_with(|| format!("the dataset in {} cannot be opened", self.folder.display()))?;
         let (mut shown, mut done, all) = (Progress::new("verifying", Unit::Bytes), 0, dataset.shard_bytes());
         let verified = dataset.verify(&mut |bytes| {
             done += bytes;

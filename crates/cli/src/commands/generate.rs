@@ -45,7 +45,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 impl Generate {
     pub(crate) fn run(self) -> Result<End> {
         let tokenizer = self.tokenizer()?;
-        let (spec, theta) = hf::import(&self.model).wrap_err_with(|| self.model.display().to_string())?;
+        let (spec, theta) = hf::import(&self.model)
+            .wrap_err_with(|| format!("the model in {} cannot be read", self.model.display()))?;
         let sampling = Sampling { temperature: self.temperature, seed: self.seed };
         let prompt = tokenizer.encode(&self.prompt)?;
         let end_of_text = Some(tokenizer.end_of_text());

@@ -39,7 +39,8 @@ impl Key {
                 }
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).wrap_err("the system's random number generator failed")?;
-                write_secret(&file, &format!("{}\n", Hash32(seed))).wrap_err_with(|| file.display().to_string())?;
+                write_secret(&file, &format!("{}\n", Hash32(seed)))
+                    .wrap_err_with(|| format!("{} cannot be written", file.display()))?;
                 Keypair::from_seed(seed)
             }
             Self::Show(File { file }) => read_key(&file)?,

@@ -183,7 +183,8 @@ impl NetworkArgs {
             return Ok(Folder::Temporary(folder.wrap_err("no temporary folder can be made; name one with --folder")?));
         };
         if !Definition::is_in(path) && path.exists() {
-            let is_free = Definition::is_free(path).wrap_err_with(|| path.display().to_string())?;
+            let is_free =
+                Definition::is_free(path).wrap_err_with(|| format!("--folder {} cannot be used", path.display()))?;
             ensure!(is_free, "{} is not empty: name another folder, or remove what is in it", path.display());
         }
         Ok(Folder::Kept(path.clone()))

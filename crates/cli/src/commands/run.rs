@@ -123,7 +123,8 @@ impl Init {
         spec.validate()?;
         dataset::check(&spec, manifest)?;
         spec.theta0.root = theta0_root(&spec);
-        std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
+        std::fs::write(&self.out, spec.to_toml())
+            .wrap_err_with(|| format!("{} cannot be written", self.out.display()))?;
         if is_json() {
             say!("{}", json!({ "run_id": spec.id(), "out": self.out }));
         } else {

@@ -34,7 +34,7 @@ impl Sim {
             CodecKind::DenseF32 => |spec| spec.codec.kind = CodecKind::DenseF32,
         };
         let watcher = Watcher::new(scenario.plan.windows, Loss::Synthetic);
-        watcher.set_seats(scenario.plan.seats());
+        watcher.set_miners(scenario.plan.miners, scenario.plan.seats());
         if !is_json() {
             say!(
                 "{} and {} under a virtual clock, {}; the trainer is a synthetic one",

@@ -301,3 +301,16 @@ fn a_validator_begins_though_its_bucket_lists_nothing() {
     assert!((0..4).all(|window| voted(&outcome, "validator-1", window)));
     assert_eq!(told(&outcome, "validator-1", |trouble| matches!(trouble, Trouble::Sweep { .. })), 1);
 }
+
+/// A paced chain passes the blocks before the first window in a moment.
+#[test]
+fn a_bucket_that_lists_slowly_is_no_trouble_however_fast_the_blocks_come() {
+    let mut scenario = Scenario::new(3, 2, 2, 108);
+    let slow = Fault::Delay(Duration::from_secs(40));
+    scenario.cloud_fault = Some(Box::new(move |op| (op.kind == OpKind::List).then_some(slow)));
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 2]);
+    for node in ["miner-0", "validator-0", "validator-1"] {
+        assert_eq!(told(&outcome, node, |trouble| matches!(trouble, Trouble::Sweep { .. })), 0, "{node}");
+    }
+}

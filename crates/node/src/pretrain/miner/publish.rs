@@ -98,7 +98,7 @@ impl Miner {
                 Some((window, put)) => {
                     self.ctx.trouble(Trouble::UploadGivenUp { window, put, deadline_block }).await;
                 }
-                None => self.tell_sweep("the bucket did not delete them within a window".to_owned()).await,
+                None => self.tell_sweep("old contributions were not deleted within a window".to_owned()).await,
             }
         }
     }
