@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(no_seat(&report(20, 32), 20), 12);
         let newcomers = WindowReport { not_candidates: 12, ..report(20, 32) };
         assert_eq!(no_seat(&newcomers, 20), 0);
-        assert!(window(&newcomers, 20, Loss::Text).contains("12 not candidates"));
+        assert!(window(&newcomers, 32, 20, Loss::Text).contains("12 not candidates"));
     }
 
     #[test]
