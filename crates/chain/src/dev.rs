@@ -84,6 +84,8 @@ struct Inner {
     heads: broadcast::Sender<Head>,
     /// Signals every change of somebody's pace.
     paced: watch::Sender<()>,
+    /// The block that must not be made yet.
+    held: watch::Sender<Option<u64>>,
     ledger: Mutex<Ledger>,
 }
 
@@ -124,7 +126,8 @@ impl DevChain {
             late_total: 0,
         };
         let (newest, heads, paced) = (watch::Sender::new(head), broadcast::Sender::new(1), watch::Sender::new(()));
-        Ok(Self { inner: Arc::new(Inner { config, newest, heads, paced, ledger: Mutex::new(ledger) }) })
+        let held = watch::Sender::new(None);
+        Ok(Self { inner: Arc::new(Inner { config, newest, heads, paced, held, ledger: Mutex::new(ledger) }) })
     }
 
     pub fn config(&self) -> &DevConfig {
@@ -218,6 +221,29 @@ impl DevChain {
     /// How many there were since the chain was opened, including the forgotten ones.
     pub fn late_total(&self) -> u64 {
         self.ledger().late_total
+    }
+
+    /// Whether the chain has a commitment of this hotkey, or will have it with the next block.
+    pub fn is_committed(&self, hotkey: &Hotkey) -> bool {
+        let ledger = self.ledger();
+        let on_chain = ledger.subnet.uid_of(hotkey).is_some_and(|uid| ledger.subnet.neurons[uid].commitment.is_some());
+        on_chain || ledger.pool.contains_key(&(*hotkey, CallKind::Commit))
+    }
+
+    /// Whoever makes blocks by [`run_blocks`](crate::run_blocks) waits before this one, until `None` is set.
+    pub fn hold(&self, before_block: Option<u64>) {
+        self.inner.held.send_replace(before_block);
+    }
+
+    pub(crate) fn is_held(&self, number: u64) -> bool {
+        self.inner.held.borrow().is_some_and(|held| number >= held)
+    }
+
+    /// Ends when block `number` may be made.
+    pub(crate) async fn released(&self, number: u64) {
+        let mut held = self.inner.held.subscribe();
+        // The sender lives as long as this chain.
+        let _ = held.wait_for(|held| held.is_none_or(|held| number < held)).await;
     }
 
     /// The lowest nonce that the next call of this hotkey may carry.

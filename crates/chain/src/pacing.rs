@@ -22,11 +22,21 @@ pub enum BlockTime {
 }
 
 /// Makes blocks until `stop` becomes true or its sender is gone. Hotkeys for which a capped block did not wait are
-/// remembered in [`DevChain::late`]. It fails only if the database does.
+/// remembered in [`DevChain::late`]. A block that [`DevChain::hold`] holds is not made. It fails only if the database
+/// does.
 pub async fn run_blocks(chain: DevChain, time: BlockTime, mut stop: watch::Receiver<bool>) -> Result<(), ChainError> {
     let mut due = Instant::now() + time.longest();
     loop {
         let number = chain.newest().number + 1;
+        if chain.is_held(number) {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = chain.released(number) => {}
+            }
+            // Nobody is late because of the hold.
+            due = Instant::now() + time.longest();
+        }
         tokio::select! {
             biased;
             // A lost sender ends the wait too: nobody is left to ask for a stop.

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::commands;
 use crate::end::End;
+use crate::stop;
 
 /// Strangers' machines train one language model together.
 #[derive(Debug, Parser)]
@@ -63,6 +64,9 @@ pub(crate) enum Verb {
 
 impl Verb {
     pub(crate) fn run(self) -> Result<End> {
+        if !self.ends_cleanly() {
+            stop::end_at_once();
+        }
         match self {
             Self::Demo(demo) => demo.run(),
             Self::Localnet(localnet) => localnet.run(),
@@ -77,6 +81,11 @@ impl Verb {
             Self::Generate(generate) => generate.run(),
             Self::Bench(bench) => bench.run(),
         }
+    }
+
+    /// Whether a signal asks the verb to stop, so that it can leave things in order.
+    fn ends_cleanly(&self) -> bool {
+        matches!(self, Self::Demo(_) | Self::Localnet(_) | Self::Miner(_) | Self::Validator(_) | Self::Adversary(_))
     }
 }
 

@@ -1,9 +1,11 @@
 //! `--config FILE`: options of a verb from a TOML file. The command line takes precedence, then the environment.
 
 use std::ffi::OsString;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 use color_eyre::eyre::{Context, ContextCompat, Result, bail, eyre};
@@ -22,11 +24,17 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
         completed(arguments).map(|arguments| matches(arguments).and_then(|found| Cli::from_arg_matches(&found)));
     let (message, code) = match parsed {
         Ok(Ok(cli)) => return Ok(cli),
-        Ok(Err(error)) if json && error.use_stderr() => (error.to_string(), 2),
+        Ok(Err(mut error)) if json && error.use_stderr() => {
+            hide_verbs(&mut error);
+            (error.to_string(), 2)
+        }
         Ok(Err(error)) => {
-            // In colours on a terminal; nothing is left to tell a reader that went away.
-            let _ = error.print();
-            return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
+            // In colours on a terminal.
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            return Err(printed.map_or_else(
+                |error| unprinted(&error),
+                |()| ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)),
+            ));
         }
         Err(report) => (format!("{report:#}"), 2),
     };
@@ -39,10 +47,33 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
     Err(ExitCode::from(code))
 }
 
+/// The code of a process whose help or version could not be printed.
+fn unprinted(error: &std::io::Error) -> ExitCode {
+    if error.kind() == ErrorKind::BrokenPipe {
+        return ExitCode::from(141);
+    }
+    eprintln!("error: standard output cannot be written: {error}; name a file on a disk with space");
+    ExitCode::FAILURE
+}
+
+/// Leaves out verbs that are not for people where the parser lists all of them.
+fn hide_verbs(error: &mut clap::Error) {
+    let command = Cli::command();
+    let is_shown = |name: &String| !command.find_subcommand(name).is_some_and(Command::is_hide_set);
+    if let Some(ContextValue::Strings(verbs)) = error.get(ContextKind::ValidSubcommand).cloned() {
+        let shown = verbs.into_iter().filter(is_shown).collect();
+        error.insert(ContextKind::ValidSubcommand, ContextValue::Strings(shown));
+    }
+}
+
+/// Verbs whose command line may come from a `start.sh`, to which its owner adds: the last one of two equal options counts.
+const SCRIPTED: [&str; 3] = ["miner", "validator", "adversary"];
+
 /// Makes `-1` the value of an option, which then says what it accepts, rather than an option.
 fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     fn numbers(command: Command) -> Command {
-        command.allow_negative_numbers(true).mut_subcommands(numbers)
+        let is_scripted = SCRIPTED.contains(&command.get_name());
+        command.allow_negative_numbers(true).args_override_self(is_scripted).mut_subcommands(numbers)
     }
     numbers(Cli::command()).try_get_matches_from(arguments)
 }
@@ -72,7 +103,9 @@ fn completed(mut arguments: Vec<OsString>) -> Result<Vec<OsString>> {
         let unknown = || format!("{} has the key `{key}`, which `{}` does not take", path.display(), verb.get_name());
         let source = given.value_source(option.with_context(unknown)?.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-            added.extend(options(&key, &value).wrap_err_with(|| path.display().to_string())?);
+            added.extend(
+                options(&key, &value).wrap_err_with(|| format!("the options in {} are wrong", path.display()))?,
+            );
         }
     }
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());

@@ -1,6 +1,7 @@
 //! How a failed verb reports: in words on standard error, or with `--json` as one JSON document on standard output.
 
 use std::error::Error;
+use std::fmt;
 
 use color_eyre::Report;
 use serde_json::{Value, json};
@@ -17,7 +18,44 @@ use templar_sim::local::needs::NeedsError;
 use templar_store::StoreError;
 use templar_train::TrainError;
 
-use crate::output::{is_json, say};
+use crate::output::{self, is_json, say};
+
+/// A failure whose code no type of a library says. It reads as its cause does.
+#[derive(Debug)]
+struct Coded {
+    code: &'static str,
+    cause: Box<dyn Error + Send + Sync>,
+}
+
+impl fmt::Display for Coded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+impl Error for Coded {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.source()
+    }
+}
+
+/// Gives a failure its code.
+pub(crate) fn coded(code: &'static str) -> impl Fn(Report) -> Report {
+    move |report| Report::new(Coded { code, cause: report.into() })
+}
+
+/// Whether the command line was wrong, which only the verb could tell.
+pub(crate) fn is_usage(report: &Report) -> bool {
+    code(report) == "usage"
+}
+
+/// Says that a signal ended the verb.
+pub(crate) fn tell_stopped() {
+    if is_json() {
+        let stopped = document("stopped", &["stopped by Ctrl-C or SIGTERM before it was done".to_owned()]);
+        output::write_last(format_args!("{stopped}"));
+    }
+}
 
 /// Says why a verb failed.
 pub(crate) fn tell(report: &Report) {
@@ -29,13 +67,19 @@ pub(crate) fn tell(report: &Report) {
     }
 }
 
-/// Says what is wrong with the usage.
+/// Says what is wrong with the usage, without what the parser adds for people.
 pub(crate) fn tell_usage(message: &str) {
-    say!("{}", document("usage", &[message.to_owned()]));
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let is_ornament = |part: &&str| part.starts_with("Usage:") || part.starts_with("For more information");
+    let parts = message.trim_end().split("\n\n").filter(|part| !is_ornament(part));
+    say!("{}", document("usage", &parts.map(|part| part.trim().to_owned()).collect::<Vec<_>>()));
 }
 
 fn document(code: &str, causes: &[String]) -> Value {
     let (message, because) = causes.split_first().map_or(("", [].as_slice()), |(first, rest)| (first.as_str(), rest));
+    // Several things beside each other have a line each.
+    let message = message.lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": ");
+    let because: Vec<&str> = because.iter().flat_map(|cause| cause.lines()).map(str::trim).collect();
     json!({ "error": { "code": code, "message": message, "because": because } })
 }
 
@@ -52,6 +96,15 @@ fn code(report: &Report) -> &'static str {
 }
 
 fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    if let Some(coded) = error.downcast_ref::<Coded>() {
+        return Some(coded.code);
+    }
+    if let Some(error) = error.downcast_ref::<NetworkError>() {
+        return Some(match error {
+            NetworkError::Prepare(_) | NetworkError::Open(_) | NetworkError::Dataset(_) => "data",
+            _ => "network",
+        });
+    }
     if let Some(error) = error.downcast_ref::<NodeError>() {
         return Some(match error {
             NodeError::InUse { .. }
@@ -87,13 +140,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         (error.is::<ChainError>(), "chain"),
         (error.is::<StoreError>(), "storage"),
         (error.is::<TrainError>(), "engine"),
-        (
-            error.is::<NetworkError>()
-                || error.is::<KeptError>()
-                || error.is::<ExportError>()
-                || error.is::<NeedsError>(),
-            "network",
-        ),
+        (error.is::<KeptError>() || error.is::<ExportError>() || error.is::<NeedsError>(), "network"),
         (error.is::<std::io::Error>(), "io"),
     ];
     kinds.into_iter().find_map(|(is, code)| is.then_some(code))
@@ -114,6 +161,11 @@ mod tests {
         assert_eq!(code(&eyre!("no word of it")), "other");
         let local = NodeError::Local { path: "p".into(), reason: "r".into() };
         assert_eq!(code(&Report::new(local).wrap_err("node ended")), "local-state");
+        let marked = coded("network")(eyre!("inner").wrap_err("outer")).wrap_err("advice");
+        assert_eq!(
+            (code(&marked), causes(&marked)),
+            ("network", vec!["advice".into(), "outer".into(), "inner".into()])
+        );
     }
 
     #[test]

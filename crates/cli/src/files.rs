@@ -9,7 +9,10 @@ use serde::de::DeserializeOwned;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 use templar_protocol::run::RunSpec;
+use templar_store::{bucket_name_fault, endpoint_fault};
 use toml::de::{DeTable, DeValue};
+
+use crate::failure::coded;
 
 /// The keys of each table of a file with credentials; the table `""` is the file itself. Every value is a string.
 type Keys = &'static [(&'static str, &'static [&'static str])];
@@ -19,6 +22,9 @@ pub(crate) const LOCATOR_KEYS: Keys = &[("", LOCATOR)];
 /// Keys of a node's own bucket: the credential that may write, and what is published on chain.
 pub(crate) const BUCKET_KEYS: Keys = &[("write", &["access_key_id", "secret_access_key"]), ("public", LOCATOR)];
 const LOCATOR: &[&str] = &["endpoint", "bucket", "region", "access_key_id", "secret_access_key"];
+
+/// Longest region, name or secret of a credential that S3 clients here send.
+const VALUE_CHARS_MAX: usize = 128;
 
 /// Largest text file that a verb reads: runs, keys and credentials are far smaller.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
@@ -43,7 +49,8 @@ pub(crate) fn read_key(path: &Path) -> Result<Keypair> {
             "{path} is not a key file: it must contain a seed of 64 hexadecimal digits, optionally with 0x, but contains \
              {characters} characters of something else; `templar key new` makes one"
         )
-    })?;
+    });
+    let seed = seed.map_err(coded("credentials"))?;
     Ok(Keypair::from_seed(seed.0))
 }
 
@@ -80,9 +87,12 @@ pub(crate) fn read_run(path: &Path) -> Result<RunSpec> {
 pub(crate) fn read_secret<T: DeserializeOwned>(path: &Path, keys: Keys) -> Result<T> {
     let text = read_small(path)?;
     warn_if_shared(path);
-    check_keys(&text, keys).wrap_err_with(|| format!("{} cannot be used", path.display()))?;
+    let checked = check_keys(&text, keys).wrap_err_with(|| format!("{} cannot be used", path.display()));
+    checked.map_err(coded("credentials"))?;
     // The keys have been checked; this error might quote a secret.
-    toml::from_str(&text).ok().wrap_err_with(|| format!("{} cannot be used: its values must be texts", path.display()))
+    let parsed = toml::from_str(&text).ok();
+    let parsed = parsed.wrap_err_with(|| format!("{} cannot be used: its values must be texts", path.display()));
+    parsed.map_err(coded("credentials"))
 }
 
 /// Names the key that is missing, unknown or not a string, and its line.
@@ -97,6 +107,17 @@ fn check_keys(text: &str, keys: Keys) -> Result<()> {
             )
         }
     };
+    let tables: Vec<&str> = keys.iter().map(|(table, _)| *table).collect();
+    if !tables.contains(&"")
+        && let Some((key, _)) = document.iter().find(|(key, _)| !tables.contains(&key.get_ref().as_ref()))
+    {
+        bail!(
+            "line {}: `{}` is unknown here; the tables are [{}]",
+            line(key.span().start),
+            key.get_ref(),
+            tables.join("], [")
+        );
+    }
     for (table, names) in keys {
         let within = if table.is_empty() {
             &document
@@ -114,27 +135,30 @@ fn check_keys(text: &str, keys: Keys) -> Result<()> {
                 "line {line}: the key `{name}`{place} is unknown; known are {}",
                 names.join(", ")
             );
-            ensure!(
-                matches!(value.get_ref(), DeValue::String(_)),
-                "line {line}: the value of `{name}`{place} must be a text in quotes"
-            );
+            let DeValue::String(value) = value.get_ref() else {
+                bail!("line {line}: the value of `{name}`{place} must be a text in quotes");
+            };
+            if let Some(fault) = value_fault(name, value) {
+                bail!("line {line}: the value of `{name}`{place} cannot be used: {fault}");
+            }
         }
         if let Some(missing) = names.iter().find(|name| !within.contains_key(**name)) {
             bail!("the key `{missing}`{place} is missing: all of {} are needed", names.join(", "));
         }
     }
-    let tables: Vec<&str> = keys.iter().map(|(table, _)| *table).collect();
-    if !tables.contains(&"")
-        && let Some((key, _)) = document.iter().find(|(key, _)| !tables.contains(&key.get_ref().as_ref()))
-    {
-        bail!(
-            "line {}: `{}` is unknown here; the tables are [{}]",
-            line(key.span().start),
-            key.get_ref(),
-            tables.join("], [")
-        );
-    }
     Ok(())
+}
+
+/// What is wrong with a value, if something is. Without a part of the value, which may be a secret.
+fn value_fault(key: &str, value: &str) -> Option<&'static str> {
+    match key {
+        _ if value.is_empty() => Some("it is empty"),
+        _ if !value.bytes().all(|byte| byte.is_ascii_graphic()) => Some("it has a space or a character outside ASCII"),
+        "endpoint" => endpoint_fault(value),
+        "bucket" => bucket_name_fault(value),
+        _ if value.len() > VALUE_CHARS_MAX => Some("it has more than 128 characters"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -152,8 +176,8 @@ mod tests {
 
     #[test]
     fn credentials_that_are_wrong_are_told_by_key_and_line_and_never_by_value() {
-        let good = "[write]\naccess_key_id = \"w\"\nsecret_access_key = \"SECRET\"\n[public]\nendpoint = \"e\"\n\
-                    bucket = \"b\"\nregion = \"r\"\naccess_key_id = \"i\"\nsecret_access_key = \"SECRET\"\n";
+        let good = "[write]\naccess_key_id = \"w\"\nsecret_access_key = \"SECRET\"\n[public]\nendpoint = \"https://s3.org\"\n\
+                    bucket = \"bkt\"\nregion = \"r\"\naccess_key_id = \"i\"\nsecret_access_key = \"SECRET\"\n";
         assert!(check_keys(good, BUCKET_KEYS).is_ok());
         let cases = [
             (good.replace("region = \"r\"\n", ""), "the key `region` in `[public]` is missing"),
@@ -163,13 +187,31 @@ mod tests {
                 "line 3: the value of `secret_access_key` in `[write]` must be a text",
             ),
             (good.replace("= \"SECRET\"", "= SECRET"), "line 3 is not TOML"),
-            (good.replace("[write]", "[rite]"), "the table `[write]` is missing"),
+            (good.replace("[write]", "[rite]"), "line 1: `rite` is unknown here; the tables are [write], [public]"),
+            (
+                good.replace("https:", "ftp:"),
+                "line 5: the value of `endpoint` in `[public]` cannot be used: it is neither",
+            ),
+            (good.replace("https:", "https://SECRET@"), "line 5: the value of `endpoint` in `[public]` cannot be used"),
+            (
+                good.replace("\"bkt\"", "\"B_K\""),
+                "line 6: the value of `bucket` in `[public]` cannot be used: it is not",
+            ),
+            (
+                good.replace("\"SECRET\"", "\"\""),
+                "line 3: the value of `secret_access_key` in `[write]` cannot be used: it is empty",
+            ),
             (format!("{good}[more]\n"), "line 10: `more` is unknown"),
         ];
         for (text, expected) in cases {
             let said = check_keys(&text, BUCKET_KEYS).unwrap_err().to_string();
             assert!(said.starts_with(expected) && !said.contains("SECRET") && !said.contains("5123"), "{said}");
         }
-        assert!(check_keys("endpoint = \"e\"", LOCATOR_KEYS).unwrap_err().to_string().contains("`bucket` is missing"));
+        assert!(
+            check_keys("endpoint = \"https://s3.org\"", LOCATOR_KEYS)
+                .unwrap_err()
+                .to_string()
+                .contains("`bucket` is missing")
+        );
     }
 }

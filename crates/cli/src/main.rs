@@ -11,6 +11,7 @@ mod end;
 mod failure;
 mod files;
 mod metrics;
+mod numbers;
 mod output;
 mod outputs;
 #[cfg(test)]
@@ -37,9 +38,10 @@ fn main() -> ExitCode {
     };
     output::choose(cli.json);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let filter = EnvFilter::new(&cli.log);
+    let filter = log_filter(&cli.log);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let ended = cli.verb.run();
+    stop::yield_to_signal();
     if let Err(report) = &ended {
         failure::tell(report);
     }
@@ -51,6 +53,53 @@ fn main() -> ExitCode {
         }
         (None, Ok(End::Done)) => ExitCode::SUCCESS,
         (None, Ok(End::Stopped)) => ExitCode::from(130),
-        (None, Err(_)) => ExitCode::FAILURE,
+        (None, Err(report)) => ExitCode::from(if failure::is_usage(&report) { 2 } else { 1 }),
+    }
+}
+
+/// What is logged. The embedded S3 server's library logs every refused request as an error of its own: a guest with a
+/// wrong clock or secret would flood the terminal of whoever serves it. The guest is told; here it takes `s3s=error`.
+fn log_filter(chosen: &str) -> EnvFilter {
+    EnvFilter::new(format!("s3s=off,{chosen}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(chosen: &str) -> String {
+        let (lines, filter) = (Lines::default(), log_filter(chosen));
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "s3s::ops", "refused");
+            tracing::error!(target: "templar_store::server", "broken");
+        });
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn refused_requests_of_others_are_logged_only_if_asked_for() {
+        for chosen in ["warn", "info"] {
+            assert!(!logged(chosen).contains("refused") && logged(chosen).contains("broken"), "{}", logged(chosen));
+        }
+        assert!(logged("warn,s3s=error").contains("refused"));
     }
 }

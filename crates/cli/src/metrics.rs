@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::Serialize;
 use serde_json::Value;
 use templar_record::engine::EngineStats;
-use templar_record::event::{Event, NodeEvent, Verdict};
+use templar_record::event::{Event, NodeEvent, Role, Verdict};
 use templar_record::outcome::Outcome;
 
 /// The option of every verb that runs nodes.
@@ -46,8 +46,21 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
         counter!("templar_faults_total", "node" => node.clone(), "of" => of, "fault" => fault).increment(1);
     }
     match event {
-        Event::Started { settled, .. } => {
+        Event::Started { settled, role, .. } => {
             add("templar_starts_total", 1);
+            // A series that is absent until the first failure gives no rate and no alert.
+            let counters: &[&'static str] = match role {
+                Role::Miner => &[
+                    "templar_contributions_total",
+                    "templar_accepted_windows_total",
+                    "templar_missed_windows_total",
+                    "templar_troubles_total",
+                ],
+                Role::Validator => &["templar_votes_total", "templar_troubles_total"],
+            };
+            for name in counters {
+                add(name, 0);
+            }
             set("templar_settled_windows", *settled as f64);
         }
         Event::Trained { steps, tokens, train_loss, compute_s, engine, .. } => {
@@ -205,6 +218,16 @@ mod tests {
         ] {
             assert!(lines.iter().any(|found| found == line), "{line} is not in {lines:#?}");
         }
+    }
+
+    #[test]
+    fn what_a_node_counts_is_there_from_its_start() {
+        let started = |role| Event::Started { uid: Uid(0), role, settled: 0, state_root: Hash32::default() };
+        let (miner, validator) = (scraped(&[started(Role::Miner)]), scraped(&[started(Role::Validator)]));
+        let zero = |name: &str| format!(r#"{name}{{node="miner-0"}} 0"#);
+        assert!(miner.contains(&zero("templar_missed_windows_total")), "{miner:#?}");
+        assert!(validator.contains(&zero("templar_votes_total")), "{validator:#?}");
+        assert!(!validator.contains(&zero("templar_missed_windows_total")), "{validator:#?}");
     }
 
     #[test]

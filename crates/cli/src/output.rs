@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
 use tokio::sync::watch;
@@ -18,6 +19,8 @@ pub(crate) use say;
 
 static JSON: OnceLock<bool> = OnceLock::new();
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
+/// Set and read under standard output's lock.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
 static FAILED: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 
 /// Chooses JSON or text, once, before anything is written.
@@ -36,10 +39,21 @@ pub(crate) fn write(text: fmt::Arguments<'_>) {
         return;
     }
     let mut stdout = io::stdout().lock();
+    if IS_CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
     if let Err(error) = stdout.write_fmt(text).and_then(|()| stdout.flush()) {
         let _ = FAILURE.set(error);
         FAILED.send_replace(true);
     }
+}
+
+/// Writes a last line: all later output is dropped, whichever thread it comes from.
+pub(crate) fn write_last(text: fmt::Arguments<'_>) {
+    // The same thread may take the lock again.
+    let _stdout = io::stdout().lock();
+    write(format_args!("{text}\n"));
+    IS_CLOSED.store(true, Ordering::Relaxed);
 }
 
 /// Why standard output accepts nothing more, if that is so.

@@ -13,6 +13,7 @@ use templar_record::report::Report;
 use templar_sim::local::network::Outcome;
 
 use crate::commands::model_folder;
+use crate::failure::coded;
 
 /// Tokens of the sample whose logits are written beside a model, for other programs to check theirs by.
 const LOGITS_TOKENS_MAX: usize = 64;
@@ -36,6 +37,10 @@ pub(crate) struct ReportOut {
 impl ModelOut {
     /// Checks that a model can be written there.
     pub(crate) fn check(&self, temporary: Option<&Path>) -> Result<()> {
+        self.check_place(temporary).map_err(coded("io"))
+    }
+
+    fn check_place(&self, temporary: Option<&Path>) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
         check_parent("--out", out, temporary)?;
         if !out.exists() {
@@ -71,6 +76,10 @@ impl ModelOut {
 impl ReportOut {
     /// Checks that a report can be written there.
     pub(crate) fn check(&self, temporary: Option<&Path>) -> Result<()> {
+        self.check_place(temporary).map_err(coded("io"))
+    }
+
+    fn check_place(&self, temporary: Option<&Path>) -> Result<()> {
         let Some(path) = &self.report else { return Ok(()) };
         ensure!(!path.is_dir(), "--report {} is a folder; name a file", path.display());
         if is_written_through(path) {

@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use templar_protocol::clock::Schedule;
 use templar_protocol::fault::Party;
+use templar_protocol::hash::Hash32;
 use templar_record::engine::EngineStats;
 use templar_record::event::{Cause, Event, NodeEvent, Role, Source, Verdict};
 use templar_record::report::{NodeReport, Report, WindowReport};
 use templar_sim::local::guest::Invitation;
+
+/// Longest line.
+const COLUMNS_MAX: usize = 100;
 
 /// What the losses measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,9 @@ pub(crate) fn invitation(invitation: &Invitation) -> String {
 }
 
 /// A window in one line, with further lines for anything out of the ordinary.
-pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String {
+///
+/// All miners are in its count, since what others opened without a seat, and what came too late, nobody here hears of.
+pub(crate) fn window(report: &WindowReport, miners: usize, seats: usize, loss: Loss) -> String {
     // Five characters, so that columns stay columns.
     let number = |value: Option<f64>| {
         value.map_or_else(|| "    -".to_owned(), |value| format!("{value:.*}", if value < 10.0 { 3 } else { 2 }))
@@ -51,12 +57,15 @@ pub(crate) fn window(report: &WindowReport, seats: usize, loss: Loss) -> String 
         Loss::Text => format!("train loss {train}  held-out {} bits/byte", number(report.val_bits_per_byte)),
         Loss::Synthetic => format!("synthetic loss {train}  held-out {val}"),
     };
-    let (counted, opened) = (report.accepted.len(), report.opened.len());
+    let (counted, miners) = (report.accepted.len(), miners.max(report.opened.len()));
     let size = if counted > 0 { format!("  {} each", bytes(report.payload_bytes)) } else { String::new() };
-    let mut text = format!("window {:>3}  {verdict}  {losses}  {counted} of {opened} counted{size}", report.window);
+    let mut text = format!("window {:>3}  {verdict}  {losses}  {counted} of {miners} counted{size}", report.window);
     let without = no_seat(report, seats);
     if without > 0 {
         let _ = write!(text, "\n            {without} had no seat: {seats} contributions count per window at most");
+    }
+    if report.not_candidates > 0 {
+        let _ = write!(text, "\n            {} not candidates: no weight yet, or excluded", report.not_candidates);
     }
     if !report.one_root && report.settled_by > 0 {
         let (agreed, settled, root) = (report.agreed_by, report.settled_by, report.state_root.short());
@@ -77,7 +86,8 @@ fn no_seat(report: &WindowReport, seats: usize) -> usize {
     }
     let faulty = |uid| report.faults.iter().any(|fault| fault.uid == uid);
     let left_out = report.opened.iter().filter(|uid| !report.accepted.contains(uid) && !faulty(**uid));
-    told.max(left_out.count())
+    let not_candidates = usize::try_from(report.not_candidates).unwrap_or(usize::MAX);
+    told.max(left_out.count().saturating_sub(not_candidates))
 }
 
 fn party(party: Party) -> &'static str {
@@ -125,7 +135,8 @@ fn row(node: &NodeReport) -> String {
         Role::Validator => "-".to_owned(),
     };
     let restarts = if is_guest { "-".to_owned() } else { node.restarts.to_string() };
-    let root = if is_guest { "-".to_owned() } else { node.final_state_root.short() };
+    let has_root = !is_guest && node.final_state_root != Hash32::default();
+    let root = if has_root { node.final_state_root.short() } else { "-".to_owned() };
     format!(
         "{:>4}  {:<12} {:<9} {:>8} {:>7.1}% {:>10.3} {:>9}  {}\n",
         node.uid.0,
@@ -143,11 +154,17 @@ fn row(node: &NodeReport) -> String {
 fn counted(report: &Report) -> String {
     let seats = report.config.roster.gather as usize;
     let sum = |of: &dyn Fn(&WindowReport) -> usize| report.windows.iter().map(of).sum::<usize>();
-    let (counted, opened) = (sum(&|window| window.accepted.len()), sum(&|window| window.opened.len()));
+    let miners = report.nodes.iter().filter(|node| node.role == Role::Miner).count();
+    let counted = sum(&|window| window.accepted.len());
+    let of = sum(&|window| miners.max(window.opened.len()));
     let without = sum(&|window| no_seat(window, seats));
-    let mut text = format!("contributions: {counted} of {opened} counted");
+    let mut text = format!("contributions: {counted} of {of} counted");
     if without > 0 {
         let _ = write!(text, ", {without} had no seat: {seats} count per window at most");
+    }
+    let not_candidates = report.windows.iter().map(|window| window.not_candidates).sum::<u64>();
+    if not_candidates > 0 {
+        let _ = write!(text, ", {not_candidates} were of miners without weight or excluded");
     }
     text + "\n"
 }
@@ -215,6 +232,33 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// Names in a row, the first three and how many more.
+pub(crate) fn names(names: &[String]) -> String {
+    match names {
+        [a, b, c, _, ..] => format!("{a}, {b}, {c} and {} more", names.len() - 3),
+        _ => names.join(", "),
+    }
+}
+
+/// Breaks a line between words, so that none has more than 100 columns unless a word does.
+pub(crate) fn fold(line: &str) -> String {
+    let mut folded = String::new();
+    let mut columns = 0;
+    for word in line.split(' ') {
+        let width = word.chars().count();
+        if columns > 0 && columns + 1 + width > COLUMNS_MAX {
+            folded += "\n    ";
+            columns = 4;
+        } else if columns > 0 {
+            folded.push(' ');
+            columns += 1;
+        }
+        folded += word;
+        columns += width;
+    }
+    folded
+}
+
 /// A number of parameters, for people.
 pub(crate) fn parameters(count: u64) -> String {
     match count as f64 {
@@ -278,6 +322,12 @@ pub(crate) fn event(event: &NodeEvent) -> String {
             format!("faults of others so far: {}", counts.join(", "))
         }
         Event::StorageBack { after_s } => format!("its own access to storage works again, after {after_s:.0} s"),
+        Event::BucketBack { refused } => {
+            format!(
+                "its own bucket takes again what it puts, after {}",
+                count(usize::try_from(*refused).unwrap_or(usize::MAX), "refusal")
+            )
+        }
         Event::Trouble { trouble } => format!("trouble: {trouble}"),
         // An event of a later release.
         other => serde_json::to_string(other).unwrap_or_default(),
@@ -317,7 +367,6 @@ fn bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use templar_protocol::hash::Hash32;
     use templar_protocol::roster::Uid;
     use templar_record::recorder::Recorder;
 
@@ -345,18 +394,31 @@ mod tests {
 
     #[test]
     fn a_window_fits_in_100_columns_and_says_more_only_where_there_is_more() {
-        let said = window(&report(20, 32), 20, Loss::Text);
+        let said = window(&report(20, 32), 32, 20, Loss::Text);
         let lines: Vec<&str> = said.lines().collect();
         assert!(lines.iter().all(|line| line.chars().count() <= 100), "{said}");
         assert!(
             lines[0].contains("20 of 32 counted") && lines[1].contains("12 had no seat: 20 contributions"),
             "{said}"
         );
-        assert_eq!(window(&report(4, 4), 20, Loss::Text).lines().count(), 1);
+        assert_eq!(window(&report(4, 4), 4, 20, Loss::Text).lines().count(), 1);
         let split = WindowReport { one_root: false, agreed_by: 5, ..report(4, 4) };
-        assert!(window(&split, 20, Loss::Text).contains("ROOTS DIFFER: only 5 of 6 nodes have root"));
-        let synthetic = window(&report(4, 4), 20, Loss::Synthetic);
+        assert!(window(&split, 4, 20, Loss::Text).contains("ROOTS DIFFER: only 5 of 6 nodes have root"));
+        // A guest's contribution without a seat, and miners that are late, are in the count.
+        assert!(window(&report(2, 2), 3, 2, Loss::Text).contains("2 of 3 counted"));
+        assert!(window(&report(0, 0), 2, 20, Loss::Text).contains("0 of 2 counted"));
+        let synthetic = window(&report(4, 4), 4, 20, Loss::Synthetic);
         assert!(synthetic.contains("synthetic loss 10.12 ") && !synthetic.contains("bits"), "{synthetic}");
+    }
+
+    #[test]
+    fn a_long_line_is_broken_between_words() {
+        assert_eq!(fold("miner-0: short"), "miner-0: short");
+        let long = format!("miner-0: {}", "word ".repeat(60).trim_end());
+        let folded = fold(&long);
+        assert!(folded.lines().count() > 2 && folded.lines().all(|line| line.chars().count() <= 100), "{folded}");
+        assert_eq!(folded.split_whitespace().collect::<Vec<_>>(), long.split_whitespace().collect::<Vec<_>>());
+        assert!(fold(&format!("see {}", "/a/b".repeat(40))).contains(&"/a/b".repeat(40)), "a path stays whole");
     }
 
     #[test]
@@ -364,6 +426,9 @@ mod tests {
         assert_eq!(no_seat(&report(3, 4), 20), 0, "it may have come too late");
         assert_eq!(no_seat(&WindowReport { no_seat: 1, ..report(3, 4) }, 20), 1);
         assert_eq!(no_seat(&report(20, 32), 20), 12);
+        let newcomers = WindowReport { not_candidates: 12, ..report(20, 32) };
+        assert_eq!(no_seat(&newcomers, 20), 0);
+        assert!(window(&newcomers, 32, 20, Loss::Text).contains("12 not candidates"));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Ctrl-C and SIGTERM: the first asks whatever runs to stop, the second ends the process at once. Output that nobody
 //! reads any more stops it too.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::output;
+use crate::{failure, output};
 
 /// Becomes true when the user asks for an end. Signals are caught once this function has returned, so call it before
 /// all work that takes long. Must be called on a runtime.
@@ -34,6 +37,49 @@ pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool
         std::process::exit(130);
     });
     receiver
+}
+
+/// Whether a signal is ending the process.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+/// A temporary folder of a verb that [`end_at_once`] ends.
+static TEMPORARY: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// How long the last document may take: whoever should read it may not.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// For verbs that have nothing to bring to an end: from now on the first signal ends the process, with code 130.
+pub(crate) fn end_at_once() {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::install()
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(signals.next());
+        IS_ENDING.store(true, Ordering::Relaxed);
+        std::thread::spawn(|| {
+            std::thread::sleep(LAST_WORD);
+            std::process::exit(130);
+        });
+        // Before the verb can fail because its folder is gone.
+        failure::tell_stopped();
+        if let Some(folder) = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Whatever cannot be removed stays, as after a SIGKILL.
+            let _ = std::fs::remove_dir_all(folder);
+        }
+        std::process::exit(130);
+    });
+}
+
+/// Lets a verb that ends while a signal ends the process leave the exit code to that.
+pub(crate) fn yield_to_signal() {
+    while IS_ENDING.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
+/// Has [`end_at_once`] remove this folder when it ends the process.
+pub(crate) fn remove_if_ended(folder: &Path) {
+    *TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.to_owned());
 }
 
 /// The signals that ask the process to end.

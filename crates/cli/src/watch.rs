@@ -28,6 +28,8 @@ pub(crate) struct Watcher {
     bar: ProgressBar,
     windows: u64,
     loss: Loss,
+    /// Miners, guests among them.
+    miners: Cell<usize>,
     /// Most contributions that count in a window.
     seats: Cell<usize>,
     nodes: Cell<usize>,
@@ -47,7 +49,7 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     pub(crate) fn new(windows: u64, loss: Loss) -> Self {
-        let style = ProgressStyle::with_template("{spinner} {prefix} {bar:20} {elapsed_precise} {msg}");
+        let style = ProgressStyle::with_template("{spinner} {prefix} {bar:15} {elapsed_precise} {msg}");
         // A simulation passes its windows faster than a bar could show.
         let is_plain = is_json() || loss == Loss::Synthetic;
         let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new(windows * PARTS) };
@@ -58,6 +60,7 @@ impl Watcher {
             bar,
             windows,
             loss,
+            miners: Cell::new(0),
             seats: Cell::new(usize::MAX),
             nodes: Cell::new(0),
             up: RefCell::default(),
@@ -69,8 +72,9 @@ impl Watcher {
         }
     }
 
-    /// Sets how many seats each window has.
-    pub(crate) fn set_seats(&self, seats: u32) {
+    /// Sets how many miners there are, and how many seats each window has.
+    pub(crate) fn set_miners(&self, miners: usize, seats: u32) {
+        self.miners.set(miners);
         self.seats.set(seats as usize);
     }
 
@@ -86,11 +90,17 @@ impl Watcher {
                 self.next.set(*windows);
                 self.print(&format!("resuming this network: {windows} of {} windows are trained", self.windows));
             }
-            News::Stands { spec, nodes } => {
-                self.set_seats(spec.roster.gather);
+            News::Stands { spec, nodes, miners } => {
+                self.set_miners(*miners, spec.roster.gather);
                 self.nodes.set(*nodes);
                 self.bar.set_message("nodes are starting");
             }
+            News::Awaited { nodes } => self.on_awaited(nodes),
+            News::NotListed { nodes } => self.print(&show::fold(&format!(
+                "the first window begins without {}: no bucket of theirs is on the chain in time; see their errors, \
+                 or stop and start again on a machine with less load",
+                show::names(nodes)
+            ))),
             News::Moment(moment) => self.on_moment(*moment),
             News::Late { node, block, window } => self.on_late(node, *block, *window),
         }
@@ -117,10 +127,20 @@ impl Watcher {
         self.bar.set_message(line);
     }
 
+    fn on_awaited(&self, nodes: &[String]) {
+        let what = format!("waiting for {} to be listed on the chain", show::names(nodes));
+        if self.is_silent(SILENCE_MAX) {
+            self.print(&what);
+        }
+        self.bar.set_message(what);
+    }
+
     fn on_moment(&self, moment: Moment) {
         let window = moment.window.unwrap_or(0);
         let share = if moment.window.is_some() { moment.share } else { 0.0 };
-        self.bar.set_prefix(format!("window {}/{}", (window + 1).min(self.windows), self.windows));
+        // Counted from 0, as in all lines.
+        let last = self.windows - 1;
+        self.bar.set_prefix(format!("window {} of 0-{last}", window.min(last)));
         // The bar never moves backwards, and is full only at the end.
         let position = (((window as f64 + share) * PARTS as f64) as u64).min(self.windows * PARTS - 1);
         self.bar.set_position(position.max(self.bar.position()));
@@ -158,7 +178,9 @@ impl Watcher {
             Event::Trouble { .. }
             | Event::Diverged { .. }
             | Event::Adopted { .. }
-            | Event::CheckpointRefused { .. } => self.print(&show::event(event)),
+            | Event::CheckpointRefused { .. }
+            // Nothing else says why a node took no part.
+            | Event::Ended { outcome: Outcome::NotListed, .. } => self.print(&show::fold(&show::event(event))),
             Event::Started { .. } => self.on_started(event),
             _ => {}
         }
@@ -178,7 +200,7 @@ impl Watcher {
     fn show_until(&self, end: u64, recorder: &Recorder) {
         for nth in self.shown.get()..end.min(self.windows) {
             let report = recorder.window(nth);
-            self.print(&show::window(&report, self.seats.get(), self.loss));
+            self.print(&show::window(&report, self.miners.get(), self.seats.get(), self.loss));
             for node in self.late.borrow_mut().remove(&nth).unwrap_or_default() {
                 let accepted = recorder.uid(&node).is_some_and(|uid| report.accepted.contains(&uid));
                 let what = late_consequence(accepted, recorder.outcome(nth, &node));

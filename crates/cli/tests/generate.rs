@@ -65,7 +65,7 @@ fn a_prompt_that_is_cut_is_told_so() {
     let long = "0123456789 and more";
     let output = generate(model.path(), &["--tokens", "3", "--prompt", long]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("has 19 tokens") && said.contains("sees 16 at most: the first 3 were cut off"), "{said}");
+    assert!(said.contains("has 19 tokens") && said.contains("takes at most 16: the first 3 were cut off"), "{said}");
     // Beside a document too, which stays one document.
     let output = generate(model.path(), &["--tokens", "3", "--prompt", long, "--json"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("cut off"));
@@ -89,4 +89,30 @@ fn the_folders_tokenizer_is_found() {
     assert_ne!(named["tokens"], bytes["tokens"]);
     fs::copy(&other, &own).unwrap();
     assert_eq!(json(model.path(), &arguments), named);
+}
+
+/// The end of a text may have any name: the model's folder says which token it is.
+#[test]
+fn the_models_own_end_of_text_needs_no_usual_name() {
+    let model = model();
+    let arguments = ["--tokens", "8", "--prompt", "ab", "--temperature", "0"];
+    let unusual = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "merges": [],
+        "vocab": {"a": 0, "b": 1, "<|fin|>": 256}}}"#;
+    fs::write(model.path().join("tokenizer.json"), unusual).unwrap();
+    let first = json(model.path(), &arguments)["tokens"][0].as_u64().unwrap();
+    // With the token that comes first as its end, the text is empty; config.json is read where the other says nothing.
+    let name = |file: &str, token: &Value| {
+        let path = model.path().join(file);
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["eos_token_id"] = token.clone();
+        fs::write(&path, config.to_string()).unwrap();
+    };
+    name("generation_config.json", &serde_json::json!([first, 256]));
+    assert_eq!(json(model.path(), &arguments)["tokens"], serde_json::json!([]));
+    name("generation_config.json", &Value::Null);
+    assert_ne!(json(model.path(), &arguments)["tokens"], serde_json::json!([]));
+    name("config.json", &Value::Null);
+    let output = command(model.path(), &arguments).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("eos_token_id") && !said.contains("--end-of-text"), "{said}");
 }

@@ -228,7 +228,7 @@ fn what_no_engine_reads_is_refused() {
     for options in valued.into_iter().chain([&["--offload-optimiser"][..], &["--deterministic"]]) {
         let said = templar(folder.path(), &[&["localnet"], options].concat());
         assert!(
-            said.starts_with("exit 1") && said.contains(&format!("{} applies to PyTorch only", options[0])),
+            said.starts_with("exit 2") && said.contains(&format!("{} applies to PyTorch only", options[0])),
             "{said}"
         );
     }
@@ -312,8 +312,8 @@ fn flags_and_files_are_called_by_their_names() {
     let folder = folder();
     let prepare = |options: &[&str]| templar(folder.path(), &[&["data", "prepare", "text.txt"], options].concat());
     let said = prepare(&["--out", "data", "--held-out", "0.9"]);
-    assert!(said.starts_with("exit 1") && said.contains("--held-out is 0.9; it must be 0.001 to 0.5"), "{said}");
-    assert!(prepare(&["--out", "data", "--seq-len", "1"]).contains("--seq-len is 1; it must be 2 to"));
+    assert!(said.starts_with("exit 2") && said.contains("it must be a number from 0.001 to 0.5"), "{said}");
+    assert!(prepare(&["--out", "data", "--seq-len", "1"]).contains("it must be a whole number from 2 to 1048576"));
     assert!(prepare(&["--out", "text.txt"]).contains("text.txt is a file; name a folder"));
     // Both splits get text, but the held-out one no whole sample.
     let said = prepare(&["--out", "data", "--seq-len", "4000"]);
@@ -321,6 +321,114 @@ fn flags_and_files_are_called_by_their_names() {
     assert!(!folder.path().join("data").exists(), "what failed leaves nothing behind");
     let said = templar(folder.path(), &["key", "show", "--log", "bad=filter=x"]);
     assert!(said.starts_with("exit 2") && said.contains("invalid value 'bad=filter=x' for '--log"), "{said}");
+}
+
+/// Before a file is looked at.
+#[test]
+fn a_number_that_is_not_accepted_is_answered_with_the_numbers_that_are() {
+    let folder = folder();
+    for (arguments, says) in [
+        (&["sim", "--windows", "-1"][..], "it must be a whole number from 1 to"),
+        (&["demo", "--seed", "-1"], "it must be a whole number from 0 to"),
+        (&["demo", "--pace-cap-s", "-3"], "it must be a whole number from 1 to 86400"),
+        (&["generate", "none", "--tokens", "-3"], "it must be a whole number from 0 to 1000000"),
+        (&["generate", "none", "--temperature", "-0.5"], "it must be a number from 0 to 100"),
+        (&["miner", "--until-window", "-1"], "it must be a whole number, 1 or more"),
+        (&["bench", "train", "--seconds", "-1"], "it must be a number from 0 to 3600"),
+        (&["data", "prepare", "none", "--out", "o", "--held-out", "-0.1"], "it must be a number from 0.001 to 0.5"),
+    ] {
+        let said = templar(folder.path(), arguments);
+        assert!(said.starts_with("exit 2") && said.contains(says), "{arguments:?}: {said}");
+    }
+}
+
+/// The only document of a verb with `--json`, which must fail.
+fn failure(folder: &Path, arguments: &[&str]) -> (i32, serde_json::Value) {
+    let output = command(folder).args(arguments).arg("--json").output().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    (output.status.code().unwrap(), document["error"].clone())
+}
+
+#[test]
+fn failures_have_the_code_of_what_is_wrong() {
+    let folder = folder();
+    fs::write(folder.path().join("key.hex"), "no key").unwrap();
+    for (arguments, exit, code) in [
+        (&["demo", "--report", "none/r.json"][..], 1, "io"),
+        (&["sim", "--report", "none/r.json"], 1, "io"),
+        (&["demo", "--data", "none"], 1, "data"),
+        (&["key", "show"], 1, "credentials"),
+        (&["sim", "--adversary", "noise=5"], 2, "usage"),
+        (&["localnet", "--kill", "miner-9@1"], 2, "usage"),
+        (&["demo", "--preset", "giant"], 2, "usage"),
+        (&["sim", "--windows", "-1"], 2, "usage"),
+    ] {
+        let (exited, error) = failure(folder.path(), arguments);
+        assert_eq!((exited, error["code"].as_str()), (exit, Some(code)), "{arguments:?}: {error}");
+    }
+    let (_, error) = failure(folder.path(), &["sim", "--windows", "-1"]);
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("invalid value '-1' for '--windows"), "{error}");
+    assert!(!error.to_string().contains("--help") && !error.to_string().contains("Usage"), "{error}");
+    let (exited, error) = failure(folder.path(), &[]);
+    assert!(
+        exited == 2 && error.to_string().contains("validator") && !error.to_string().contains("adversary"),
+        "{error}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn help_that_cannot_be_printed_is_a_failure() {
+    let folder = folder();
+    for arguments in [&["--help"][..], &["--version"], &["help", "miner"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(folder.path()).args(arguments).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+    }
+}
+
+/// A `start.sh` passes on what its owner adds: the last one of two equal options counts.
+#[test]
+fn options_of_a_node_can_be_given_again() {
+    let folder = folder();
+    let files = ["--key", "k", "--bucket", "b", "--data-bucket", "d", "--chain", "ws://127.0.0.1:1"];
+    let said = templar(folder.path(), &[&["miner", "--run", "first", "--run", "last"], &files[..]].concat());
+    assert!(said.starts_with("exit 1") && said.contains("last cannot be read"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_verb_with_130_and_a_document() {
+    let folder = folder();
+    let temporary = folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for signal in ["-TERM", "-INT"] {
+        let mut sim = command(folder.path());
+        sim.args(["sim", "--windows", "100000", "--json"]).env("TMPDIR", &temporary).stdout(Stdio::piped());
+        let mut sim = sim.spawn().unwrap();
+        let mut lines = BufReader::new(sim.stdout.take().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        assert!(Command::new("kill").args([signal, &sim.id().to_string()]).status().unwrap().success());
+        let last: serde_json::Value = serde_json::from_str(&lines.last().unwrap().unwrap()).unwrap();
+        assert_eq!((sim.wait().unwrap().code(), &last["error"]["code"]), (Some(130), &"stopped".into()), "{signal}");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{signal}");
+    }
+}
+
+/// Only where all seats are taken does anybody lack one: a newcomer without weight is no candidate.
+#[test]
+fn nobody_lacks_a_seat_while_seats_are_free() {
+    let folder = folder();
+    let log = templar(folder.path(), &["sim", "--miners", "32", "--windows", "6", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let windows = report["windows"].as_array().unwrap();
+    for window in windows {
+        let counted = window["accepted"].as_array().unwrap().len();
+        assert!(counted == 20 || window["no_seat"] == 0, "{window}");
+    }
+    assert!(windows.iter().any(|window| window["not_candidates"].as_u64().unwrap() > 0), "{windows:?}");
+    assert!(log.contains(r#""kind":"not-candidate","why":{"bar":"no-weight"}"#));
 }
 
 #[test]
@@ -360,7 +468,7 @@ fn a_node_says_for_which_chain_it_waits_and_shows_no_credential() {
     let folder = folder();
     init(folder.path());
     templar(folder.path(), &["key", "new"]);
-    let locator = "endpoint = \"http://127.0.0.1:1\"\nbucket = \"b\"\nregion = \"r\"\naccess_key_id = \"a\"\n";
+    let locator = "endpoint = \"http://127.0.0.1:1\"\nbucket = \"bkt\"\nregion = \"r\"\naccess_key_id = \"a\"\n";
     let read = format!("{locator}secret_access_key = \"s\"\n");
     fs::write(folder.path().join("data.toml"), &read).unwrap();
     let write = "[write]\naccess_key_id = \"a\"\nsecret_access_key = ";

@@ -58,7 +58,10 @@ impl Dataset {
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(MANIFEST_FILE);
         let manifest = read_manifest(dir).map_err(|source| OpenError::Io { path: path.clone(), source })?;
-        let missing = || OpenError::Io { path: path.clone(), source: io::ErrorKind::NotFound.into() };
+        let missing = || OpenError::Io {
+            path: path.clone(),
+            source: io::Error::new(io::ErrorKind::NotFound, "there is no such file"),
+        };
         let manifest = manifest.ok_or_else(missing)?.map_err(|source| OpenError::Manifest { path, source })?;
         let map = |split| map_split(dir, &manifest, split);
         let (train, held_out) = (map(Split::Train)?, map(Split::HeldOut)?);

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use templar_chain::{Chain, ChainError, Pacer, RpcChain};
+use templar_data::Dataset;
 use templar_node::frame::context::Compute;
 use templar_node::frame::dataset::{self, DatasetError};
 use templar_node::frame::files::Disk;
@@ -21,6 +23,10 @@ use tokio::sync::mpsc;
 
 use crate::engine::Engine;
 use crate::home::{Home, replace_secret};
+
+/// Pauses between attempts to fetch a dataset: doubled each time, from the first to the second.
+const WAIT_FIRST: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that a node is configured with. It gets the rest from the chain and the buckets.
 #[derive(Clone, Debug)]
@@ -86,7 +92,7 @@ impl Connection {
         let options = S3Options { allow_http_loopback, ..S3Options::default() };
         let store: Arc<dyn Store> = Arc::new(S3Store::new(self.bucket, options)?);
         let log = |bytes| tracing::info!(bytes, "a piece of the dataset has arrived");
-        let dataset = dataset::fetch(&*store, &self.data, &self.spec.data.manifest, &self.data_folder, log).await?;
+        let dataset = wait_for_dataset(&*store, &self.data, &self.spec.data.manifest, &self.data_folder, log).await?;
         let trainer = trainer(self.engine, &self.spec).await?;
         Ok(Setup {
             name: self.name,
@@ -108,6 +114,36 @@ impl Connection {
     }
 }
 
+/// Fetches the dataset, and waits as long as it takes for what heals by itself: a bucket that does not answer, or this
+/// machine's clock. Dropping the future stops the wait; what has arrived by then is kept.
+async fn wait_for_dataset(
+    store: &dyn Store,
+    bucket: &BucketLocator,
+    manifest: &Hash32,
+    folder: &Path,
+    mut progress: impl FnMut(u64),
+) -> Result<Dataset, DatasetError> {
+    let (mut pause, mut told) = (WAIT_FIRST, None);
+    loop {
+        match dataset::fetch(store, bucket, manifest, folder, &mut progress).await {
+            Err(DatasetError::Store(error)) if heals(&error) => {
+                // Once for each kind of reason: the clock's figures differ each time.
+                if told.replace(std::mem::discriminant(&error)) != Some(std::mem::discriminant(&error)) {
+                    tracing::warn!("the dataset cannot be fetched so far ({error}); trying again until it can");
+                }
+            }
+            fetched => return fetched,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(WAIT_MAX);
+    }
+}
+
+/// Whether waiting helps.
+fn heals(error: &StoreError) -> bool {
+    error.is_transient() || matches!(error, StoreError::ClockSkew { .. })
+}
+
 /// The engine, ready to work. A fault in it shows here, not in the first window.
 async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, TrainError> {
     let Engine::Torch(options) = engine else {
@@ -116,4 +152,54 @@ async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, Tra
     let mut trainer = TorchTrainer::new(&spec.model, &spec.inner, options);
     let started = tokio::task::spawn_blocking(move || trainer.start().map(|()| trainer)).await;
     Ok(Box::new(started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use templar_data::{Grammar, PrepareOptions, prepare_text};
+    use templar_store::{MemoryCloud, StoreLayer};
+
+    use super::*;
+
+    /// Refuses the first reads as a server does whose clock differs from this machine's.
+    struct WrongClock {
+        below: Arc<dyn Store>,
+        refusals: AtomicU32,
+    }
+
+    #[async_trait]
+    impl StoreLayer for WrongClock {
+        fn inner(&self) -> &dyn Store {
+            &*self.below
+        }
+
+        async fn get(&self, from: &BucketLocator, key: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+            let is_left = |left: u32| left.checked_sub(1);
+            if self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_left).is_ok() {
+                return Err(StoreError::ClockSkew { bucket: from.bucket.clone(), ahead_s: Some(3600) });
+            }
+            self.below.get(from, key, bytes_max).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_waits_for_its_clock_before_it_has_the_dataset_and_not_for_an_object_that_is_missing() {
+        let (folder, cloud) = (tempfile::tempdir().unwrap(), MemoryCloud::new());
+        let options = PrepareOptions { seq_len: 32, ..PrepareOptions::default() };
+        prepare_text(Grammar::new(1).documents(1, 50_000), folder.path(), &options, &mut |_| ()).unwrap();
+        let dataset = Dataset::open(folder.path()).unwrap();
+        let below: Arc<dyn Store> = Arc::new(cloud.store(cloud.create_bucket("data")));
+        dataset::publish(&*below, &dataset).await.unwrap();
+        let (bucket, manifest) = (below.own().clone(), dataset.manifest().hash());
+        let store = WrongClock { below, refusals: AtomicU32::new(9) };
+        let copy = folder.path().join("copy");
+        let fetched = wait_for_dataset(&store, &bucket, &manifest, &copy, |_| ()).await.unwrap();
+        assert_eq!(fetched.manifest().hash(), manifest);
+        let other = wait_for_dataset(&store, &bucket, &Hash32::of(b"other"), &folder.path().join("none"), |_| ()).await;
+        assert!(matches!(other, Err(DatasetError::Store(StoreError::NotFound { .. }))), "{other:?}");
+    }
 }

@@ -13,6 +13,7 @@ pub mod intake;
 pub mod miner;
 mod pauses;
 pub mod pending;
+mod refusals;
 pub mod replica;
 pub mod seat;
 pub mod setup;

@@ -137,6 +137,11 @@ pub enum Event {
     StorageBack {
         after_s: f64,
     },
+    /// The node's own bucket takes again what it puts, after [`Trouble::UploadRefused`] or [`Trouble::CannotServe`].
+    BucketBack {
+        /// Uploads of a miner that were refused in between, or windows of a validator.
+        refused: u64,
+    },
     /// Something failed, and the node goes on.
     Trouble {
         trouble: Trouble,

@@ -216,7 +216,8 @@ impl Recorder {
             role: participant.role,
             behaviour: participant.behaviour.clone(),
             final_state_root: last_root.or(state.map(|state| state.state_root)).unwrap_or_default(),
-            score: scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+            // An empty sum is -0.0, which no table should show.
+            score: scores.iter().fold(0.0, |sum, score| sum + score) / scores.len().max(1) as f64,
             weight: match participant.role {
                 Role::Miner => share(|neuron| neuron.incentive),
                 Role::Validator => share(|neuron| neuron.dividends),
@@ -249,6 +250,11 @@ impl Gathered {
                 self.faults.push(fault);
             }
         }
+    }
+
+    /// For how many nodes the window ended like this.
+    fn count(&self, is: impl Fn(&Outcome) -> bool) -> u64 {
+        self.outcomes.values().filter(|outcome| is(outcome)).count() as u64
     }
 
     fn report(&self, window: u64) -> WindowReport {
@@ -284,7 +290,8 @@ impl Gathered {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect(),
-            no_seat: self.outcomes.values().filter(|outcome| matches!(outcome, Outcome::NoSeat { .. })).count() as u64,
+            no_seat: self.count(|outcome| matches!(outcome, Outcome::NoSeat { .. })),
+            not_candidates: self.count(|outcome| matches!(outcome, Outcome::NotCandidate { .. })),
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),

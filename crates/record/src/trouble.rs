@@ -36,7 +36,8 @@ pub enum Trouble {
          check its connection, its clock and its credentials"
     )]
     OwnStorage { cause: String },
-    /// A validator's own bucket did not take what it would have voted for, so it does not vote on the window.
+    /// A validator's own bucket did not take what it would have voted for, so it does not vote on the window. It is told
+    /// once, until [`Event::BucketBack`](crate::event::Event::BucketBack).
     #[error(
         "this node's own bucket does not take the contributions to window {window}: {cause}; without them the node does \
          not vote: check the bucket"
@@ -51,10 +52,12 @@ pub enum Trouble {
          upload: check the bucket and the connection to it"
     )]
     UploadGivenUp { window: u64, put: Put, deadline_block: u64 },
-    /// The node's own bucket refuses something. The node goes on trying, silently, until it is of no use any more.
+    /// The node's own bucket refuses something. The node goes on trying, silently, until it is of no use any more, and so
+    /// with later windows. [`Event::BucketBack`](crate::event::Event::BucketBack) reports the end of it.
     #[error(
         "window {window}: this node's own bucket does not take {put}: {cause}; the node tries again until block \
-         {deadline_block}: check the bucket and the connection to it"
+         {deadline_block}, then with the next window, and tells when the bucket takes it: check the bucket and the \
+         connection to it"
     )]
     UploadRefused { window: u64, put: Put, cause: String, deadline_block: u64 },
     /// Old objects stay in the node's own bucket for now. They cost storage and nothing else.

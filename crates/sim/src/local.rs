@@ -11,6 +11,8 @@ pub mod error;
 pub mod export;
 pub mod guest;
 pub mod kept;
+mod last_words;
+mod listing;
 pub mod localnet;
 pub mod needs;
 pub mod network;

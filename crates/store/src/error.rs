@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Most characters of a reason that are shown.
+const REASON_CHARS_MAX: usize = 160;
+
 /// Why an operation on a store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -21,8 +24,8 @@ pub enum StoreError {
     ClockSkew { bucket: String, ahead_s: Option<i64> },
     #[error("{key:?} in bucket {bucket:?}: no answer within {} s; try again, or allow more time", after.as_secs_f32())]
     Timeout { bucket: String, key: String, after: Duration },
-    #[error("{key:?} in bucket {bucket:?} cannot be reached at the moment; try again later")]
-    Unavailable { bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{key:?} in bucket {bucket:?} at {endpoint} cannot be reached at the moment ({}); try again later", root(&**source))]
+    Unavailable { endpoint: String, bucket: String, key: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{key:?} is not a valid object key: {reason}")]
     BadKey { key: String, reason: &'static str },
     #[error("bucket {bucket:?} at {endpoint:?} is not contacted: {reason}")]
@@ -38,6 +41,12 @@ fn skew(ahead_s: Option<i64>) -> String {
         Some(ahead_s) => format!("{ahead_s} s ahead of the server's"),
         None => "not within what the server allows, and it does not say what time it has".to_owned(),
     }
+}
+
+/// The cause of all causes, such as "Connection refused". Some of it may be a stranger's text, so it is cut.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let root = std::iter::successors(Some(error), |cause| cause.source()).last().unwrap_or(error);
+    root.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARS_MAX).collect()
 }
 
 impl StoreError {

@@ -41,6 +41,6 @@ pub use bucket::{Credential, OwnBucket, dev_credentials};
 pub use error::StoreError;
 pub use layer::StoreLayer;
 pub use memory::{Fault, MemoryCloud, MemoryStore, Op, OpKind};
-pub use s3::{S3Options, S3Store, is_loopback};
+pub use s3::{S3Options, S3Store, bucket_name_fault, endpoint_fault, is_loopback};
 pub use server::{BucketSpec, OBJECT_BYTES_MAX, S3Server, ServerError};
 pub use store::{ObjectInfo, Store};

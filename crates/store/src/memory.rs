@@ -153,7 +153,10 @@ impl MemoryStore {
             None => Ok(false),
             Some(Fault::Corrupt) => Ok(true),
             Some(Fault::NotFound) => Err(StoreError::NotFound { key }),
-            Some(Fault::Unavailable) => Err(StoreError::Unavailable { bucket, key, source: "injected fault".into() }),
+            Some(Fault::Unavailable) => {
+                let (endpoint, source) = ("memory".to_owned(), "injected fault".into());
+                Err(StoreError::Unavailable { endpoint, bucket, key, source })
+            }
             Some(Fault::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 Ok(false)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use clients::Clients;
-pub use endpoint::is_loopback;
+pub use endpoint::{bucket_name_fault, endpoint_fault, is_loopback};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::aws::AmazonS3;
 use object_store::client::{HttpError, HttpErrorKind};
@@ -51,20 +51,20 @@ impl S3Store {
         Ok(Self { own, writer, clients, request_timeout })
     }
 
-    /// Waits for `operation` on `key` in `bucket`, at most for the time allowed, and adds both to its error.
+    /// Waits for `operation` on `key` of the bucket `at`, at most for the time allowed, and adds both to its error.
     async fn within<T>(
         &self,
-        bucket: &str,
+        at: &BucketLocator,
         key: &str,
         operation: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, StoreError> {
         let after = self.request_timeout;
-        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        let key = key.to_owned();
         match tokio::time::timeout(after, operation).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Failure::TooLarge { bytes, max_bytes })) => Err(StoreError::TooLarge { key, bytes, max_bytes }),
-            Ok(Err(Failure::Remote(error))) => Err(name(error, bucket, key, after)),
-            Err(_) => Err(StoreError::Timeout { bucket, key, after }),
+            Ok(Err(Failure::Remote(error))) => Err(name(error, at, key, after)),
+            Err(_) => Err(StoreError::Timeout { bucket: at.bucket.clone(), key, after }),
         }
     }
 
@@ -145,19 +145,18 @@ impl Store for S3Store {
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         let path = path(key)?;
-        let bucket = &self.own.locator.bucket;
         if bytes.len() > SINGLE_PUT_BYTES_MAX {
             // It has its own time limit, so that it can clean up after exceeding it.
             let after = self.request_timeout;
             return match self.put_in_parts(&path, bytes).await {
                 Ok(()) => Ok(()),
-                Err(Failure::Remote(error)) => Err(name(error, bucket.clone(), key.to_owned(), after)),
+                Err(Failure::Remote(error)) => Err(name(error, &self.own.locator, key.to_owned(), after)),
                 Err(Failure::TooLarge { bytes, max_bytes }) => {
                     Err(StoreError::TooLarge { key: key.to_owned(), bytes, max_bytes })
                 }
             };
         }
-        self.within(bucket, key, async {
+        self.within(&self.own.locator, key, async {
             self.writer.put(&path, bytes.into()).await?;
             Ok(())
         })
@@ -166,7 +165,7 @@ impl Store for S3Store {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let path = path(key)?;
-        let deleted = self.within(&self.own.locator.bucket, key, async { Ok(self.writer.delete(&path).await?) }).await;
+        let deleted = self.within(&self.own.locator, key, async { Ok(self.writer.delete(&path).await?) }).await;
         match deleted {
             Err(StoreError::NotFound { .. }) => Ok(()),
             other => other,
@@ -176,7 +175,7 @@ impl Store for S3Store {
     async fn list(&self, prefix: &str, max: usize) -> Result<Vec<ObjectInfo>, StoreError> {
         let folder = keys::check_folder(prefix)?;
         let path = if folder.is_empty() { None } else { Some(path(folder)?) };
-        self.within(&self.own.locator.bucket, folder, async {
+        self.within(&self.own.locator, folder, async {
             let listed = self.writer.list(path.as_ref()).take(max);
             let info = |meta: object_store::ObjectMeta| ObjectInfo { key: meta.location.into(), bytes: meta.size };
             Ok(listed.map_ok(info).try_collect().await?)
@@ -187,7 +186,7 @@ impl Store for S3Store {
     async fn get(&self, from: &BucketLocator, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
         let path = path(key)?;
         let client = self.clients.get(from)?;
-        self.within(&from.bucket, key, read(&client, &path, max_bytes)).await
+        self.within(from, key, read(&client, &path, max_bytes)).await
     }
 }
 
@@ -214,8 +213,9 @@ fn timed_out() -> object_store::Error {
     object_store::Error::Generic { store: "S3", source: Box::new(source) }
 }
 
-fn name(error: object_store::Error, bucket: String, key: String, after: Duration) -> StoreError {
+fn name(error: object_store::Error, at: &BucketLocator, key: String, after: Duration) -> StoreError {
     use object_store::Error;
+    let (endpoint, bucket) = (at.endpoint.clone(), at.bucket.clone());
     if let Some(skew) = causes(&error).find_map(<dyn StdError>::downcast_ref::<http::ClockSkew>) {
         return StoreError::ClockSkew { bucket, ahead_s: skew.ahead_s };
     }
@@ -223,7 +223,7 @@ fn name(error: object_store::Error, bucket: String, key: String, after: Duration
         Error::NotFound { .. } => StoreError::NotFound { key },
         error if causes(&error).any(<dyn StdError>::is::<http::Denied>) => StoreError::Denied { bucket, key },
         error if causes(&error).any(is_timeout) => StoreError::Timeout { bucket, key, after },
-        error => StoreError::Unavailable { bucket, key, source: Box::new(error) },
+        error => StoreError::Unavailable { endpoint, bucket, key, source: Box::new(error) },
     }
 }
 

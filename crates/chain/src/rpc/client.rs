@@ -276,7 +276,9 @@ impl Chain for RpcChain {
 }
 
 fn check_url(url: &str) -> Result<(), RpcError> {
-    let valid = ["ws://", "wss://"].iter().any(|scheme| url.starts_with(scheme));
+    let rest = ["ws://", "wss://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    // Without a host nobody ever answers.
+    let valid = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with([':', '/', '?', '#']));
     if valid { Ok(()) } else { Err(RpcError::InvalidUrl { url: url.to_owned() }) }
 }
 

@@ -40,7 +40,8 @@ impl CorpusArgs {
         }
         if let Some(path) = &self.tokenizer {
             let end_of_text = self.end_of_text.as_deref().map_or(EndOfText::Known, EndOfText::Named);
-            let tokenizer = Tokenizer::open(path, end_of_text).wrap_err_with(|| path.display().to_string())?;
+            let tokenizer = Tokenizer::open(path, end_of_text)
+                .wrap_err_with(|| format!("the tokenizer {} cannot be used", path.display()))?;
             fit(preset, preset.model.seq_len, tokenizer.vocab_size());
         }
         let (tokenizer, end_of_text) = (self.tokenizer.clone(), self.end_of_text.clone());

@@ -1,15 +1,23 @@
 //! `templar data prepare|inspect|verify`
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Report, Result, eyre};
 use serde_json::json;
+use templar_data::manifest::{SEQ_LEN_MAX, SHARD_BYTES_MAX};
 use templar_data::{Dataset, Existing, PrepareError, PrepareOptions, Split, TokenizerId, prepare};
 
 use crate::end::End;
+use crate::numbers::{real, whole};
 use crate::output::{is_json, say};
 use crate::progress::{Progress, Unit};
+
+/// What the options accept; how many samples fit into a shard depends on their length.
+const SEQ_LEN: RangeInclusive<u64> = 2..=SEQ_LEN_MAX as u64;
+const HELD_OUT: RangeInclusive<f64> = 0.001..=0.5;
+const SHARD_SAMPLES: RangeInclusive<u64> = 1..=SHARD_BYTES_MAX;
 
 /// Strays listed by name; the others are counted.
 const NAMED_STRAYS_MAX: usize = 10;
@@ -42,16 +50,16 @@ pub(crate) struct Prepare {
     #[arg(long, env = "TEMPLAR_END_OF_TEXT", value_name = "TOKEN", requires = "tokenizer")]
     end_of_text: Option<String>,
     /// Tokens per sample.
-    #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = PrepareOptions::default().seq_len)]
+    #[arg(long, env = "TEMPLAR_SEQ_LEN", default_value_t = PrepareOptions::default().seq_len, value_parser = whole::<u32>(SEQ_LEN))]
     seq_len: u32,
     /// Fraction of the text that is never trained on.
-    #[arg(long, env = "TEMPLAR_HELD_OUT", default_value_t = PrepareOptions::default().held_out_fraction)]
+    #[arg(long, env = "TEMPLAR_HELD_OUT", default_value_t = PrepareOptions::default().held_out_fraction, value_parser = real(HELD_OUT))]
     held_out: f64,
     /// Samples per shard.
-    #[arg(long, env = "TEMPLAR_SHARD_SAMPLES", default_value_t = PrepareOptions::default().shard_samples)]
+    #[arg(long, env = "TEMPLAR_SHARD_SAMPLES", default_value_t = PrepareOptions::default().shard_samples, value_parser = whole::<u64>(SHARD_SAMPLES))]
     shard_samples: u64,
     /// Seed of the choice of what is held out.
-    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
+    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX))]
     seed: u64,
 }
 
@@ -158,7 +166,8 @@ fn by_flag(error: PrepareError) -> Report {
 
 impl Inspect {
     fn run(self) -> Result<()> {
-        let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
+        let dataset = Dataset::open(&self.folder)
+            .wrap_err_with(|| format!("the dataset in {} cannot be opened", self.folder.display()))?;
         let manifest = dataset.manifest();
         if is_json() {
             say!("{}", json!({ "hash": manifest.hash(), "manifest": manifest }));
@@ -190,7 +199,8 @@ impl Inspect {
 
 impl Verify {
     fn run(self) -> Result<()> {
-        let dataset = Dataset::open(&self.folder).wrap_err_with(|| self.folder.display().to_string())?;
+        let dataset = Dataset::open(&self.folder)
+            .wrap_err_with(|| format!("the dataset in {} cannot be opened", self.folder.display()))?;
         let (mut shown, mut done, all) = (Progress::new("verifying", Unit::Bytes), 0, dataset.shard_bytes());
         let verified = dataset.verify(&mut |bytes| {
             done += bytes;

@@ -11,6 +11,7 @@ use templar_sim::local::kept::Ring;
 
 use crate::commands::network::NetworkArgs;
 use crate::end::End;
+use crate::numbers::whole;
 use crate::show::Loss;
 use crate::stop;
 use crate::watch::Watcher;
@@ -22,7 +23,7 @@ pub(crate) struct Demo {
     network: NetworkArgs,
     /// Seconds that a block waits for a node before the chain continues without it; its contribution does not count
     /// then.
-    #[arg(long, env = "TEMPLAR_PACE_CAP_S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, env = "TEMPLAR_PACE_CAP_S", default_value_t = 60, value_parser = whole::<u64>(1..=86_400))]
     pace_cap_s: u64,
 }
 

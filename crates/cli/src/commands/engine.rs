@@ -7,6 +7,8 @@ use color_eyre::eyre::{Result, bail};
 use templar_host::engine::{Engine, EngineName};
 use templar_train::TorchOptions;
 
+use crate::numbers::whole;
+
 /// Options of the engine on PyTorch. The built-in engine takes none.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine on PyTorch (--engine torch)")]
@@ -15,13 +17,13 @@ pub(crate) struct TorchArgs {
     #[arg(long, env = "TEMPLAR_PYTHON", value_name = "PATH")]
     python: Option<PathBuf>,
     /// Processes of a worker, one per GPU; 1 if not given.
-    #[arg(long, env = "TEMPLAR_NPROC", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, env = "TEMPLAR_NPROC", value_parser = whole::<u16>(1..=64))]
     nproc: Option<u16>,
     /// Where to train, as PyTorch names it: auto (if not given), cpu, cuda, cuda:1 or mps. AMD's GPUs are cuda there.
     #[arg(long, env = "TEMPLAR_DEVICE")]
     device: Option<String>,
     /// Threads of each process on CPUs.
-    #[arg(long, env = "TEMPLAR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "TEMPLAR_THREADS", value_parser = whole::<u32>(1..=1024))]
     threads: Option<u32>,
     /// Keep the optimiser's moments in host memory between windows.
     #[arg(long, env = "TEMPLAR_OFFLOAD_OPTIMISER")]

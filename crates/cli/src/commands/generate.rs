@@ -1,15 +1,22 @@
 //! `templar generate`
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::Args;
-use color_eyre::eyre::{Context, Result};
+use color_eyre::eyre::{Context, Result, bail};
 use serde_json::json;
-use templar_data::{EndOfText, Tokenizer};
+use templar_data::tokenizer::END_OF_TEXT_NAMES;
+use templar_data::{EndOfText, Tokenizer, TokenizerError};
 use templar_model::{Generator, Sampling, TextStream, hf};
 
 use crate::end::End;
+use crate::numbers::{real, whole};
 use crate::output::{self, is_json, say};
+
+/// What the options accept.
+const TOKENS: RangeInclusive<u64> = 0..=1_000_000;
+const TEMPERATURE: RangeInclusive<f64> = 0.0..=100.0;
 
 /// Continue a text with a model in the Hugging Face layout.
 #[derive(Debug, Args)]
@@ -20,12 +27,12 @@ pub(crate) struct Generate {
     #[arg(long, env = "TEMPLAR_PROMPT", default_value = "The ")]
     prompt: String,
     /// Maximum number of new tokens.
-    #[arg(long, env = "TEMPLAR_TOKENS", default_value_t = 200)]
+    #[arg(long, env = "TEMPLAR_TOKENS", default_value_t = 200, value_parser = whole::<usize>(TOKENS))]
     tokens: usize,
     /// 0 takes the most likely token; 1 samples from the model's own probabilities.
-    #[arg(long, env = "TEMPLAR_TEMPERATURE", default_value_t = 0.8)]
+    #[arg(long, env = "TEMPLAR_TEMPERATURE", default_value_t = 0.8, value_parser = real(TEMPERATURE))]
     temperature: f64,
-    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
+    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX))]
     seed: u64,
     /// A Hugging Face tokenizer.json; by default the one in the model's folder; without one, tokens are bytes.
     #[arg(long, env = "TEMPLAR_TOKENIZER", value_name = "FILE")]
@@ -38,7 +45,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 impl Generate {
     pub(crate) fn run(self) -> Result<End> {
         let tokenizer = self.tokenizer()?;
-        let (spec, theta) = hf::import(&self.model).wrap_err_with(|| self.model.display().to_string())?;
+        let (spec, theta) = hf::import(&self.model)
+            .wrap_err_with(|| format!("the model in {} cannot be read", self.model.display()))?;
         let sampling = Sampling { temperature: self.temperature, seed: self.seed };
         let prompt = tokenizer.encode(&self.prompt)?;
         let end_of_text = Some(tokenizer.end_of_text());
@@ -81,6 +89,23 @@ impl Generate {
     fn tokenizer(&self) -> Result<Tokenizer> {
         let own = self.model.join(TOKENIZER_FILE);
         let path = self.tokenizer.as_ref().or_else(|| own.is_file().then_some(&own));
-        path.map_or(Ok(Tokenizer::Bytes), |path| Ok(Tokenizer::open(path, EndOfText::Known)?))
+        let Some(path) = path else { return Ok(Tokenizer::Bytes) };
+        // The model knows which token ended its texts, whatever that is called. With another tokenizer, which may lack
+        // that token, the name decides.
+        if let Some(own) = hf::end_of_text(&self.model)? {
+            match Tokenizer::open(path, EndOfText::Id(own)) {
+                Err(TokenizerError::EndOfTextId { .. }) => {}
+                opened => return Ok(opened?),
+            }
+        }
+        match Tokenizer::open(path, EndOfText::Known) {
+            Err(TokenizerError::NoEndOfText) => bail!(
+                "nothing says which token of {} ends a text: it has none of {}; write the token's number into the \
+                 model's generation_config.json, as in {{\"eos_token_id\": 2}}",
+                path.display(),
+                END_OF_TEXT_NAMES.join(" ")
+            ),
+            opened => Ok(opened?),
+        }
     }
 }

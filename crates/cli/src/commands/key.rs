@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use color_eyre::eyre::{Context, Result, ensure};
+use color_eyre::eyre::{Context, Result, eyre};
 use serde_json::json;
 use templar_host::home::write_secret;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
 
 use crate::end::End;
+use crate::failure::coded;
 use crate::files::read_key;
 use crate::output::{is_json, say};
 
@@ -32,10 +33,14 @@ impl Key {
     pub(crate) fn run(self) -> Result<End> {
         let pair = match self {
             Self::New(File { file }) => {
-                ensure!(!file.exists(), "{} exists already; a key is never overwritten", file.display());
+                if file.exists() {
+                    let message = eyre!("{} exists already; a key is never overwritten", file.display());
+                    return Err(coded("io")(message));
+                }
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).wrap_err("the system's random number generator failed")?;
-                write_secret(&file, &format!("{}\n", Hash32(seed))).wrap_err_with(|| file.display().to_string())?;
+                write_secret(&file, &format!("{}\n", Hash32(seed)))
+                    .wrap_err_with(|| format!("{} cannot be written", file.display()))?;
                 Keypair::from_seed(seed)
             }
             Self::Show(File { file }) => read_key(&file)?,

@@ -15,6 +15,8 @@ use templar_sim::plan::Plan;
 
 use crate::commands::network::NetworkArgs;
 use crate::end::End;
+use crate::failure::coded;
+use crate::numbers::real;
 use crate::output::{is_json, say};
 use crate::show::Loss;
 use crate::stop;
@@ -26,7 +28,7 @@ pub(crate) struct Localnet {
     #[command(flatten)]
     network: NetworkArgs,
     /// Seconds between two blocks; a window has 20 blocks, and training may take 10 of them.
-    #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.0)]
+    #[arg(long, env = "TEMPLAR_BLOCK_S", default_value_t = 1.0, value_parser = real(0.05..=600.0))]
     block_s: f64,
     /// Kill a node with SIGKILL in the middle of a window, such as `miner-1@4`; may be given several times.
     #[arg(long, env = "TEMPLAR_KILL", value_delimiter = ',', value_name = "NODE@WINDOW")]
@@ -45,12 +47,11 @@ pub(crate) struct Localnet {
 impl Localnet {
     #[tokio::main]
     pub(crate) async fn run(self) -> Result<End> {
-        ensure!((0.05..=600.0).contains(&self.block_s), "--block-s is {}; it must be 0.05 to 600", self.block_s);
         ensure!(!self.listen.is_unspecified(), "--listen {} is not an address that others can reach", self.listen);
         let folder = self.network.folder()?;
         let stop = stop::on_signal_leaving(folder.temporary().map(Path::to_path_buf));
         let network = self.network.network(&folder)?;
-        self.check_kills(&network.plan)?;
+        self.check_kills(&network.plan).map_err(coded("usage"))?;
         self.network.metrics.serve()?;
         self.network.introduce(Ring::Localnet, &network, &folder);
         if !is_json() {

@@ -22,7 +22,9 @@ use templar_sim::zoo::attack::Several;
 use crate::commands::corpus::CorpusArgs;
 use crate::commands::engine::TorchArgs;
 use crate::end::End;
+use crate::failure::coded;
 use crate::metrics::MetricsArgs;
+use crate::numbers::whole;
 use crate::output::{is_json, say};
 use crate::outputs::{ModelOut, ReportOut};
 use crate::show::{self, Loss};
@@ -31,16 +33,16 @@ use crate::show::{self, Loss};
 #[derive(Debug, Args)]
 pub(crate) struct RehearsalArgs {
     /// Windows to train.
-    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=WINDOWS_MAX))]
+    #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = whole::<u64>(1..=WINDOWS_MAX))]
     pub(crate) windows: u64,
     /// Miners.
-    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=i64::from(MINERS_MAX)))]
+    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = whole::<u16>(1..=u64::from(MINERS_MAX)))]
     miners: u16,
     /// Validators.
-    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(VALIDATORS_MAX)))]
+    #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = whole::<u16>(1..=u64::from(VALIDATORS_MAX)))]
     validators: u16,
     /// Seed of everything random: keys, data, θ₀, blocks.
-    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=i64::MAX as u64))]
     seed: u64,
     /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
     #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
@@ -54,8 +56,8 @@ pub(crate) struct RehearsalArgs {
 
 impl RehearsalArgs {
     pub(crate) fn plan(&self, preset: Preset) -> Result<Plan> {
-        self.check_adversaries(Role::Miner, "miners", self.miners.into())?;
-        self.check_adversaries(Role::Validator, "validators", self.validators.into())?;
+        self.check_adversaries(Role::Miner, "miners", self.miners.into()).map_err(coded("usage"))?;
+        self.check_adversaries(Role::Validator, "validators", self.validators.into()).map_err(coded("usage"))?;
         Ok(Plan {
             miners: usize::from(self.miners),
             validators: usize::from(self.validators),
@@ -93,6 +95,7 @@ pub(crate) fn codec(name: &str) -> Result<CodecKind, serde_json::Error> {
 pub(crate) fn preset(name: &str) -> Result<Preset> {
     presets::preset(name)
         .with_context(|| format!("there is no preset {name:?}; there are {}", presets::names().join(", ")))
+        .map_err(coded("usage"))
 }
 
 /// Options of a network of real parts.
@@ -155,7 +158,7 @@ impl NetworkArgs {
     /// The network that was asked for, in `folder`, if it fits this machine and its results have a place to go.
     pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
         let mut preset = preset(&self.preset)?;
-        let text = self.corpus.text(&mut preset)?;
+        let text = self.corpus.text(&mut preset).map_err(coded("data"))?;
         let plan = self.rehearsal.plan(preset)?;
         // Nodes on this machine share its cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -165,7 +168,7 @@ impl NetworkArgs {
             codec: self.rehearsal.codec,
             text,
             folder: folder.path().to_path_buf(),
-            engines: self.torch.engines(&self.engine, threads)?,
+            engines: self.torch.engines(&self.engine, threads).map_err(coded("usage"))?,
         };
         needs::check(&network, Machine::here(folder.path()))?;
         let temporary = folder.temporary();
@@ -180,7 +183,8 @@ impl NetworkArgs {
             return Ok(Folder::Temporary(folder.wrap_err("no temporary folder can be made; name one with --folder")?));
         };
         if !Definition::is_in(path) && path.exists() {
-            let is_free = Definition::is_free(path).wrap_err_with(|| path.display().to_string())?;
+            let is_free =
+                Definition::is_free(path).wrap_err_with(|| format!("--folder {} cannot be used", path.display()))?;
             ensure!(is_free, "{} is not empty: name another folder, or remove what is in it", path.display());
         }
         Ok(Folder::Kept(path.clone()))
@@ -260,7 +264,8 @@ impl NetworkArgs {
         }
         if !outcome.failures.is_empty() {
             let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
-            return Err(left(ring, "the network failed", Some(&outcome), folder, eyre!("{}", failures.join("\n  "))));
+            let failures = coded("network")(eyre!("{}", failures.join("\n  ")));
+            return Err(left(ring, "the network failed", Some(&outcome), folder, failures));
         }
         if outcome.stopped && matches!(outcome.theta, Err(NoTheta::NothingSettled)) {
             return Ok(End::Stopped);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use color_eyre::eyre::{Result, ensure};
+use color_eyre::eyre::{Result, eyre};
 use templar_host::connection::Connection;
 use templar_host::engine::EngineName;
 use templar_host::home::{BucketFile, LocatorFile};
@@ -15,8 +15,10 @@ use tokio::sync::{mpsc, watch};
 use crate::commands::engine::TorchArgs;
 use crate::commands::tenure::{Ending, Tenure};
 use crate::end::End;
+use crate::failure::coded;
 use crate::files::{BUCKET_KEYS, LOCATOR_KEYS, read_key, read_run, read_secret};
 use crate::metrics::{self, MetricsArgs};
+use crate::numbers::whole;
 use crate::output::say;
 use crate::{output, show, stop};
 
@@ -52,7 +54,7 @@ pub(crate) struct NodeArgs {
     engine: EngineName,
     /// End after this many windows of the run; a localnet tells its guests how many it has. Without it a node never
     /// ends.
-    #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "TEMPLAR_UNTIL_WINDOW", value_name = "WINDOWS", value_parser = whole::<u64>(1..=u64::MAX))]
     until_window: Option<u64>,
     /// For localnets: end at once when standard input ends, as it does with the process that started this one.
     #[arg(long, hide = true)]
@@ -76,7 +78,7 @@ pub(crate) struct Validator {
     #[command(flatten)]
     node: NodeArgs,
     /// Samples of held-out text on which the model is validated after each window; 0 for none.
-    #[arg(long, env = "TEMPLAR_VALIDATION_SAMPLES", default_value_t = 0)]
+    #[arg(long, env = "TEMPLAR_VALIDATION_SAMPLES", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX))]
     validation_samples: u64,
 }
 
@@ -115,7 +117,7 @@ pub(crate) async fn run(
         data: read_secret::<LocatorFile>(&args.data_bucket, LOCATOR_KEYS)?.into(),
         data_folder: args.data_folder,
         state_folder: args.state_folder,
-        engine: args.torch.engines(&[args.engine], None)?.remove(0),
+        engine: args.torch.engines(&[args.engine], None).map_err(coded("usage"))?.remove(0),
         options,
     };
     args.metrics.serve()?;
@@ -135,10 +137,11 @@ pub(crate) async fn run(
     if let Some(setup) = setup {
         wrap(setup).run(halted).await?;
     }
-    ensure!(
-        printing.await?? != Some(Ending::ChainGone),
-        "the chain is gone: its network has ended early, or its machine is down; restart to resume from here"
-    );
+    if printing.await?? == Some(Ending::ChainGone) {
+        let gone =
+            "the chain is gone: its network has ended early, or its machine is down; restart to resume from here";
+        return Err(coded("chain")(eyre!(gone)));
+    }
     Ok(if *stop.borrow() { End::Stopped } else { End::Done })
 }
 

@@ -16,6 +16,7 @@ use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 use crate::commands::network::{codec, preset};
 use crate::end::End;
 use crate::files::read_run;
+use crate::numbers::whole;
 use crate::output::{is_json, say};
 use crate::progress::{Progress, Unit};
 
@@ -44,16 +45,16 @@ pub(crate) struct Init {
     #[arg(long, env = "TEMPLAR_GENESIS", value_name = "HASH")]
     genesis: Hash32,
     /// The subnet.
-    #[arg(long, env = "TEMPLAR_NETUID")]
+    #[arg(long, env = "TEMPLAR_NETUID", value_parser = whole::<u16>(0..=u64::from(u16::MAX)))]
     netuid: u16,
     /// First block of window 0.
-    #[arg(long, env = "TEMPLAR_START_BLOCK", value_name = "BLOCK")]
+    #[arg(long, env = "TEMPLAR_START_BLOCK", value_name = "BLOCK", value_parser = whole::<u64>(0..=u64::MAX))]
     start_block: u64,
     /// Folder of the prepared dataset.
     #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
     dataset: PathBuf,
     /// Seed of θ₀ and of the order of the data.
-    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0)]
+    #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=i64::MAX as u64))]
     seed: u64,
     /// Override a key's default value, such as outer.rate=0.65 (several allowed; docs/run-keys.md has all).
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
@@ -122,7 +123,8 @@ impl Init {
         spec.validate()?;
         dataset::check(&spec, manifest)?;
         spec.theta0.root = theta0_root(&spec);
-        std::fs::write(&self.out, spec.to_toml()).wrap_err_with(|| self.out.display().to_string())?;
+        std::fs::write(&self.out, spec.to_toml())
+            .wrap_err_with(|| format!("{} cannot be written", self.out.display()))?;
         if is_json() {
             say!("{}", json!({ "run_id": spec.id(), "out": self.out }));
         } else {
@@ -198,8 +200,6 @@ impl Verify {
 }
 
 /// The root of θ₀, with progress on standard error if it takes long.
-///
-/// No signal is handled here, so Ctrl-C and SIGTERM end the process at once; nothing has been written yet.
 fn theta0_root(spec: &RunSpec) -> Hash32 {
     let layout = spec.layout();
     let (mut progress, all) = (Progress::new("making the initial parameters", Unit::Parameters), layout.len() as u64);

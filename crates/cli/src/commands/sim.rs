@@ -1,14 +1,16 @@
 //! `templar sim`
 
 use clap::Args;
-use color_eyre::eyre::{Context, Result, bail};
+use color_eyre::eyre::{Context, Result, eyre};
 use templar_protocol::run::CodecKind;
 use templar_sim::r#virtual::scenario::{Scenario, tiny_preset};
 
 use crate::commands::network::RehearsalArgs;
 use crate::end::End;
+use crate::failure::coded;
 use crate::output::{self, is_json, say};
 use crate::show::{self, Loss};
+use crate::stop;
 use crate::watch::Watcher;
 
 /// The real node code on a virtual clock, an in-memory cloud and chain, and a synthetic trainer.
@@ -22,6 +24,7 @@ impl Sim {
     pub(crate) fn run(self) -> Result<End> {
         self.rehearsal.report.check(None)?;
         let folder = tempfile::tempdir().wrap_err("no temporary folder can be made")?;
+        stop::remove_if_ended(folder.path());
         let plan = self.rehearsal.plan(tiny_preset())?;
         let mut scenario = Scenario::new(plan.miners, plan.validators, plan.windows, plan.seed);
         scenario.plan = plan;
@@ -31,7 +34,7 @@ impl Sim {
             CodecKind::DenseF32 => |spec| spec.codec.kind = CodecKind::DenseF32,
         };
         let watcher = Watcher::new(scenario.plan.windows, Loss::Synthetic);
-        watcher.set_seats(scenario.plan.seats());
+        watcher.set_miners(scenario.plan.miners, scenario.plan.seats());
         if !is_json() {
             say!(
                 "{} and {} under a virtual clock, {}; the trainer is a synthetic one",
@@ -47,7 +50,7 @@ impl Sim {
         self.rehearsal.finish(&outcome.report, Loss::Synthetic)?;
         if !outcome.failures.is_empty() {
             let failures = outcome.failures.iter().map(|(name, error)| format!("node {name} ended: {error}"));
-            bail!("{}", failures.collect::<Vec<_>>().join("\n  "));
+            return Err(coded("network")(eyre!("{}", failures.collect::<Vec<_>>().join("\n  "))));
         }
         Ok(End::Done)
     }

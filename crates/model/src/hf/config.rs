@@ -47,6 +47,14 @@ pub(super) fn write_generation(end_of_text: Option<u32>) -> Value {
     })
 }
 
+/// The token that ends a text, if a foreign `config.json` or `generation_config.json` names one. Of several, the first.
+pub(super) fn read_end_of_text(text: &[u8]) -> Result<Option<u32>, String> {
+    let config: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let named = config.get("eos_token_id").unwrap_or(&Value::Null);
+    let token = named.as_array().map_or(named, |several| several.first().unwrap_or(&Value::Null));
+    Ok(token.as_u64().and_then(|token| u32::try_from(token).ok()))
+}
+
 /// The keys of a foreign `config.json` that decide what is computed; others are ignored.
 #[derive(Debug, Deserialize)]
 struct LlamaConfig {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
 use crate::hf::config;
-use crate::hf::files::{CONFIG, INDEX, WEIGHTS};
+use crate::hf::files::{CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS};
 
 /// Largest `config.json` and index that are read.
 const JSON_BYTES_MAX: u64 = 16 << 20;
@@ -69,6 +69,22 @@ pub fn import(dir: &Path) -> Result<(ModelSpec, Vec<f32>), ImportError> {
         files[file].append(&mut theta, tensor, &info)?;
     }
     Ok((spec, theta))
+}
+
+/// The token that ends a text, by the folder's `generation_config.json`, else by its `config.json`. Of several, the first.
+pub fn end_of_text(dir: &Path) -> Result<Option<u32>, ImportError> {
+    for name in [GENERATION_CONFIG, CONFIG] {
+        let path = dir.join(name);
+        if !path.exists() {
+            continue;
+        }
+        if let Some(token) =
+            config::read_end_of_text(&read_json(&path)?).map_err(|why| ImportError::Config { path, why })?
+        {
+            return Ok(Some(token));
+        }
+    }
+    Ok(None)
 }
 
 fn read_json(path: &Path) -> Result<Vec<u8>, ImportError> {

@@ -50,7 +50,7 @@ pub enum NodeError {
     LocalRecord { path: String, record: String, source: RecordError },
     #[error(
         "the disk with {path} is full: {needed_bytes} bytes more were to be written. What is there is whole: free space, or \
-         move the folder to a larger disk and name it with --state-folder, then start again"
+         move the folder to a larger disk, then start again"
     )]
     DiskFull { path: String, needed_bytes: u64 },
     #[error("window {window} is certified, but nobody serves the contribution of uid {uid} any more")]

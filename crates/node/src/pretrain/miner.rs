@@ -28,6 +28,7 @@ use crate::pretrain::miner::feedback::ErrorFeedback;
 use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::outcomes::Outcomes;
 use crate::pretrain::pending::{Owed, Pending, Stage};
+use crate::pretrain::refusals::Refusals;
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};
 use crate::pretrain::upload::Uploads;
@@ -55,6 +56,9 @@ pub struct Miner {
     /// Payloads that did not count, until a committed header has them back in its error feedback; oldest first.
     owed: Vec<Owed>,
     uploads: Uploads,
+    refusals: Refusals,
+    /// Whether it was told that old objects stay in the bucket, and that is still so.
+    is_sweep_told: bool,
     outcomes: Outcomes,
     /// The newest block.
     head: u64,
@@ -131,6 +135,8 @@ impl Miner {
             pending: restored.whole.into(),
             owed: restored.owed,
             uploads: Uploads::default(),
+            refusals: Refusals::default(),
+            is_sweep_told: false,
             outcomes,
             head: 0,
         };
@@ -177,8 +183,7 @@ impl Miner {
         let pending = nth.and_then(|nth| self.pending.remove(nth));
         let entry = pending.as_ref().map_or(self.seat.entry, |pending| pending.header.header.entry);
         let miss = self.missed(window.number, pending.as_ref());
-        let gather = u64::from(self.ctx.spec.roster.gather);
-        let outcome = outcomes::outcome(&window, &certificate, is_applied, &entry, miss, gather);
+        let outcome = outcomes::outcome(&window, &certificate, is_applied, &entry, miss, &self.ctx.spec.roster);
         // A window that a node goes back to is settled again.
         self.owed.retain(|owed| owed.window != window.number || outcome != Outcome::Counted);
         match pending {

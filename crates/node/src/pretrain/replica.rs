@@ -465,11 +465,17 @@ fn locations(ctx: &Context, window: u64, roster: &Roster, entry: &EntryId, commi
     locations
 }
 
-/// Validators whose votes do not count, and why. Those that have not voted at all are left out.
+/// Validators whose votes do not count, and why. Those that have not voted on this window are left out: their newest vote
+/// stays on the chain until they replace it.
 async fn emit_misvotes(ctx: &Context, window: u64, ballots: &Ballots) {
     for (entry, ballot) in ballots {
+        let has_not_voted = |error: &WordError| match error {
+            WordError::Absent => true,
+            WordError::Window { found, expected } => found < expected,
+            _ => false,
+        };
         if let Err(error) = ballot
-            && *error != WordError::Absent
+            && !has_not_voted(error)
         {
             let (uid, fault, cause) = (entry.uid, (*error).into(), error.to_string());
             ctx.emit(Event::Misvoted { window, uid, fault, cause }).await;

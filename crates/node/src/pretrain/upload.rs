@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use templar_record::trouble::Put;
@@ -17,6 +18,9 @@ use crate::frame::context::Context;
 use crate::pretrain::pauses::Pauses;
 use crate::pretrain::pending::Pending;
 use crate::pretrain::sweep;
+
+/// Work that no deadline of the protocol hangs on gets at least this time, however fast the blocks come.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One task on the bucket. Each runs once at a time, so there are at most two per pending contribution, and one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +78,7 @@ pub struct Uploads {
 #[derive(Debug)]
 struct UnderWay {
     task: AbortHandle,
+    since: Instant,
     deadline_block: u64,
     is_refused: bool,
 }
@@ -186,7 +191,7 @@ impl Uploads {
             let result = work.await;
             Done { item, result, comm_s: started.elapsed().as_secs_f64() }
         });
-        self.under_way.insert(item, UnderWay { task, deadline_block, is_refused: false });
+        self.under_way.insert(item, UnderWay { task, since: started, deadline_block, is_refused: false });
     }
 
     /// Ends when something is done or refused; then [`Uploads::take`] and [`Uploads::take_refusals`] have it. Never
@@ -227,11 +232,33 @@ impl Uploads {
 
     /// Gives up tasks that are of no use any more at `head`.
     pub fn expire(&mut self, head: u64) -> Vec<Late> {
-        let late = self.under_way.extract_if(.., |_, upload| head >= upload.deadline_block);
-        late.map(|(item, UnderWay { task, deadline_block, is_refused })| {
+        let is_late = |item: &Item, upload: &mut UnderWay| {
+            head >= upload.deadline_block && (*item != Item::Removal || upload.since.elapsed() >= PATIENCE)
+        };
+        let late = self.under_way.extract_if(.., is_late);
+        late.map(|(item, UnderWay { task, deadline_block, is_refused, .. })| {
             task.abort();
             Late { item, deadline_block, is_refused }
         })
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_gets_its_time_however_fast_the_blocks_come_and_an_upload_ends_at_its_block() {
+        let mut uploads = Uploads::default();
+        for item in [Item::Removal, Item::Key(3)] {
+            uploads.start(item, 21, pending());
+        }
+        let given_up = |uploads: &mut Uploads| uploads.expire(21).into_iter().map(|late| late.item).collect::<Vec<_>>();
+        assert_eq!(given_up(&mut uploads), [Item::Key(3)]);
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(given_up(&mut uploads), [Item::Removal]);
     }
 }

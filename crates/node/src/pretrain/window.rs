@@ -62,6 +62,11 @@ impl Window {
         })
     }
 
+    /// Whether a contribution of `entry` may count.
+    pub fn is_candidate(&self, entry: &EntryId) -> bool {
+        self.candidates.iter().any(|candidate| candidate.entry == *entry)
+    }
+
     /// Bytes of the largest ciphertext that is valid in this run.
     pub fn ciphertext_bytes_max(ctx: &Context) -> u64 {
         ctx.codec.max_payload_bytes() + templar_protocol::seal::SEAL_OVERHEAD_BYTES

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use templar_node::frame::error::NodeError;
 use templar_node::frame::files::Disk;
@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::chain_record;
 use crate::local::error::NetworkError;
+use crate::local::listing::Wait;
 use crate::local::network::{Moment, News, NoTheta, NodeFailure, Outcome, Phase};
 use crate::local::services::{Services, state_folder};
 use crate::local::steps::Steps;
@@ -29,6 +30,8 @@ const LAST_CALL: Duration = Duration::from_mins(1);
 /// these blocks may take.
 const GUEST_BLOCKS: u64 = 3;
 const GUEST_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether all nodes are listed, before the first window.
+const LISTING_CHECK: Duration = Duration::from_millis(100);
 /// Most events that may wait to be shown.
 const EVENTS: usize = 256;
 /// Share of a paced window's time that training takes: nearly all of it.
@@ -75,11 +78,13 @@ impl Crew {
         mut self,
         mut services: Services,
         plan: &Plan,
-        started: Instant,
         stop: &mut watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Outcome, NetworkError> {
-        tell(News::Stands { spec: &services.spec, nodes: services.members.len() });
+        let roles = services.members.iter().map(|member| member.role);
+        let guests = services.kept.definition.guests();
+        let miners = roles.chain(guests.iter().map(|guest| guest.role)).filter(|role| *role == Role::Miner).count();
+        tell(News::Stands { spec: &services.spec, nodes: services.members.len(), miners });
         let mut failures = Vec::new();
         let ended = self.watch(&mut services, plan.windows - 1, stop, &mut failures, tell).await;
         if matches!(ended, Ok(false)) && !services.kept.definition.guests.is_empty() {
@@ -92,9 +97,10 @@ impl Crew {
             hear(&event, &mut services, tell);
         }
         while self.nodes.join_next().await.is_some() {}
+        services.kept.note_time();
         let last = Final {
             floor_bits_per_byte: services.floor_bits_per_byte,
-            wall_s: started.elapsed().as_secs_f64(),
+            wall_s: services.kept.definition.wall_s,
             ..Final::default()
         };
         let (neurons, late) = (chain_record::neurons(&services.chain), chain_record::late(&services.chain));
@@ -118,8 +124,9 @@ impl Crew {
         let schedule = Schedule::new(&services.spec);
         let mut clock = tokio::time::interval(Duration::from_secs(1));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut deadline = None;
+        let (mut deadline, mut look_again) = (None, tokio::time::Instant::now());
         while !self.nodes.is_empty() {
+            let listing_check = services.listing.is_some().then_some(look_again);
             tokio::select! {
                 biased;
                 () = stopped(stop) => return Ok(true),
@@ -131,9 +138,15 @@ impl Crew {
                 },
                 Some(event) = self.events.recv() => hear(&event, services, tell),
                 () = sleep_until(deadline) => break,
+                () = sleep_until(listing_check) => {
+                    look_again += LISTING_CHECK;
+                    check_listing(services, failures, tell);
+                }
                 _ = clock.tick() => {
                     self.tell_late(services, &schedule, tell);
-                    tell(News::Moment(self.moment(services, &schedule)));
+                    if services.listing.is_none() {
+                        tell(News::Moment(self.moment(services, &schedule)));
+                    }
                 }
             }
             if !failures.is_empty() && !self.goes_on {
@@ -193,6 +206,20 @@ impl Crew {
         let done = self.steps.iter().map(|steps| steps.load(Ordering::Relaxed)).sum::<u64>().min(all);
         let steps = (all > 0).then_some((done, all));
         moment(services.chain.newest().number, spec, schedule, steps)
+    }
+}
+
+/// Releases the chain when all nodes are listed, and says for whom it waits or goes without.
+fn check_listing(services: &mut Services, failures: &[NodeFailure], tell: &mut dyn FnMut(News<'_>)) {
+    let Some(listing) = &mut services.listing else { return };
+    match listing.check(|node| failures.iter().any(|failure| failure.name == node)) {
+        Wait::For(nodes) => tell(News::Awaited { nodes: &nodes }),
+        Wait::Over(nodes) => {
+            services.listing = None;
+            if !nodes.is_empty() {
+                tell(News::NotListed { nodes: &nodes });
+            }
+        }
     }
 }
 
@@ -309,7 +336,7 @@ mod tests {
             Ok(())
         });
         let mut tell = |_: News<'_>| {};
-        let running = crew.run(services, &network.plan, Instant::now(), &mut stop, &mut tell);
+        let running = crew.run(services, &network.plan, &mut stop, &mut tell);
         let ended = tokio::time::timeout(Duration::from_secs(30), running).await.expect("it waits for blocks");
         assert!(matches!(ended, Err(NetworkError::Blocks(_))), "{ended:?}");
     }

@@ -1,7 +1,7 @@
 //! `templar demo`: a whole network in one process, of real parts. Nodes share only the chain and the buckets.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use templar_chain::BlockTime;
 use templar_host::connection::Connection;
@@ -39,7 +39,6 @@ impl Demo {
         mut stop: watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Option<Outcome>, NetworkError> {
-        let started = Instant::now();
         let pacing = |members: &[Member]| BlockTime::Paced {
             participants: members.iter().map(|member| member.keypair.hotkey()).collect(),
             cap: self.pace_cap,
@@ -56,7 +55,7 @@ impl Demo {
             let steps = (member.role == Role::Miner).then(|| crew.count_steps());
             crew.start(|events, stop| run_node(connection, adversary, saving, steps, events, stop));
         }
-        crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
+        crew.run(services, &self.network.plan, &mut stop, tell).await.map(Some)
     }
 }
 

@@ -29,7 +29,7 @@ pub fn outcome(folder: &Path) -> Result<Outcome, ExportError> {
     let chain = DevChain::open(Some(&folder.join("chain.sqlite")), plan.chain_config());
     let chain = chain.map_err(|source| ExportError::Chain { folder: folder.display().to_string(), source })?;
     let floor = definition.has_built_in_text().then(|| Grammar::new(plan.seed).entropy_bits_per_byte());
-    let last = Final { floor_bits_per_byte: floor, ..Final::default() };
+    let last = Final { floor_bits_per_byte: floor, wall_s: definition.wall_s, ..Final::default() };
     let (neurons, late) = (chain_record::neurons(&chain), chain_record::late(&chain));
     let report = kept.recorder.finish(&spec, plan.seed, plan.windows, &neurons, late, last);
     let theta = final_theta(folder, &plan.members(), &spec, plan.windows);

@@ -15,15 +15,16 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use templar_protocol::run::RunSpec;
-use templar_record::event::NodeEvent;
+use templar_record::event::{Event, NodeEvent};
 use templar_record::log::{self, Writer};
 use templar_record::recorder::{Participant, Recorder};
 
 pub use crate::local::kept::definition::{Definition, Invited, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
 pub use crate::local::kept::files::KeptError;
-use crate::local::kept::files::{DEFINITION, EVENTS, LOCK, RUN, io, replace, text};
+use crate::local::kept::files::{EVENTS, LOCK, RUN, io, replace, text};
 use crate::plan::Member;
 
 /// What an earlier start may have left of a network that was never set up.
@@ -39,6 +40,9 @@ pub struct Kept {
     pub spec: Option<RunSpec>,
     /// All events so far.
     pub(crate) recorder: Recorder,
+    /// How long earlier starts ran, and when this one began.
+    ran_before_s: f64,
+    opened: Instant,
     /// `None` once writing has failed.
     log: Option<Writer<File>>,
 }
@@ -49,19 +53,17 @@ impl Kept {
         fs::create_dir_all(folder).map_err(io(folder))?;
         let lock = lock(folder)?;
         let name = || folder.display().to_string();
-        let mut definition = now.clone();
+        let (opened, mut definition) = (Instant::now(), now.clone());
         let mut spec = None;
         if Definition::is_in(folder) {
             let was = Definition::read(folder)?;
             if was.verb != now.verb {
-                let (was, is) = (was.verb.verb().to_owned(), now.verb.verb().to_owned());
-                let reason = format!("it is of `templar {was}`, not of `templar {is}`");
-                return Err(KeptError::Malformed { path: folder.join(DEFINITION).display().to_string(), reason });
+                return Err(KeptError::OtherVerb { folder: name(), was: was.verb.verb(), is: now.verb.verb() });
             }
             if let Some((option, was, is)) = was.difference(now) {
                 return Err(KeptError::Differs { folder: name(), option, was, is });
             }
-            (definition.chain, definition.buckets) = (was.chain, was.buckets);
+            (definition.chain, definition.buckets, definition.wall_s) = (was.chain, was.buckets, was.wall_s);
             spec = read_run(folder)?;
             if spec.is_none() {
                 remove_leftovers(folder)?;
@@ -73,12 +75,14 @@ impl Kept {
         let everybody = definition.miners + definition.validators;
         let last = definition.windows - 1;
         if spec.is_some() && (recorder.settled(last) >= everybody || recorder.validated(last)) {
-            return Err(KeptError::Finished { folder: name(), windows: definition.windows });
+            let trained = (0..WINDOWS_MAX).take_while(|window| recorder.settled(*window) > 0).count() as u64;
+            return Err(KeptError::Finished { folder: name(), trained, windows: definition.windows });
         }
         // A refusal changes nothing.
         definition.write(folder)?;
         let log = Some(append(&folder.join(EVENTS))?);
-        Ok(Self { folder: folder.to_path_buf(), _lock: lock, definition, spec, recorder, log })
+        let (folder, ran_before_s) = (folder.to_path_buf(), definition.wall_s);
+        Ok(Self { folder, _lock: lock, definition, spec, recorder, ran_before_s, opened, log })
     }
 
     /// Opens the folder of a network that ran, for reading.
@@ -88,7 +92,8 @@ impl Kept {
         let never = || KeptError::NeverStood { folder: folder.display().to_string() };
         let spec = read_run(folder)?.ok_or_else(never)?;
         let recorder = replay(folder, &definition)?;
-        let kept = Self { folder: folder.to_path_buf(), _lock: lock, definition, spec: None, recorder, log: None };
+        let (folder, ran_before_s, opened) = (folder.to_path_buf(), definition.wall_s, Instant::now());
+        let kept = Self { folder, _lock: lock, definition, spec: None, recorder, ran_before_s, opened, log: None };
         Ok((kept, spec))
     }
 
@@ -97,6 +102,14 @@ impl Kept {
         (self.definition.chain, self.definition.buckets) = (Some(chain), Some(buckets));
         self.definition.write(&self.folder)?;
         replace(&self.folder.join(RUN), &spec.to_toml())
+    }
+
+    /// Records how long the network has run, all its starts together.
+    pub(crate) fn note_time(&mut self) {
+        self.definition.wall_s = self.ran_before_s + self.opened.elapsed().as_secs_f64();
+        if let Err(error) = self.definition.write(&self.folder) {
+            tracing::debug!("{error}");
+        }
     }
 
     /// Windows that some node has already settled, and those that were validated.
@@ -108,7 +121,11 @@ impl Kept {
 
     /// Records an event. A log that cannot be written is reported once, and does not stop the network.
     pub(crate) fn hear(&mut self, event: &NodeEvent) {
+        let is_first = matches!(event.event, Event::Settled { window, .. } if self.recorder.settled(window) == 0);
         self.recorder.record(event);
+        if is_first {
+            self.note_time();
+        }
         if let Some(log) = &mut self.log
             && let Err(error) = log.write(event)
         {

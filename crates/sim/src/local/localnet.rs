@@ -25,6 +25,7 @@ use crate::local::crew::Crew;
 use crate::local::error::NetworkError;
 use crate::local::guest::{Guest, Invitation};
 use crate::local::kept::Ring;
+use crate::local::last_words::{Cure, last_words};
 use crate::local::network::{Network, News, NodeFailure, Outcome};
 use crate::local::services::Services;
 use crate::local::wait::{sleep_until, stopped};
@@ -81,7 +82,6 @@ impl Localnet {
         mut stop: watch::Receiver<bool>,
         tell: &mut dyn FnMut(News<'_>),
     ) -> Result<Option<Outcome>, NetworkError> {
-        let started = Instant::now();
         let time = |_: &[Member]| BlockTime::Fixed(self.block);
         let services =
             Services::start(Ring::Localnet, &self.network, self.listen, &self.guests, time, &mut stop, tell).await?;
@@ -111,7 +111,7 @@ impl Localnet {
                 invite(&services, guest, folder.clone(), windows, &self.binary).map_err(NetworkError::io(&folder))?;
             tell(News::Invited(&invitation));
         }
-        crew.run(services, &self.network.plan, started, &mut stop, tell).await.map(Some)
+        crew.run(services, &self.network.plan, &mut stop, tell).await.map(Some)
     }
 }
 
@@ -182,26 +182,36 @@ struct Process {
 impl Process {
     /// Keeps the process alive until `stop`. Fails if it dies at every start.
     async fn supervise(mut self, mut stop: watch::Receiver<bool>) -> Result<(), NodeFailure> {
-        let mut quick_deaths = 0;
+        let (mut quick_deaths, mut told) = (0, String::new());
         loop {
             let (born, kills) = (Instant::now(), self.kills.len());
+            let log_began = std::fs::metadata(&self.log).map_or(0, |log| log.len());
             let end = self.live(&mut stop).await;
             if *stop.borrow() {
                 return Ok(());
             }
             let was_killed = self.kills.len() < kills;
             quick_deaths = if was_killed || born.elapsed() >= QUICK_DEATH { 0 } else { quick_deaths + 1 };
+            let log = self.log.display();
+            let last_words = last_words(&self.log, log_began);
             let cause = match end {
-                Ok(status) => format!("its process ended: {status}"),
+                Ok(status) => format!("its process ended ({status}): {}", last_words.text),
                 Err(error) => format!("its process cannot be run: {error}"),
             };
-            let log = self.log.display();
-            if quick_deaths == QUICK_DEATHS_MAX {
-                let reason = format!("given up after {QUICK_DEATHS_MAX} starts: {cause}; see {log}");
+            let given_up = match last_words.cure {
+                Cure::None => Some(format!("{cause}; a restart cannot help; see {log}")),
+                Cure::Restart => (quick_deaths == QUICK_DEATHS_MAX)
+                    .then(|| format!("given up after {QUICK_DEATHS_MAX} starts: {cause}; see {log}")),
+            };
+            if let Some(reason) = given_up {
                 return Err(NodeFailure { name: self.name, reason });
             }
-            let event = Event::Trouble { trouble: Trouble::ProcessEnded { cause, log: log.to_string() } };
-            let _ = self.events.send(NodeEvent { node: self.name.clone(), event }).await;
+            // The same cause is told once.
+            if told != cause {
+                told.clone_from(&cause);
+                let event = Event::Trouble { trouble: Trouble::ProcessEnded { cause, log: log.to_string() } };
+                let _ = self.events.send(NodeEvent { node: self.name.clone(), event }).await;
+            }
             if tokio::time::timeout(RESTART_PAUSE, stopped(&mut stop)).await.is_ok() {
                 return Ok(());
             }

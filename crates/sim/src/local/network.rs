@@ -38,10 +38,20 @@ pub enum News<'a> {
     Stands {
         spec: &'a RunSpec,
         nodes: usize,
+        /// Miners, those that guests may start included.
+        miners: usize,
     },
     /// A node on another machine may join.
     Invited(&'a Invitation),
     Event(&'a NodeEvent, &'a Recorder),
+    /// The chain waits with the first window until these nodes are listed.
+    Awaited {
+        nodes: &'a [String],
+    },
+    /// The first window begins without these nodes, whose buckets are not on the chain.
+    NotListed {
+        nodes: &'a [String],
+    },
     /// How far the network is, every second.
     Moment(Moment),
     /// A paced block stopped waiting for this node, in this window.

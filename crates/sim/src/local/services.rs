@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::local::error::NetworkError;
 use crate::local::guest::Guest;
 use crate::local::kept::{Definition, Kept, Ring};
+use crate::local::listing::Listing;
 use crate::local::network::{Network, News, Text, Work};
 use crate::local::wait::stopped;
 use crate::plan::{Member, Plan, stake_rao};
@@ -45,6 +46,8 @@ pub struct Services {
     /// Entropy of the text, if it is known.
     pub floor_bits_per_byte: Option<f64>,
     pub(crate) kept: Kept,
+    /// While the chain waits for its nodes.
+    pub(crate) listing: Option<Listing>,
     pub(crate) blocks: JoinSet<Result<(), ChainError>>,
     stop_blocks: watch::Sender<bool>,
 }
@@ -102,11 +105,24 @@ impl Services {
         register(&chain, &members, guests)?;
         let rpc = start_rpc(&chain, address, kept.definition.chain).await?;
         kept.stands(&spec, socket(&rpc.url()), socket(&s3.endpoint()))?;
+        let listing = Listing::new(&chain, &members, &spec);
         let (stop_blocks, stopped) = watch::channel(false);
         let mut blocks = JoinSet::new();
         blocks.spawn(run_blocks(chain.clone(), time(&members), stopped));
         let folder = folder.clone();
-        Ok(Self { folder, spec, members, chain, rpc, s3, floor_bits_per_byte: None, kept, blocks, stop_blocks })
+        Ok(Self {
+            folder,
+            spec,
+            members,
+            chain,
+            rpc,
+            s3,
+            floor_bits_per_byte: None,
+            kept,
+            listing,
+            blocks,
+            stop_blocks,
+        })
     }
 
     /// A member's configuration. Only the first validator validates θ, since all of them would find the same.

@@ -84,6 +84,23 @@ fn an_upload_that_is_refused_is_told_once_and_tried_again_with_pauses() {
 }
 
 #[test]
+fn a_bucket_that_refuses_for_windows_is_told_once_and_its_end_with_a_count() {
+    let mut scenario = Scenario::new(3, 2, 6, 106);
+    // With the put and the removal of each window, from 1 to 3.
+    scenario.cloud_fault = Some(Box::new(|op| {
+        let window = |number: &u8| op.key.contains(&format!("w/0000000{number}/payload"));
+        let hit = op.kind == OpKind::Put && op.actor == "miner-1" && (1..=3).any(|number| window(&number));
+        let removes = op.kind == OpKind::Delete && op.actor == "miner-1";
+        (hit || removes).then_some(Fault::Unavailable)
+    }));
+    let result = run(scenario);
+    let troubles = count(&result, "miner-1", |event| matches!(event, Event::Trouble { .. }));
+    assert_eq!(troubles, 2, "one for the puts, one for the removals");
+    assert_eq!(count(&result, "miner-1", |event| matches!(event, Event::BucketBack { refused: 3 })), 1);
+    assert_eq!(count(&result, "miner-1", |event| matches!(event, Event::BucketBack { .. })), 1);
+}
+
+#[test]
 fn a_key_that_does_not_get_there_costs_its_window() {
     let result = hanging(102, |op| op.kind == OpKind::Put && op.key.ends_with("00000001/key"));
     assert_missed_window_1(&result, Put::Key, Miss::KeyTooLate);

@@ -61,6 +61,25 @@ pub(super) fn judge(
     }
 }
 
+/// What is wrong with the text of an endpoint, wherever it leads, if something is.
+pub fn endpoint_fault(endpoint: &str) -> Option<&'static str> {
+    let Ok(url) = Url::parse(endpoint) else { return Some("it is not a URL, such as https://s3.example.com") };
+    if !matches!(url.scheme(), "http" | "https") {
+        return Some("it is neither http nor https");
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Some("it has no host");
+    }
+    let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+    let is_bare = is_bare && url.username().is_empty() && url.password().is_none();
+    (!is_bare).then_some("it has more than scheme, host and port")
+}
+
+/// What is wrong with a bucket's name by S3's rules, if something is.
+pub fn bucket_name_fault(name: &str) -> Option<&'static str> {
+    (!s3s::path::check_bucket_name(name)).then_some("it is not a valid S3 bucket name")
+}
+
 /// Whether `endpoint` is on this machine's loopback, where nobody but a local network has its buckets.
 pub fn is_loopback(endpoint: &str) -> bool {
     Url::parse(endpoint).is_ok_and(|url| url.host().is_some_and(|host| on_loopback(&host)))

@@ -1,6 +1,6 @@
 //! `templar bench codec`.
 
-use std::{fs, path::PathBuf};
+use std::{fs, ops::RangeInclusive, path::PathBuf};
 
 use clap::Args;
 use color_eyre::eyre::{Result, WrapErr, eyre};
@@ -13,17 +13,21 @@ use templar_bench::{
 use templar_model::presets::{self, Preset};
 
 use crate::end::End;
+use crate::numbers::whole;
 use crate::output::{is_json, say};
+
+/// Parameters that can be measured with: some 16 bytes of memory each.
+const PARAMS: RangeInclusive<u64> = 1..=1 << 36;
 
 #[derive(Debug, Args)]
 pub(crate) struct Codec {
     /// Parameters, made up of copies of a small trained model.
-    #[arg(long, default_value_t = 16 << 20)]
+    #[arg(long, default_value_t = 16 << 20, value_parser = whole::<usize>(PARAMS))]
     params: usize,
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u16>(1..=1024))]
     threads: u16,
     /// Measurements; the median counts.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = whole::<u16>(1..=100))]
     repeats: u16,
     /// Instead: train a small model with every format and every outer rule, and compare the losses. Takes a while.
     #[arg(long)]
@@ -35,10 +39,10 @@ pub(crate) struct Codec {
     #[arg(long)]
     preset: Option<String>,
     /// With --quality or --positions: windows of each run.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 40, value_parser = whole::<usize>(1..=10_000))]
     windows: usize,
     /// With --quality: runs of each kind, each with its own seed.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = whole::<u64>(1..=1000))]
     seeds: u64,
     /// With --quality or --positions: a UTF-8 text to train on; without it, the built-in corpus.
     #[arg(long, value_name = "FILE")]

@@ -7,6 +7,7 @@ use color_eyre::eyre::{Result, WrapErr};
 use templar_bench::data::{Options, measure};
 
 use crate::End;
+use crate::numbers::whole;
 use crate::output::{is_json, say};
 
 #[derive(Debug, Args)]
@@ -15,13 +16,13 @@ pub(crate) struct Data {
     #[arg(long = "data", value_name = "FILE")]
     text: Option<PathBuf>,
     /// Megabytes of text for byte tokens.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 64, value_parser = whole::<u32>(1..=4096))]
     bytes_mb: u32,
     /// Megabytes of text for the tokenizer.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 8, value_parser = whole::<u32>(1..=4096))]
     tokenizer_mb: u32,
     /// Rounds; the medians count.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = whole::<u16>(1..=100))]
     repeats: u16,
 }
 

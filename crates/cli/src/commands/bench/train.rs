@@ -7,6 +7,7 @@ use templar_model::presets;
 use templar_protocol::{layout::ModelSpec, run::InnerSpec};
 
 use crate::end::End;
+use crate::numbers::{real, whole};
 use crate::output::{is_json, say};
 
 /// The default shape has 4.6 million parameters; the batch is 8 × 256 tokens.
@@ -15,29 +16,29 @@ pub(crate) struct Train {
     /// A preset's shape and batch, instead of the numbers below.
     #[arg(long, conflicts_with_all = ["layers", "width", "heads", "kv_heads", "ffn", "vocab", "seq"])]
     preset: Option<String>,
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 6, value_parser = whole::<u32>(1..=1024))]
     layers: u32,
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    #[arg(long, default_value_t = 256, value_parser = whole::<u32>(2..=65536))]
     width: u32,
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 8, value_parser = whole::<u32>(1..=1024))]
     heads: u32,
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 4, value_parser = whole::<u32>(1..=1024))]
     kv_heads: u32,
-    #[arg(long, default_value_t = 688, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(long, default_value_t = 688, value_parser = whole::<u32>(1..=1_048_576))]
     ffn: u32,
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    #[arg(long, default_value_t = 512, value_parser = whole::<u32>(2..=1_048_576))]
     vocab: u32,
     /// Tokens per sequence.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    #[arg(long, default_value_t = 256, value_parser = whole::<u32>(2..=65536))]
     seq: u32,
     /// Sequences per batch: 8, or the preset's number.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_parser = whole::<u32>(1..=65536))]
     batch: Option<u32>,
     /// Threads; by default as many as there are cores.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_parser = whole::<u16>(1..=1024))]
     threads: Option<u16>,
     /// Seconds of training; evaluation takes half as long.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = real(0.0..=3600.0))]
     seconds: f64,
 }
 
@@ -46,7 +47,7 @@ impl Train {
         let (model, inner) = self.shape()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.map_or(cores, usize::from);
-        let report = measure(&Options { model, inner, threads, seconds: self.seconds.clamp(0.0, 3600.0) })?;
+        let report = measure(&Options { model, inner, threads, seconds: self.seconds })?;
         if is_json() {
             say!("{}", serde_json::to_string(&report)?);
         } else {

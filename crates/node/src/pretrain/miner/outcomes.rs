@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use templar_protocol::certificate::{Certificate, Outcome as Verdict};
 use templar_protocol::roster::EntryId;
-use templar_record::outcome::{Miss, Outcome};
+use templar_protocol::run::RosterSpec;
+use templar_record::outcome::{Bar, Miss, Outcome};
 
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
@@ -82,29 +83,35 @@ impl Outcomes {
     }
 }
 
-/// How `window` ended for the miner `entry`, which missed it or not. `gather` contributions count at most.
+/// How `window` ended for the miner `entry`, which missed it or not.
 pub(super) fn outcome(
     window: &Window,
     certificate: &Certificate,
     is_applied: bool,
     entry: &EntryId,
     miss: Option<Miss>,
-    gather: u64,
+    seats: &RosterSpec,
 ) -> Outcome {
     let accepted = certificate.accepted();
     if accepted.contains(entry) {
         return if is_applied { Outcome::Counted } else { Outcome::Withheld };
     }
-    if window.roster.miner(entry).is_none() {
-        return Outcome::NotListed;
-    }
+    let Some(miner) = window.roster.miner(entry) else { return Outcome::NotListed };
     let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
-    let Some(own) = place(entry) else { return Outcome::NoSeat { seats: window.candidates.len() as u64 } };
+    let Some(own) = place(entry) else {
+        return match window.candidates.len() as u64 {
+            _ if window.base.standing.excludes(miner, window.number) => Outcome::NotCandidate { why: Bar::Excluded },
+            // Most seats are for miners that the chain pays: the others get theirs by turns and by lot.
+            taken if taken < u64::from(seats.gather + seats.reserve) => Outcome::NotCandidate { why: Bar::NoWeight },
+            taken => Outcome::NoSeat { seats: taken },
+        };
+    };
     if let Some(why) = miss {
         return Outcome::Missed { why };
     }
     let Verdict::Certified { excluded, .. } = &certificate.outcome else { return Outcome::Null };
-    // Seats are given in the order of candidates: behind the last of a full house nobody was looked at any more.
+    // Seats are given in the order of candidates: once all seats are taken, later candidates are not considered.
+    let gather = u64::from(seats.gather);
     let is_full = accepted.len() as u64 >= gather;
     let last = accepted.last().and_then(place).unwrap_or_default();
     if is_full && own > last && !excluded.contains(entry) {

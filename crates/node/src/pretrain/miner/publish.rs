@@ -114,18 +114,21 @@ impl Miner {
             if is_refused {
                 continue;
             }
-            let trouble = match item.put() {
-                Some((window, put)) => Trouble::UploadGivenUp { window, put, deadline_block },
-                None => Trouble::Sweep { cause: "the bucket did not delete them within a window".to_owned() },
-            };
-            self.ctx.trouble(trouble).await;
+            match item.put() {
+                Some((window, put)) => {
+                    self.ctx.trouble(Trouble::UploadGivenUp { window, put, deadline_block }).await;
+                }
+                None => self.tell_sweep("old contributions were not deleted within a window".to_owned()).await,
+            }
         }
     }
 
     /// Takes in what has become of uploads.
     pub(super) async fn take_uploads(&mut self) {
         for Refusal { item, error, deadline_block } in self.uploads.take_refusals() {
-            if let Some((window, put)) = item.put() {
+            if let Some((window, put)) = item.put()
+                && self.refusals.note()
+            {
                 let cause = error.to_string();
                 self.ctx.trouble(Trouble::UploadRefused { window, put, cause, deadline_block }).await;
             }
@@ -133,11 +136,25 @@ impl Miner {
         for Done { item, result: ended, comm_s } in self.uploads.take() {
             match (item, ended) {
                 // What is put ends well, or is given up.
-                (Item::Removal, Ok(())) | (Item::Contribution(_) | Item::Key(_), Err(_)) => {}
-                (Item::Removal, Err(error)) => self.ctx.trouble(Trouble::Sweep { cause: error.to_string() }).await,
-                (Item::Contribution(window), Ok(())) => self.note_uploaded(window, comm_s).await,
-                (Item::Key(window), Ok(())) => self.note_published(window).await,
+                (Item::Contribution(_) | Item::Key(_), Err(_)) => {}
+                (Item::Removal, Ok(())) => self.is_sweep_told = false,
+                (Item::Removal, Err(error)) => self.tell_sweep(error.to_string()).await,
+                (Item::Contribution(window), Ok(())) => {
+                    self.refusals.end(&self.ctx).await;
+                    self.note_uploaded(window, comm_s).await;
+                }
+                (Item::Key(window), Ok(())) => {
+                    self.refusals.end(&self.ctx).await;
+                    self.note_published(window).await;
+                }
             }
+        }
+    }
+
+    /// Tells that old objects stay in the bucket: once, until one removal succeeds.
+    async fn tell_sweep(&mut self, cause: String) {
+        if !std::mem::replace(&mut self.is_sweep_told, true) {
+            self.ctx.trouble(Trouble::Sweep { cause }).await;
         }
     }
 

@@ -17,6 +17,7 @@ use crate::frame::error::NodeError;
 use crate::frame::records::VoteRecord;
 use crate::pretrain::fetch::Opened;
 use crate::pretrain::intake::Intake;
+use crate::pretrain::refusals::Refusals;
 use crate::pretrain::seat::Seat;
 use crate::pretrain::validator::endings::{Endings, Part};
 use crate::pretrain::validator::held::Held;
@@ -38,6 +39,8 @@ pub(super) struct Judge {
     judged: VecDeque<Intake>,
     proofs: Proofs,
     pub(super) held: Held,
+    /// Windows without a vote because the own bucket takes no copies.
+    refusals: Refusals,
     pub(super) endings: Endings,
 }
 
@@ -46,11 +49,11 @@ pub(super) struct Judge {
 enum Round {
     /// It has not begun, or this node lacks the state that it starts from.
     Ahead { window: u64, lack: Abstention },
-    /// Contributions arrive.
-    Open { intake: Intake, doubt: Doubt },
+    /// Contributions arrive. `began_at` is the block from which on this node could ask for them.
+    Open { intake: Intake, doubt: Doubt, began_at: u64 },
     /// What counts is known. To vote for a payload is to promise to serve it, so it is in this node's bucket before the
     /// vote is cast: what is not there yet is waited for, in the last block of the wait up to this instant.
-    Promising { intake: Intake, until: Option<Instant> },
+    Promising { intake: Intake, until: Option<Instant>, began_at: u64 },
 }
 
 /// What an open window has to do with this node's own access to storage.
@@ -95,7 +98,16 @@ impl Judge {
             next = u64::from(vote.window) + 1;
             endings.note(u64::from(vote.window), Part::Voted);
         }
-        Self { ctx, round: Round::ahead(next), vote, judged: VecDeque::new(), proofs: Proofs::default(), held, endings }
+        Self {
+            ctx,
+            round: Round::ahead(next),
+            vote,
+            judged: VecDeque::new(),
+            proofs: Proofs::default(),
+            held,
+            refusals: Refusals::default(),
+            endings,
+        }
     }
 
     /// The window being judged.
@@ -167,7 +179,7 @@ impl Judge {
         let next = Round::ahead(self.round.window() + 1);
         match std::mem::replace(&mut self.round, next) {
             Round::Ahead { window, lack } => self.endings.note(window, Part::Abstained(lack)),
-            Round::Open { intake, doubt } => {
+            Round::Open { intake, doubt, .. } => {
                 self.held.give_up(intake.window.number);
                 self.endings.note(intake.window.number, Part::Abstained(doubt.lack));
             }
@@ -182,7 +194,9 @@ impl Judge {
         let cause = lack.map_or_else(|| "the vote came too late".to_owned(), |lack| lack.cause);
         self.held.give_up(window);
         self.endings.note(window, Part::Abstained(Abstention::CannotServe { cause: cause.clone() }));
-        self.ctx.trouble(Trouble::CannotServe { window, cause }).await;
+        if self.refusals.note() {
+            self.ctx.trouble(Trouble::CannotServe { window, cause }).await;
+        }
         self.keep_judged(intake);
     }
 
@@ -220,18 +234,19 @@ impl Judge {
         }
         let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
         let heals = self.ctx.access.heals();
-        self.round =
-            Round::Open { intake, doubt: Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft } };
+        let doubt = Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft };
+        self.round = Round::Open { intake, doubt, began_at: head };
         Ok(())
     }
 
     /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
     async fn gather(&mut self, head: u64) -> Result<(), NodeError> {
         let last_call = self.last_call(self.round.window());
-        let Round::Open { intake, doubt } = &mut self.round else { return Ok(()) };
+        let Round::Open { intake, doubt, began_at } = &mut self.round else { return Ok(()) };
         let (ctx, window) = (&self.ctx, intake.window.number);
         if doubt.heals != ctx.access.heals() {
             (doubt.heals, doubt.asked_afresh_at) = (ctx.access.heals(), Some(head));
+            *began_at = head;
             intake.ask_afresh();
         }
         intake.read(ctx, head).await?;
@@ -259,10 +274,10 @@ impl Judge {
             return Ok(());
         }
         intake.close();
-        let Round::Open { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
+        let Round::Open { intake, began_at, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
             return Ok(());
         };
-        self.round = Round::Promising { intake, until: None };
+        self.round = Round::Promising { intake, until: None, began_at };
         Ok(())
     }
 
@@ -271,7 +286,7 @@ impl Judge {
         let window = self.round.window();
         let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
         let last_call = self.last_call(window);
-        let Round::Promising { intake, until } = &mut self.round else { return Ok(()) };
+        let Round::Promising { intake, until, .. } = &mut self.round else { return Ok(()) };
         let lacks: Vec<_> = intake.opened().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
             // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
@@ -297,8 +312,9 @@ impl Judge {
     }
 
     async fn cast_vote(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
-        let Round::Promising { intake, .. } = &self.round else { return Ok(()) };
+        let Round::Promising { intake, began_at, .. } = &self.round else { return Ok(()) };
         let window = intake.window.number;
+        let is_late = *began_at >= self.ctx.schedule.put_deadline(window);
         let root = intake.window.base_digest;
         let comm_s = intake.open_s();
         let Some(proof) = self.proofs.proof(window, root, &seat.entry) else {
@@ -325,6 +341,17 @@ impl Judge {
             uids.extend(verdict.is_ok().then_some(entry.uid));
         }
         seat.local.set(&self.held.record())?;
+        // Whoever came to the window when others were voting blames nobody for what it had no time to judge.
+        let is_unjudged =
+            |fault: &Fault| fault.kind == FaultKind::NotJudged && intake.window.is_candidate(&fault.entry);
+        if is_late && faults.iter().any(is_unjudged) {
+            self.held.give_up(window);
+            self.endings.note(window, Part::Abstained(Abstention::NoTimeLeft));
+            if let Round::Promising { intake, .. } = std::mem::replace(&mut self.round, Round::ahead(window + 1)) {
+                self.keep_judged(intake);
+            }
+            return Ok(());
+        }
         // On disk before it is on chain, so that a restarted validator repeats its vote.
         let vote = Vote { window: window as u32, root, accept, exclude, deny, proof };
         seat.local.set(&VoteRecord::from(&vote))?;
@@ -335,6 +362,9 @@ impl Judge {
             self.keep_judged(intake);
         }
         let accept: Vec<Uid> = uids;
+        if !accept.is_empty() {
+            self.refusals.end(&self.ctx).await;
+        }
         self.ctx.emit(Event::Voted { window, accept, faults, comm_s }).await;
         self.confirm_vote(seat, head).await
     }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use templar_protocol::hash::Hash32;
 use templar_record::trouble::Trouble;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use crate::frame::context::Context;
 use crate::pretrain::checkpoint::{Renewal, Renewed};
 use crate::pretrain::sweep::{self, Swept};
+use crate::pretrain::upload::PATIENCE;
 use crate::pretrain::validator::held::Held;
 
 /// Incomplete checkpoints that are remembered; older ones wait for the sweep of the next start.
@@ -25,6 +27,8 @@ pub(super) struct Upkeep {
     /// disk need not know them, since a start sweeps them.
     pub(super) incomplete: Vec<Hash32>,
     work: Work,
+    /// When it began.
+    since: Instant,
     tasks: JoinSet<Done>,
     ended: Option<Result<Done, JoinError>>,
 }
@@ -45,13 +49,14 @@ enum Done {
 
 impl Upkeep {
     pub(super) fn new(checkpoints: Vec<Hash32>) -> Self {
-        Self { checkpoints, incomplete: Vec::new(), work: Work::Nothing, tasks: JoinSet::new(), ended: None }
+        let (incomplete, since) = (Vec::new(), Instant::now());
+        Self { checkpoints, incomplete, work: Work::Nothing, since, tasks: JoinSet::new(), ended: None }
     }
 
     /// Begins a sweep, which brings the own bucket in line with what this node has recorded.
     pub(super) fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
         let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
-        self.work = Work::Sweep { until };
+        (self.work, self.since) = (Work::Sweep { until }, Instant::now());
         self.tasks.spawn(async move { Done::Swept(sweep::validator(&ctx, keep_from, held, published).await) });
     }
 
@@ -61,7 +66,8 @@ impl Upkeep {
         if !matches!(self.work, Work::Nothing) {
             return ctx.trouble(Trouble::CheckpointLeftOut { settled }).await;
         }
-        self.work = Work::Checkpoint { settled, digest: renewal.state.run.digest(), until };
+        let digest = renewal.state.run.digest();
+        (self.work, self.since) = (Work::Checkpoint { settled, digest, until }, Instant::now());
         let ctx = ctx.clone();
         self.tasks.spawn(async move { Done::Renewed(renewal.run(ctx).await) });
     }
@@ -102,9 +108,12 @@ impl Upkeep {
     }
 
     /// Gives up what has taken too long at `head`. What a sweep left in the bucket is swept at the next start, and what
-    /// a checkpoint left, by the next one.
+    /// a checkpoint left, by the next one. A paced chain may pass many blocks in a moment, so time must have passed too.
     pub(super) async fn expire(&mut self, ctx: &Context, head: u64) {
-        let cause = |until: u64| format!("this node's bucket did not take it by block {until}");
+        if self.since.elapsed() < PATIENCE {
+            return;
+        }
+        let cause = |until: u64| format!("it took longer than until block {until}");
         let trouble = match self.work {
             Work::Sweep { until } if head >= until => Trouble::Sweep { cause: cause(until) },
             Work::Checkpoint { settled, digest, until } if head >= until => {

@@ -60,6 +60,9 @@ pub struct Definition {
     /// Where chain and buckets were last served, so that guests find them there again.
     pub chain: Option<SocketAddr>,
     pub buckets: Option<SocketAddr>,
+    /// How long it has run, all starts together; a start that was killed counts up to its last settled window.
+    #[serde(default)]
+    pub wall_s: f64,
     #[serde(default)]
     pub guests: Vec<Invited>,
 }
@@ -91,6 +94,7 @@ impl Definition {
             windows: plan.windows,
             chain: None,
             buckets: None,
+            wall_s: 0.0,
             guests: guests.iter().map(guest).collect(),
         }
     }

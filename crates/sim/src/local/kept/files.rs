@@ -36,10 +36,15 @@ pub enum KeptError {
     )]
     Differs { folder: String, option: &'static str, was: String, is: String },
     #[error(
-        "all {windows} windows of the network in {folder} are trained. Keep its model with `templar export {folder} --out DIR`, \
-         or give a greater --windows to train on"
+        "{folder} holds a network of `templar {was}`, which `templar {is}` cannot go on with: give templar {was} this \
+         folder, or name another one"
     )]
-    Finished { folder: String, windows: u64 },
+    OtherVerb { folder: String, was: &'static str, is: &'static str },
+    #[error(
+        "the network in {folder} has trained {trained} windows, and --windows asks for {windows}. Keep its model with \
+         `templar export {folder} --out DIR`, or give a greater --windows to train on"
+    )]
+    Finished { folder: String, trained: u64, windows: u64 },
     #[error(transparent)]
     Log(#[from] LogError),
 }
