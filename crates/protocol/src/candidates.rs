@@ -38,8 +38,8 @@ pub fn has_turn(uid: Uid, window: u64, spec: &RosterSpec) -> bool {
 /// At most `gather + reserve` candidates of `window`, in the order in which they count if they pass.
 ///
 /// First come miners without incentive: those that have their turn, then those that missed the fewest seats; the seed's
-/// lot orders equal ones. Then come the others by falling incentive. While nobody has incentive, the first kind gets all
-/// seats. `standing` is that of the state that the window starts from.
+/// lot orders equal ones. Then come the others by falling incentive. Seats that these leave empty go to the first kind
+/// again, so that a run of few paid miners wastes none. `standing` is that of the state that the window starts from.
 pub fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
     let mut eligible: Vec<&Miner> = roster.miners.iter().filter(|miner| !standing.excludes(miner, window)).collect();
     let mut hasher = Hasher::new("templar v2 candidate lot");
@@ -49,12 +49,11 @@ pub fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSp
         eligible.into_iter().partition(|miner| miner.incentive > 0 && misses(miner) < MISSES_MAX);
     proven.sort_by_key(|miner| std::cmp::Reverse(miner.incentive));
     others.sort_by_key(|miner| (!has_turn(miner.entry.uid, window, spec), misses(miner)));
-    if !proven.is_empty() {
-        others.truncate(newcomer_seats(spec) as usize);
-    }
+    let first = if proven.is_empty() { others.len() } else { others.len().min(newcomer_seats(spec) as usize) };
+    let rest = others.split_off(first);
     let candidate = |miner: &Miner| Candidate { entry: miner.entry, bucket: miner.bucket.clone() };
     let seats = (spec.gather + spec.reserve) as usize;
-    others.into_iter().chain(proven).take(seats).map(candidate).collect()
+    others.into_iter().chain(proven).chain(rest).take(seats).map(candidate).collect()
 }
 
 #[cfg(test)]
@@ -95,8 +94,9 @@ mod tests {
         let mut newcomers = found[..2].to_vec();
         newcomers.sort_unstable();
         assert_eq!(newcomers, [10, 11]);
-        assert_eq!((found[2], found.len()), (32, 7));
-        assert!(found[5..] == [34, 30] && found[3..5].contains(&31), "{found:?}");
+        assert_eq!((found[2], found.len()), (32, 8));
+        assert!(found[5..7] == [34, 30] && found[3..5].contains(&31), "{found:?}");
+        assert!(!found[..7].contains(&found[7]), "the last seat is no proven one's");
     }
 
     #[test]

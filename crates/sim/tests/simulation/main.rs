@@ -6,14 +6,17 @@ mod checkpoints;
 mod crashes;
 mod damage;
 mod duties;
+mod feedback;
 mod forger;
 mod hostile;
 mod miners_ends;
 mod outages;
 mod own_bucket;
+mod presence;
 mod protocol;
 mod storage;
 mod validators_ends;
+mod withheld;
 mod words;
 mod zoo;
 
