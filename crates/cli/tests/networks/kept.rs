@@ -79,7 +79,7 @@ fn a_killed_localnet_goes_on_at_the_same_place() {
     let before = place();
     let resumed = templar(&arguments).arg("--folder").arg(&network).arg("--report").arg(&path).output().unwrap();
     assert!(resumed.status.success(), "{}", text(&resumed));
-    assert!(text(&resumed).contains("this network goes on: 1 of 2 windows"), "{}", text(&resumed));
+    assert!(text(&resumed).contains("resuming this network: 1 of 2 windows"), "{}", text(&resumed));
     assert!(before.len() == 2 && place() == before, "chain and buckets moved");
     let report = report(&path);
     assert_certified(&report);
