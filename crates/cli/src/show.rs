@@ -101,6 +101,9 @@ fn party(party: Party) -> &'static str {
 
 /// The table of nodes, what the run came to, and what the figures mean.
 pub(crate) fn summary(report: &Report, loss: Loss) -> String {
+    if report.windows.iter().all(|window| window.settled_by == 0) {
+        return format!("\nrun {}\nno window was settled, so there is no result", report.run_id);
+    }
     let mut text = format!(
         "\n{:>4}  {:<12} {:<9} {:>8} {:>8} {:>10} {:>9}  {}\n",
         "uid", "node", "behaviour", "score", "weight", "paid", "restarts", "final root"

@@ -27,7 +27,7 @@ pub enum Party {
     Chain,
 }
 
-/// What is wrong with a candidate's contribution to a window. [`FaultKind::class`] says what each kind means for the
+/// What is wrong with a candidate's contribution to a window. `FaultKind::class` says what each kind means for the
 /// miner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -53,7 +53,7 @@ fn a_killed_demo_goes_on_to_the_same_roots_and_its_folder_gives_model_and_report
 
     let again = templar(&["demo", "--folder", &network]).args(&plan).output().unwrap();
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again).contains("all 3 windows") && text(&again).contains("templar export"), "{}", text(&again));
+    assert!(text(&again).contains("has trained 3 windows") && text(&again).contains("templar export"), "{}", text(&again));
 
     let export = templar(&["export", &network, "--out", &at("again"), "--report", &at("again.json")]).output().unwrap();
     assert!(export.status.success(), "{}", text(&export));
@@ -79,7 +79,7 @@ fn a_killed_localnet_goes_on_at_the_same_place() {
     let before = place();
     let resumed = templar(&arguments).arg("--folder").arg(&network).arg("--report").arg(&path).output().unwrap();
     assert!(resumed.status.success(), "{}", text(&resumed));
-    assert!(text(&resumed).contains("this network goes on: 1 of 2 windows"), "{}", text(&resumed));
+    assert!(text(&resumed).contains("resuming this network: 1 of 2 windows"), "{}", text(&resumed));
     assert!(before.len() == 2 && place() == before, "chain and buckets moved");
     let report = report(&path);
     assert_certified(&report);

@@ -86,10 +86,10 @@ fn prepared_datasets_and_tokenizers_are_trained_on() {
 
     let both = [&["demo"], &prepared[..], &tokenizer].concat();
     let output = templar(&both).output().unwrap();
-    assert!(self::text(&output).contains("leave --tokenizer out"), "{}", self::text(&output));
+    assert!(self::text(&output).contains("omit --tokenizer"), "{}", self::text(&output));
     let two = [&["demo"], &prepared[..], &[&source]].concat();
     let output = templar(&two).output().unwrap();
-    assert!(self::text(&output).contains("give no other --data"), "{}", self::text(&output));
+    assert!(self::text(&output).contains("cannot be combined with other --data"), "{}", self::text(&output));
 }
 
 #[test]

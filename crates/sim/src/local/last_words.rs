@@ -53,8 +53,14 @@ pub(crate) fn last_words(log: &Path, start: u64) -> LastWords {
         return LastWords { text: quoted(&[vec![message], because].concat().join(": ")), cure };
     }
     // A panic, the system's loader, or nothing because it was killed.
-    let line = lines.find(|line| serde_json::from_str::<NodeEvent>(line).is_err());
+    let line = lines.find(|line| !is_progress(line));
     LastWords { text: line.map_or_else(|| "it left no message".to_owned(), quoted), cure: Cure::Restart }
+}
+
+/// Whether a line tells of an event, or of what went well.
+fn is_progress(line: &str) -> bool {
+    let level = line.split_whitespace().nth(1);
+    matches!(level, Some("INFO" | "DEBUG" | "TRACE")) || serde_json::from_str::<NodeEvent>(line).is_ok()
 }
 
 fn tail(log: &Path, start: u64) -> std::io::Result<String> {
@@ -98,7 +104,8 @@ mod tests {
         let earlier = document("usage") + "\n";
         let start = earlier.len() as u64;
         assert_eq!(words(&format!("{earlier}thread panicked\n{event}\n"), start), of("thread panicked", Cure::Restart));
-        assert_eq!(words(&format!("{earlier}{event}\n"), start), of("it left no message", Cure::Restart));
+        let info = "2026-01-01T00:00:00Z  INFO templar_node: it went well";
+        assert_eq!(words(&format!("{earlier}{event}\n{info}\n"), start), of("it left no message", Cure::Restart));
         let long = words(&"é\u{1b}".repeat(1000), 0).text;
         assert!(long.chars().count() == QUOTED_MAX + 1 && !long.contains('\u{1b}'), "{long}");
     }

@@ -7,6 +7,7 @@ use templar_record::event::{Event, Role, Verdict};
 
 use super::*;
 use crate::local::guest::Guest;
+use crate::local::kept::files::DEFINITION;
 use crate::local::network::{Network, Text};
 use crate::plan::Plan;
 use crate::r#virtual::scenario::tiny_preset;
