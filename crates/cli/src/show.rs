@@ -64,8 +64,8 @@ pub(crate) fn window(report: &WindowReport, miners: usize, seats: usize, loss: L
     if without > 0 {
         let _ = write!(text, "\n            {without} had no seat: {seats} contributions count per window at most");
     }
-    if report.not_candidates > 0 {
-        let _ = write!(text, "\n            {} not candidates: no weight yet, or excluded", report.not_candidates);
+    if report.excluded > 0 {
+        let _ = write!(text, "\n            {} excluded for what they signed", report.excluded);
     }
     if !report.one_root && report.settled_by > 0 {
         let (agreed, settled, root) = (report.agreed_by, report.settled_by, report.state_root.short());
@@ -86,8 +86,7 @@ fn no_seat(report: &WindowReport, seats: usize) -> usize {
     }
     let faulty = |uid| report.faults.iter().any(|fault| fault.uid == uid);
     let left_out = report.opened.iter().filter(|uid| !report.accepted.contains(uid) && !faulty(**uid));
-    let not_candidates = usize::try_from(report.not_candidates).unwrap_or(usize::MAX);
-    told.max(left_out.count().saturating_sub(not_candidates))
+    told.max(left_out.count())
 }
 
 fn party(party: Party) -> &'static str {
@@ -165,9 +164,9 @@ fn counted(report: &Report) -> String {
     if without > 0 {
         let _ = write!(text, ", {without} had no seat: {seats} count per window at most");
     }
-    let not_candidates = report.windows.iter().map(|window| window.not_candidates).sum::<u64>();
-    if not_candidates > 0 {
-        let _ = write!(text, ", {not_candidates} were of miners without weight or excluded");
+    let excluded = report.windows.iter().map(|window| window.excluded).sum::<u64>();
+    if excluded > 0 {
+        let _ = write!(text, ", {excluded} times a miner was excluded");
     }
     text + "\n"
 }
@@ -429,9 +428,8 @@ mod tests {
         assert_eq!(no_seat(&report(3, 4), 20), 0, "it may have come too late");
         assert_eq!(no_seat(&WindowReport { no_seat: 1, ..report(3, 4) }, 20), 1);
         assert_eq!(no_seat(&report(20, 32), 20), 12);
-        let newcomers = WindowReport { not_candidates: 12, ..report(20, 32) };
-        assert_eq!(no_seat(&newcomers, 20), 0);
-        assert!(window(&newcomers, 32, 20, Loss::Text).contains("12 not candidates"));
+        let excluded = WindowReport { excluded: 2, ..report(20, 20) };
+        assert!(window(&excluded, 22, 20, Loss::Text).contains("2 excluded for what they signed"));
     }
 
     #[test]

@@ -22,9 +22,9 @@ pub enum Outcome {
     /// The contribution was accepted, but nobody's counts, because the payload of another that was accepted cannot be had.
     #[error("withheld: accepted, but an accepted payload could not be had, so nobody's contribution counts")]
     Withheld,
-    /// The miner is not among those whose contributions may count, so it got no data.
-    #[error("not a candidate: {why}")]
-    NotCandidate { why: Bar },
+    /// A certified exclusion keeps the miner from being a candidate, so it got no data.
+    #[error("excluded: validators found a fault in what it signed, so that it has no seat for a while")]
+    Excluded,
     /// The window is null: nobody's contribution counts.
     #[error("null: the validators reached no certificate")]
     Null,
@@ -60,7 +60,7 @@ impl Outcome {
             Self::NotAccepted => "not-accepted",
             Self::NoSeat { .. } => "no-seat",
             Self::Withheld => "withheld",
-            Self::NotCandidate { .. } => "not-candidate",
+            Self::Excluded => "excluded",
             Self::Null => "null",
             Self::NotListed => "not-listed",
             Self::Missed { .. } => "missed",
@@ -108,18 +108,6 @@ pub enum Miss {
     KeyTooLate,
 }
 
-/// What keeps a miner from being a candidate though seats are free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[serde(tag = "bar", rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Bar {
-    /// A quarter of the seats is for such miners, by turns and by lot.
-    #[error("the chain pays it nothing so far, and pays others; it gets a seat when it has its turn, or by lot")]
-    NoWeight,
-    #[error("a certified exclusion keeps it out for a while")]
-    Excluded,
-}
-
 /// Why a validator did not vote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "abstention", rename_all = "kebab-case")]
@@ -152,7 +140,7 @@ mod tests {
         let abstained = Outcome::Abstained { why: Abstention::NoBase };
         let plain = [Outcome::Counted, Outcome::NotAccepted, Outcome::Null, Outcome::NotListed, Outcome::Skipped];
         let votes = [Outcome::Voted, Outcome::Outvoted, Outcome::VoteLate];
-        let seats = [Outcome::NoSeat { seats: 2 }, Outcome::NotCandidate { why: Bar::NoWeight }];
+        let seats = [Outcome::NoSeat { seats: 2 }, Outcome::Excluded];
         for outcome in plain.into_iter().chain(votes).chain(seats).chain([missed, abstained]) {
             let json = serde_json::to_value(&outcome).unwrap();
             assert_eq!(json["kind"], outcome.kind());

@@ -291,7 +291,7 @@ impl Gathered {
                 .into_iter()
                 .collect(),
             no_seat: self.count(|outcome| matches!(outcome, Outcome::NoSeat { .. })),
-            not_candidates: self.count(|outcome| matches!(outcome, Outcome::NotCandidate { .. })),
+            excluded: self.count(|outcome| *outcome == Outcome::Excluded),
             accepted,
             faults: self.faults.clone(),
             misvotes: self.misvotes.clone(),

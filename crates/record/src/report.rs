@@ -53,9 +53,9 @@ pub struct WindowReport {
     /// How many of them report that all seats went to others.
     #[serde(default)]
     pub no_seat: u64,
-    /// How many of them report that they are no candidates.
+    /// How many miners report that an exclusion kept them out.
     #[serde(default)]
-    pub not_candidates: u64,
+    pub excluded: u64,
     pub faults: Vec<FaultReport>,
     /// Validators whose vote did not count, and why.
     pub misvotes: Vec<Misvote>,

@@ -99,11 +99,10 @@ pub(super) fn outcome(
     let Some(miner) = window.roster.miner(entry) else { return Outcome::NotListed };
     let place = |entry: &EntryId| window.candidates.iter().position(|candidate| candidate.entry == *entry);
     let Some(own) = place(entry) else {
-        return match window.candidates.len() as u64 {
-            _ if window.base.standing.excludes(miner, window.number) => Outcome::NotCandidate { why: Bar::Excluded },
-            // Most seats are for miners that the chain pays: the others get theirs by turns and by lot.
-            taken if taken < u64::from(seats.gather + seats.reserve) => Outcome::NotCandidate { why: Bar::NoWeight },
-            taken => Outcome::NoSeat { seats: taken },
+        return if window.base.standing.excludes(miner, window.number) {
+            Outcome::Excluded
+        } else {
+            Outcome::NoSeat { seats: window.candidates.len() as u64 }
         };
     };
     if let Some(why) = miss {
