@@ -53,7 +53,11 @@ fn a_killed_demo_goes_on_to_the_same_roots_and_its_folder_gives_model_and_report
 
     let again = templar(&["demo", "--folder", &network]).args(&plan).output().unwrap();
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again).contains("has trained 3 windows") && text(&again).contains("templar export"), "{}", text(&again));
+    assert!(
+        text(&again).contains("has trained 3 windows") && text(&again).contains("templar export"),
+        "{}",
+        text(&again)
+    );
 
     let export = templar(&["export", &network, "--out", &at("again"), "--report", &at("again.json")]).output().unwrap();
     assert!(export.status.success(), "{}", text(&export));
