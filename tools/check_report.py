@@ -9,7 +9,7 @@ NUMBER = (int, float)
 OPTIONAL = (int, float, type(None))
 WINDOW = {
     "window": int, "certified": bool, "state_root": str, "one_root": bool, "settled_by": int, "agreed_by": int,
-    "accepted": list, "opened": list, "no_seat": int, "faults": list, "misvotes": list,
+    "accepted": list, "opened": list, "no_seat": int, "excluded": int, "faults": list, "misvotes": list,
     "tokens": int, "train_loss": OPTIONAL, "val_loss": OPTIONAL, "val_bits_per_byte": OPTIONAL,
     "payload_bytes": int, "bits_per_value": NUMBER, "compute_s": NUMBER, "comm_s": NUMBER,
     "mfu": OPTIONAL, "engines": dict,

@@ -6,7 +6,10 @@ use crate::candidates::Candidate;
 use crate::hash::Hash32;
 use crate::roster::{EntryId, Roster, Snapshot};
 use crate::standing::Standing;
-use crate::word::{Ballots, Vote, WordError};
+use crate::word::{Vote, WordError};
+
+/// Each validator's vote on a window, or why it has no valid one.
+pub type Ballots = Vec<(EntryId, Result<Vote, WordError>)>;
 
 /// What became of a window.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

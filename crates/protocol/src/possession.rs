@@ -66,7 +66,9 @@ mod tests {
     fn a_proof_is_its_makers_and_of_all_payloads_in_order() {
         let digest = |seed: &[u8], payloads: &[&[u8]]| {
             let mut digest = PayloadDigest::new(&Hash32::of(seed));
-            payloads.iter().for_each(|payload| digest.update(payload));
+            for payload in payloads {
+                digest.update(payload);
+            }
             digest
         };
         let proof = digest(b"s", &[b"ab", b"c"]).proof(&entry(1));

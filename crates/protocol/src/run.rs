@@ -5,6 +5,7 @@
 //! order and white space do not change the run. A key that a later release adds is left out of the hash where it has the
 //! value that means "as before", so that no release changes the id of a run.
 
+mod id;
 mod keys;
 mod spec;
 mod text;

@@ -5,7 +5,6 @@
 
 use crate::commitment::Commitment;
 use crate::hash::Hash32;
-use crate::roster::EntryId;
 
 const LOCATOR_FIELD: usize = 0;
 const HEADER_FIELD: usize = 1;
@@ -168,9 +167,6 @@ fn unpack(bytes: &[u8], count: usize) -> Result<Vec<bool>, WordError> {
     }
     Ok(bits[..count].to_vec())
 }
-
-/// Each validator's vote on a window, or why it has no valid one.
-pub type Ballots = Vec<(EntryId, Result<Vote, WordError>)>;
 
 #[cfg(test)]
 mod tests {

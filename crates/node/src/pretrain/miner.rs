@@ -162,6 +162,7 @@ impl Miner {
             match self.seat.advance(head, &[]).await? {
                 Progress::Nothing => return Ok(()),
                 Progress::Settled(settled) => {
+                    self.seat.replica.forget_applied();
                     self.settle_pending(*settled)?;
                     self.tell_outcomes().await;
                     self.remove_old();

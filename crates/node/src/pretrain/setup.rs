@@ -75,7 +75,7 @@ impl Setup {
             }
             Role::Validator => {
                 let validator = Validator::open(ctx.clone(), signals.clone(), local, self.trainer, self.options);
-                drive(validator.await?, &ctx, &signals, self.pacer.as_ref()).await
+                Box::pin(drive(validator.await?, &ctx, &signals, self.pacer.as_ref())).await
             }
         }
     }

@@ -5,9 +5,8 @@ use std::fmt;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
-use crate::hash::{Hash32, Hasher};
+use crate::hash::Hash32;
 use crate::layout::{Layout, ModelSpec};
-use crate::run::keys::KEYS;
 
 /// The protocol version. It is part of every run, and says nothing about the version of the binary.
 pub const PROTOCOL_VERSION: u16 = 2;
@@ -218,16 +217,6 @@ pub struct ScoringSpec {
 }
 
 impl RunSpec {
-    /// BLAKE3 of the canonical encoding: name and value of every key, in the order of [`KEYS`].
-    pub fn id(&self) -> RunId {
-        let mut hasher = Hasher::new("templar v2 run id");
-        for key in KEYS {
-            hasher.update_value(key.key);
-            key.absorb(self, &mut hasher);
-        }
-        RunId(hasher.finish())
-    }
-
     pub fn layout(&self) -> Layout {
         Layout::llama(&self.model)
     }

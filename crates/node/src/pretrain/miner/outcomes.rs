@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use templar_protocol::certificate::{Certificate, Outcome as Verdict};
 use templar_protocol::roster::EntryId;
 use templar_protocol::run::RosterSpec;
-use templar_record::outcome::{Bar, Miss, Outcome};
+use templar_record::outcome::{Miss, Outcome};
 
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;

@@ -40,10 +40,12 @@ impl Proofs {
         {
             return Ok(());
         }
-        let (seed, applied) = (window.seed, replica.applied(ctx, head).await?.to_vec());
+        let (seed, applied) = (window.seed, replica.take_applied(ctx, head).await?);
         let work = move || {
             let mut digest = PayloadDigest::new(&seed);
-            applied.iter().for_each(|opened| digest.update(opened.contribution.payload()));
+            for opened in &applied {
+                digest.update(opened.contribution.payload());
+            }
             digest
         };
         let digest = ctx.compute.run(work).await;

@@ -1,0 +1,17 @@
+//! The canonical encoding of a run.
+
+use crate::hash::Hasher;
+use crate::run::keys::KEYS;
+use crate::run::spec::{RunId, RunSpec};
+
+impl RunSpec {
+    /// BLAKE3 of the canonical encoding: name and value of every key, in the order of [`KEYS`].
+    pub fn id(&self) -> RunId {
+        let mut hasher = Hasher::new("templar v2 run id");
+        for key in KEYS {
+            hasher.update_value(key.key);
+            key.absorb(self, &mut hasher);
+        }
+        RunId(hasher.finish())
+    }
+}
