@@ -1,6 +1,5 @@
 //! What a network's folder is good for.
 
-use crate::local::kept::files::DEFINITION;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::CodecKind;
 use templar_record::event::{Event, Role, Verdict};
