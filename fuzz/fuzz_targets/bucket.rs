@@ -6,16 +6,17 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use templar_protocol::bucket::BucketLocator;
+use templar_protocol::locator::{Locator, Role};
 
 static VALID: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let locator = BucketLocator {
+    let bucket = BucketLocator {
         endpoint: "https://s3.example".into(),
         bucket: "miner-7".into(),
         region: "auto".into(),
         access_key_id: "0123456789abcdef".into(),
         secret_access_key: "Secret+/of+what+may+be+read".into(),
     };
-    locator.encode().expect("valid")
+    Locator::new(Role::Miner, bucket).encode().expect("valid")
 });
 
 fuzz_target!(|bytes: &[u8]| {
@@ -29,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn check(bytes: &[u8]) {
-    if let Ok(locator) = BucketLocator::decode(bytes) {
+    if let Ok(locator) = Locator::decode(bytes) {
         assert_eq!(locator.encode().as_deref(), Ok(bytes));
     }
 }

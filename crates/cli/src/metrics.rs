@@ -281,7 +281,7 @@ mod tests {
         ]);
         for line in [
             r#"templar_verdicts_total{node="miner-0",verdict="certified"} 2"#,
-            r#"templar_verdicts_total{node="miner-0",verdict="no-quorum"} 1"#,
+            r#"templar_verdicts_total{node="miner-0",verdict="too-few-votes"} 1"#,
             r#"templar_settled_windows{node="miner-0"} 9"#,
             r#"templar_faults_total{node="miner-0",of="vote",fault="length"} 1"#,
         ] {

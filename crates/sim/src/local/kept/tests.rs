@@ -57,7 +57,7 @@ fn a_network_that_stood_goes_on_with_what_was_heard_and_a_finished_one_says_so()
     }
     drop(kept);
     let said = open(folder.path(), &network).unwrap_err().to_string();
-    assert!(said.starts_with("all 2 windows") && said.contains("templar export"), "{said}");
+    assert!(said.contains("has trained 2 windows") && said.contains("templar export"), "{said}");
     // More windows are another matter.
     assert_eq!(open(folder.path(), &self::network(1, 3)).unwrap().progress().0, 2);
     let (kept, _) = Kept::read(folder.path()).unwrap();
@@ -76,7 +76,7 @@ fn another_network_is_told_apart_by_the_option_that_differs() {
     assert!(said(&Network { text, ..network(1, 2) }).contains("--data was not given, and is /a.txt now"));
     let localnet = Definition::new(Ring::Localnet, &network(1, 2), &[]);
     let said = Kept::open(folder.path(), &localnet).unwrap_err().to_string();
-    assert!(said.contains("it is of `templar demo`"), "{said}");
+    assert!(said.contains("holds a network of `templar demo`"), "{said}");
 }
 
 #[test]
