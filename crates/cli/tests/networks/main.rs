@@ -119,7 +119,7 @@ fn people_see_a_line_a_window_and_a_table() {
         assert!(intro.contains(part), "{part}: {intro}");
     }
     let end = said.split("final root").nth(1).unwrap();
-    for part in ["nats per token", "worth nothing", "templar demo --out DIR", "--report FILE"] {
+    for part in ["nats per token", "no value", "templar demo --out DIR", "--report FILE"] {
         assert!(end.contains(part), "{part}: {end}");
     }
     let window = line("window   0  certified  train loss");

@@ -48,7 +48,9 @@ impl Publisher {
         let snapshot = ctx.snapshot(head).await?;
         let window = ctx.schedule.window_at(head).unwrap_or_default();
         let commitment = snapshot.commitment_of(entry);
+        // Without access to storage it could not vote, and would only be in the way of those that can.
         let is_silent = self.role == Role::Validator
+            && ctx.access.broken().is_none()
             && commitment
                 .and_then(Vote::read_window)
                 .is_some_and(|voted| u64::from(voted) + ctx.spec.roster.silent_windows <= window);
