@@ -125,7 +125,7 @@ fn threads_and_order_do_not_change_a_bit() {
 }
 
 /// State roots of the fixed case: a change here is a change of the protocol.
-const GOLDEN_PEERS: &str = "a6a0b4c2a21ca000eeb4b0e21d4368185bb40c8ced221e448cb295da37d8deeb";
+const GOLDEN_PEERS: &str = "d4025aac260feb76ed7b04844c1be90d4ee935826bc12fa20a417357256b1dbb";
 const GOLDEN_SENDERS: &str = "eab0d34b0d52634195729b6bfaf954c3a51dee7ab808901e97b69bfb4b0f2980";
 
 #[test]
