@@ -10,7 +10,6 @@
 //! node's behaviour. [`chain_record`] is what the development chain adds to the report.
 //!
 //! ```
-//! use templar_sim::zoo::attack::Kind;
 //! use templar_sim::r#virtual::scenario::Scenario;
 //!
 //! // Three miners, the last of which publishes noise, and two validators train for two windows with seed 7.
