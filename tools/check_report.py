@@ -26,11 +26,19 @@ TOP = {
 }
 
 
+OUTCOMES = {
+    "counted", "not-accepted", "no-seat", "excluded", "withheld", "null", "not-listed", "missed", "skipped",
+    "voted", "outvoted", "denied", "vote-late", "abstained",
+}
+FAULT = {"uid": int, "fault": str, "attributed_to": str}
+MISVOTE = {"uid": int, "cause": str}
+
+
 def shape(value, fields, where, errors):
     for name, kind in fields.items():
         if name not in value:
             errors.append(f"{where}: `{name}` is missing")
-        elif not isinstance(value[name], kind):
+        elif not isinstance(value[name], kind) or (isinstance(value[name], bool) and kind is not bool):
             errors.append(f"{where}: `{name}` is {value[name]!r}")
     errors.extend(f"{where}: `{name}` is not in the schema" for name in value if name not in fields)
 
@@ -43,8 +51,13 @@ def check(report, windows, wall_s_max):
     shape(report["final"], FINAL, "final", errors)
     for node in report["nodes"]:
         shape(node, NODE, "node", errors)
+        errors.extend(f"node: outcome `{name}` is unknown" for name in node["outcomes"] if name not in OUTCOMES)
     for window in report["windows"]:
         shape(window, WINDOW, "window", errors)
+        for fault in window["faults"]:
+            shape(fault, FAULT, "fault", errors)
+        for misvote in window["misvotes"]:
+            shape(misvote, MISVOTE, "misvote", errors)
     if errors:
         return errors
     if len(report["windows"]) != windows:

@@ -45,7 +45,7 @@ pub(crate) fn invitation(invitation: &Invitation) -> String {
 
 /// A window in one line, with further lines for anything out of the ordinary.
 ///
-/// All miners are in its count, since what others opened without a seat, and what came too late, nobody here hears of.
+/// All miners are in its count: of what came too late, and of guests without a seat, nobody here hears.
 pub(crate) fn window(report: &WindowReport, miners: usize, seats: usize, loss: Loss) -> String {
     // Five characters, so that columns stay columns.
     let number = |value: Option<f64>| {
@@ -291,7 +291,7 @@ pub(crate) fn event(event: &NodeEvent) -> String {
                     "withheld: an accepted payload cannot be had, so nobody's counts".to_owned()
                 }
                 Verdict::TooFewVotes => "null: at most half of the stake voted".to_owned(),
-                Verdict::NoMajority => "null: no state has more than half of the votes".to_owned(),
+                Verdict::NoMajority => "null: no state has more than half of the stake".to_owned(),
             };
             format!("window {window}: {verdict}, root {}", state_root.short())
         }

@@ -120,17 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// A bucket of Cloudflare R2, whose account numbers and keys are hexadecimal.
-    fn r2(bucket: &str) -> BucketLocator {
-        BucketLocator {
-            endpoint: format!("https://{}.r2.cloudflarestorage.com", "0123456789abcdef".repeat(2)),
-            bucket: bucket.into(),
-            region: "auto".into(),
-            access_key_id: "fedcba9876543210".repeat(2),
-            secret_access_key: "00ff".repeat(16),
-        }
-    }
+    use crate::testing::r2_bucket as r2;
 
     #[test]
     fn a_bucket_has_one_encoding() {

@@ -18,14 +18,14 @@ pub struct Certificate {
     pub outcome: Outcome,
     /// Stake of the validators with a valid vote.
     pub voted_stake_rao: u128,
-    /// Stake of all validators of the window's roster.
+    /// Stake of the validators of the window's roster that are not denied.
     pub total_stake_rao: u128,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Outcome {
     Certified {
-        /// Digest of the state that the window starts from, by more than half of the roster's stake.
+        /// Digest of the state that the window starts from, by more than half of that stake.
         root: Hash32,
         /// Whose contributions count, in the order of candidates.
         accepted: Vec<EntryId>,

@@ -89,6 +89,17 @@ pub fn entry(uid: u16) -> EntryId {
     EntryId { uid: Uid(uid), hotkey: Keypair::insecure_dev(0, &uid.to_string()).hotkey(), registered_at_block: 1 }
 }
 
+/// A bucket of Cloudflare R2, whose account numbers and keys are hexadecimal.
+pub fn r2_bucket(bucket: &str) -> BucketLocator {
+    BucketLocator {
+        endpoint: format!("https://{}.r2.cloudflarestorage.com", "0123456789abcdef".repeat(2)),
+        bucket: bucket.into(),
+        region: "auto".into(),
+        access_key_id: "fedcba9876543210".repeat(2),
+        secret_access_key: "00ff".repeat(16),
+    }
+}
+
 pub fn bucket() -> BucketLocator {
     BucketLocator {
         endpoint: "http://127.0.0.1:9000".into(),

@@ -16,7 +16,8 @@ pub enum Outcome {
     /// could not fetch it in time.
     #[error("not accepted, though it had a seat: look at this miner's faults in a validator's report")]
     NotAccepted,
-    /// The contribution was opened, but every seat went to other candidates. Its content stays in the error feedback.
+    /// Every seat went to others: the miner was no candidate and got no data, or as many as count passed before it, and its
+    /// payload goes back into the error feedback.
     #[error("no seat: all {seats} seats went to other miners")]
     NoSeat { seats: u64 },
     /// The contribution was accepted, but nobody's counts, because the payload of another that was accepted cannot be had.
@@ -29,8 +30,11 @@ pub enum Outcome {
     #[error("null: the validators reached no certificate")]
     Null,
     /// The node is not in the window's roster: its bucket is not on the chain, it was registered after the snapshot, or it
-    /// is a validator without stake or permit.
-    #[error("not in the roster: the chain had no bucket of this node at the window's snapshot")]
+    /// is a validator without stake or permit, or whose last vote is too old.
+    #[error(
+        "not in the roster: at the window's snapshot the chain had no recent bucket of this node or, for a validator, no \
+         permit, too little stake, or no recent vote"
+    )]
     NotListed,
     /// The miner submitted nothing that could count.
     #[error("missed: {why}")]
@@ -38,6 +42,10 @@ pub enum Outcome {
     /// The validator voted for the certified root, or the window was null and the vote valid.
     #[error("voted")]
     Voted,
+    /// The validator voted, and its votes do not count for a while, because a vote of its did not prove that it holds what
+    /// counted.
+    #[error("denied: its votes do not count for a while, because one did not prove that it holds what counted")]
+    Denied,
     /// The validator voted for a different root from the certified one.
     #[error("outvoted: it voted for a different state from the certified one")]
     Outvoted,
@@ -65,6 +73,7 @@ impl Outcome {
             Self::NotListed => "not-listed",
             Self::Missed { .. } => "missed",
             Self::Voted => "voted",
+            Self::Denied => "denied",
             Self::Outvoted => "outvoted",
             Self::VoteLate => "vote-late",
             Self::Abstained { .. } => "abstained",
@@ -90,8 +99,8 @@ pub enum Miss {
     TrainingFailed { cause: String },
     #[error("the state that it trained from was replaced")]
     BaseReplaced,
-    /// Nothing is lost: the update stays in the error feedback, and the next payload carries it.
-    #[error("trained past the put deadline; the next contribution carries what was learned")]
+    /// Δ is dropped: error feedback follows from what was committed alone.
+    #[error("trained past the put deadline; what it learned in this window is lost")]
     TrainedTooLate,
     #[error("the error feedback starts afresh: {cause}")]
     ErrorFeedbackLost { cause: String },
@@ -139,7 +148,7 @@ mod tests {
         let missed = Outcome::Missed { why: Miss::KeyTooLate };
         let abstained = Outcome::Abstained { why: Abstention::NoBase };
         let plain = [Outcome::Counted, Outcome::NotAccepted, Outcome::Null, Outcome::NotListed, Outcome::Skipped];
-        let votes = [Outcome::Voted, Outcome::Outvoted, Outcome::VoteLate];
+        let votes = [Outcome::Voted, Outcome::Outvoted, Outcome::Denied, Outcome::VoteLate];
         let seats = [Outcome::NoSeat { seats: 2 }, Outcome::Excluded];
         for outcome in plain.into_iter().chain(votes).chain(seats).chain([missed, abstained]) {
             let json = serde_json::to_value(&outcome).unwrap();

@@ -50,7 +50,7 @@ pub struct WindowReport {
     /// Miners whose contribution was opened, according to them or the certificate.
     #[serde(default)]
     pub opened: Vec<Uid>,
-    /// How many of them report that all seats went to others.
+    /// How many miners report that all seats went to others.
     #[serde(default)]
     pub no_seat: u64,
     /// How many miners report that an exclusion kept them out.

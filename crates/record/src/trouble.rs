@@ -102,7 +102,7 @@ impl LocalPart {
         match self {
             Self::ErrorFeedback => "what was learned but not sent is lost",
             Self::Optimiser => "its moments start afresh",
-            Self::Pending { .. } => "if it does not count, its content is lost",
+            Self::Pending { .. } => "error feedback begins anew: what was learned but not sent is lost",
             Self::Theta { .. } => "the node takes the state before it, or a certified checkpoint",
         }
     }

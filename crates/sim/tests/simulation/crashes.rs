@@ -37,7 +37,7 @@ fn one_of_three_validators_absent_does_not_stop_the_run() {
 }
 
 #[test]
-fn a_minority_goes_back_to_the_last_quorum_root_and_replays() {
+fn a_minority_goes_back_to_the_last_certified_state_and_replays() {
     for node in ["validator-2", "miner-0"] {
         let mut scenario = Scenario::new(3, 3, 8, 7);
         scenario.incidents = vec![kill(node, 3), at(3, MID_WINDOW, What::Disk(node.into(), diverge)), start(node, 3)];

@@ -67,7 +67,7 @@ fn what_is_committed_and_never_opened_does_not_count() {
 }
 
 #[test]
-fn without_a_quorum_theta_stays() {
+fn without_half_of_the_stake_theta_stays() {
     let mut scenario = Scenario::new(3, 2, 7, 6);
     scenario.incidents =
         vec![kill("validator-0", 2), kill("validator-1", 2), start("validator-0", 4), start("validator-1", 4)];
@@ -76,8 +76,8 @@ fn without_a_quorum_theta_stays() {
     assert_eq!(certified(&outcome), [true, true, false, false, true, true, true]);
     let root = |nth: usize| outcome.report.windows[nth].state_root;
     assert!(root(1) == root(2) && root(2) == root(3) && root(3) != root(4));
-    let no_quorum = |event: &Event| matches!(event, Event::Settled { verdict: Verdict::TooFewVotes, window: 2, .. });
-    assert!(any(&outcome, "miner-0", no_quorum));
+    let too_few = |event: &Event| matches!(event, Event::Settled { verdict: Verdict::TooFewVotes, window: 2, .. });
+    assert!(any(&outcome, "miner-0", too_few));
 }
 
 #[test]

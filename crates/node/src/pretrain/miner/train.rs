@@ -43,7 +43,7 @@ impl Miner {
         let samples = window.assignment.slice(&self.seat.entry);
         self.next_window = number + 1;
         if samples.is_empty() {
-            // A miner that is not in the roster has no slice.
+            // A miner that is no candidate has no slice.
             self.outcomes.miss(number, Miss::NoStep);
             return Ok(None);
         }

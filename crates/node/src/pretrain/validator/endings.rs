@@ -69,6 +69,7 @@ impl Endings {
         let ballot = settled.ballots.iter().find(|(entry, _)| entry == own).map(|(_, ballot)| ballot);
         let outcome = match (ballot, part) {
             (None, _) => Outcome::NotListed,
+            (Some(Ok(_)), _) if settled.window.base.standing.denies(own, window) => Outcome::Denied,
             (Some(Ok(vote)), _) => match settled.certificate.root() {
                 Some(root) if root != vote.root => Outcome::Outvoted,
                 _ => Outcome::Voted,

@@ -10,7 +10,7 @@ pub const KIND: Kind = Kind {
     name: "twin",
     role: Role::Miner,
     tries: "All nodes of this kind publish the same, whatever they are given, to be paid for it more than once.",
-    stopped_by: "The fault Duplicate: of contributions that overlap too much, one counts. A single twin is just useless.",
+    stopped_by: "The fault Duplicate: a payload that is an earlier one's, byte for byte, does not count. A single twin is just useless.",
     wrap: |setup, _| alter_training(setup, learn_the_same),
 };
 

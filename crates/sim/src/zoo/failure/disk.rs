@@ -32,7 +32,7 @@ pub fn spoil(folder: &Path, kind: &str) {
 }
 
 /// Moves the newest state to another θ, root and all: what a node with a broken memory would have. The others' votes show
-/// it: the node goes back to the last quorum root.
+/// it: the node goes back to the last certified state.
 pub fn diverge(folder: &Path, spec: &RunSpec, hotkey: &Hotkey) {
     let mut local = Local::open(folder, spec.id(), hotkey, Disk::Volatile).expect("the node kept a state");
     let layout = spec.layout();
