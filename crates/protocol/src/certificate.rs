@@ -57,22 +57,20 @@ pub fn read_ballots(window: u64, roster: &Roster, candidates: usize, at_deadline
     roster.validators.iter().map(|validator| (validator.entry, read(&validator.entry))).collect()
 }
 
-/// The root that [`certify`] finds, without knowing the candidates and who is denied: how a newcomer learns which state
-/// to take over.
+/// The root that [`certify`] finds, without knowing the candidates: how a node learns which state the others have. Whom
+/// the state denies counts for nothing; a newcomer that has no state yet takes nobody to be denied.
 ///
 /// Votes whose bitmaps do not fit the candidates count here but not in [`certify`]. If they tip the balance, the
 /// newcomer is misled only until it replays its first window, where [`certify`] contradicts it.
-pub fn certified_root(window: u64, roster: &Roster, at_deadline: &Snapshot) -> Option<Hash32> {
+pub fn certified_root(window: u64, roster: &Roster, standing: &Standing, at_deadline: &Snapshot) -> Option<Hash32> {
     let root_of = |entry: &EntryId| {
         let commitment = at_deadline.find(entry)?.commitment.as_ref()?;
         Vote::read_root(commitment, window as u32).ok()
     };
-    let votes: Vec<(u128, Hash32)> = roster
-        .validators
-        .iter()
-        .filter_map(|validator| Some((u128::from(validator.stake_rao), root_of(&validator.entry)?)))
-        .collect();
-    majority_root(&votes, roster.validator_stake_rao()).ok()
+    let voters = || roster.validators.iter().filter(|validator| !standing.denies(&validator.entry, window));
+    let votes: Vec<(u128, Hash32)> =
+        voters().filter_map(|validator| Some((u128::from(validator.stake_rao), root_of(&validator.entry)?))).collect();
+    majority_root(&votes, voters().map(|validator| u128::from(validator.stake_rao)).sum()).ok()
 }
 
 /// The root that more than half of the total stake backs. Each vote is its stake and its root.
@@ -89,9 +87,10 @@ fn majority_root(votes: &[(u128, Hash32)], total_stake_rao: u128) -> Result<Hash
 /// The certificate of `window`.
 ///
 /// A root is certified if more than half of the stake of the roster's validators votes for it: a third may be away, or
-/// hostile, and two different roots can never both be certified. A contribution passes if more than half of that
-/// root's backing accepts it; the first `gather` that pass count. Exclusions and denials need the same majority, and
-/// ties reject. Validators that `standing`, that of the state that the window starts from, denies have no vote and are
+/// hostile, and two different roots can never both be certified. A contribution passes if more than half of all stake
+/// votes for that root and accepts it, so that whoever holds less can neither pass what nobody else can fetch nor exclude
+/// or deny anybody while others are away; the first `gather` that pass count. Exclusions and denials need the same
+/// majority, and ties reject. Validators that `standing`, that of the state that the window starts from, denies have no vote and are
 /// no part of the total.
 pub fn certify(
     window: u64,
@@ -118,8 +117,7 @@ pub fn certify(
         Ok(root) => root,
         Err(reason) => return finish(Outcome::Null(reason)),
     };
-    let backing = sum(&|vote| vote.root == root);
-    let passes = |says: &dyn Fn(&Vote) -> bool| 2 * sum(&|vote| vote.root == root && says(vote)) > backing;
+    let passes = |says: &dyn Fn(&Vote) -> bool| 2 * sum(&|vote| vote.root == root && says(vote)) > total_stake_rao;
     let entries = || candidates.iter().map(|candidate| candidate.entry).enumerate();
     let mut accepted: Vec<EntryId> =
         entries().filter(|(nth, _)| passes(&|vote| vote.accept[*nth])).map(|(_, entry)| entry).collect();
@@ -139,7 +137,7 @@ impl Certificate {
         }
     }
 
-    /// Whether most of the backing accepted the contribution of `entry`, whether it counts or is spare.
+    /// Whether most of the stake accepted the contribution of `entry`, whether it counts or is spare.
     pub fn passed(&self, entry: &EntryId) -> bool {
         match &self.outcome {
             Outcome::Certified { accepted, spare, .. } => accepted.contains(entry) || spare.contains(entry),
@@ -221,6 +219,23 @@ mod tests {
         assert_eq!(gather_one.accepted(), [entry(0)]);
         assert!(gather_one.passed(&entry(1)), "beyond the number that counts");
         assert!(matches!(gather_one.outcome, Outcome::Certified { excluded, .. } if excluded == [entry(1)]));
+    }
+
+    /// Two of four are away: what one of the other two says alone, however large its share of what voted, does nothing.
+    #[test]
+    fn less_than_half_of_all_stake_can_neither_accept_nor_exclude_nor_deny() {
+        let mut hostile = vote(b"a", [true; 2]).unwrap();
+        hostile.deny = vec![true; VALIDATORS];
+        let (hostile, honest, absent) = (Ok(hostile), vote(b"a", [false; 2]), Err(WordError::Absent));
+        let three = [hostile.clone(), hostile, honest, absent];
+        let expected = Outcome::Certified {
+            root: Hash32::of(b"a"),
+            accepted: vec![],
+            spare: vec![],
+            excluded: vec![],
+            denied: vec![],
+        };
+        assert_eq!(outcome(&three), expected);
     }
 
     #[test]

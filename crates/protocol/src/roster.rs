@@ -126,8 +126,9 @@ impl Roster {
             let stake_before = earlier.find(&entry).map_or(0, |before| before.stake_rao);
             let stake_rao = neuron.stake_rao.min(stake_before);
             // Without a vote on chain, it has just come, or come back: its commitment is its ticket.
-            let silent = Vote::read_window(commitment)
-                .is_some_and(|voted| u64::from(voted) + spec.roster.silent_windows < window);
+            let silent = Vote::read_window(commitment).is_some_and(|voted| {
+                u64::from(voted) + spec.roster.silent_windows < window || u64::from(voted) > window
+            });
             match role {
                 Role::Miner => roster.miners.push(Miner { entry, incentive: neuron.incentive, work_class, bucket }),
                 Role::Validator if neuron.permit && stake_rao >= spec.roster.validator_stake_rao && !silent => {

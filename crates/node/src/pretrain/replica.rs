@@ -8,6 +8,7 @@ use std::sync::Arc;
 use templar_protocol::assignment::Cursor;
 use templar_protocol::certificate::{Ballots, Certificate, certified_root};
 use templar_protocol::hash::Hash32;
+use templar_protocol::standing::Standing;
 use templar_protocol::state::RunState;
 
 use crate::frame::context::Context;
@@ -47,6 +48,17 @@ pub enum Advance {
     WentBack,
 }
 
+/// A window that was settled without its accepted contributions, and the states before it: if what it lacks comes before the
+/// votes decide, the node stands there again.
+#[derive(Debug)]
+struct Withheld {
+    window: u64,
+    recent: VecDeque<State>,
+    older: Option<RunState>,
+    /// The block at which what it lacks was last asked for.
+    asked_at: u64,
+}
+
 /// The recent states of one node, newest last.
 #[derive(Debug)]
 pub struct Replica {
@@ -56,11 +68,11 @@ pub struct Replica {
     older: Option<RunState>,
     /// Contributions fetched for a window that could not be settled yet, by the hash of their headers.
     fetched: BTreeMap<Hash32, Arc<Opened>>,
-    /// The window whose outer step was withheld last, as long as the network may decide otherwise, and the block at which
-    /// what it lacks was last asked for.
-    withheld: Option<(u64, u64)>,
-    /// What the outer step to the newest state applied, as far as it is known: a vote proves that its voter holds it.
-    applied: Option<Vec<Arc<Opened>>>,
+    /// The window whose outer step was withheld last, until the votes decide which state it is.
+    withheld: Option<Withheld>,
+    /// What the outer steps to recent states applied, by the number of windows settled, as far as it is known: a vote
+    /// proves that its voter holds it.
+    applied: BTreeMap<u64, Vec<Arc<Opened>>>,
     /// Who served false checkpoints, and until when it is left alone.
     backoff: Backoff,
     /// The window whose malformed votes and buckets were last reported: a window that cannot be settled is tried
@@ -106,7 +118,7 @@ impl Replica {
             older,
             fetched: BTreeMap::new(),
             withheld: None,
-            applied: None,
+            applied: BTreeMap::new(),
             backoff: Backoff::new(),
             told: None,
         }
@@ -153,9 +165,9 @@ impl Replica {
         self.recent.iter().map(|state| &state.run).chain(&self.older).find(|run| run.settled == settled)
     }
 
-    /// Lets go of the payloads that the newest state applied: a miner proves nothing with them.
+    /// Lets go of the payloads that recent states applied: a miner proves nothing with them.
     pub fn forget_applied(&mut self) {
-        self.applied = None;
+        self.applied.clear();
     }
 
     /// Keeps the present state, the one before it, from which late contributions were trained, and with a delay of one
@@ -182,7 +194,7 @@ impl Replica {
         for window in (oldest..newest_window).rev() {
             let (roster, ..) = participants(ctx, window).await?;
             let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(window)).await?;
-            let Some(root) = certified_root(window, &roster, &at_vote) else { continue };
+            let Some(root) = certified_root(window, &roster, &Standing::default(), &at_vote) else { continue };
             if let Some(run) = stored.iter().find(|run| run.digest() == root)
                 && (run.settled == ctx.schedule.settled_before(run.settled) || before(ctx, run, &stored).is_some())
                 && let Ok(theta) = local.theta(run, ctx.codec.layout())
@@ -212,7 +224,8 @@ impl Replica {
     async fn adopt(&mut self, ctx: &Context, state: State, previous: Option<RunState>, from: Source) {
         let (settled, state_root) = (state.run.settled, state.run.theta_root);
         (self.recent, self.older) = (VecDeque::from([state]), previous);
-        (self.withheld, self.applied) = (None, None);
+        self.withheld = None;
+        self.applied.clear();
         self.fetched.clear();
         ctx.emit(Event::Adopted { settled, state_root, from }).await;
     }

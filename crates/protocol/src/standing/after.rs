@@ -2,12 +2,12 @@
 
 use crate::candidates::Candidate;
 use crate::certificate::{Certificate, Outcome};
-use crate::roster::Roster;
+use crate::roster::{EntryId, Roster};
 use crate::run::RunSpec;
 use crate::standing::{Denial, Exclusion, Misses, Standing};
 
-/// Most exclusions that a state keeps: a full subnet twice over.
-const EXCLUSIONS_MAX: usize = 512;
+/// Most entries of each list that a state keeps: a full subnet twice over.
+const LIST_MAX: usize = 512;
 
 impl Standing {
     /// The standing after the window of `certificate`, which had this `roster` and these `candidates`.
@@ -17,8 +17,13 @@ impl Standing {
         let mut next = self.clone();
         next.exclusions.retain(|exclusion| exclusion.until_window > window + 1);
         next.denials.retain(|denial| denial.until_window > window + 1);
-        // A miner that left the roster has no seats to miss.
-        next.misses.retain(|misses| roster.miner(&misses.entry).is_some());
+        // To be away for a window sheds nothing; only the next owner of a uid begins anew.
+        let owners = || {
+            let miners = roster.miners.iter().map(|miner| miner.entry);
+            miners.chain(roster.validators.iter().map(|validator| validator.entry))
+        };
+        let is_reused = |entry: &EntryId| owners().any(|owner| owner.uid == entry.uid && owner != *entry);
+        next.misses.retain(|misses| !is_reused(&misses.entry));
         let Outcome::Certified { excluded, denied, .. } = &certificate.outcome else { return next };
         // The first window that can know of it starts from the next state.
         let first = window + 1 + u64::from(spec.windows.delay_windows);
@@ -42,9 +47,13 @@ impl Standing {
         }
         // If there are too many, those that last longest stay.
         next.exclusions.sort_unstable_by_key(|exclusion| (std::cmp::Reverse(exclusion.until_window), *exclusion));
-        next.exclusions.truncate(EXCLUSIONS_MAX);
+        next.exclusions.truncate(LIST_MAX);
         next.exclusions.sort_unstable();
+        next.misses.sort_unstable_by_key(|misses| (std::cmp::Reverse(misses.windows), *misses));
+        next.misses.truncate(LIST_MAX);
         next.misses.sort_unstable();
+        next.denials.sort_unstable_by_key(|denial| (std::cmp::Reverse(denial.until_window), *denial));
+        next.denials.truncate(LIST_MAX);
         next.denials.sort_unstable();
         next
     }
@@ -56,8 +65,8 @@ mod tests {
     use crate::bucket::BucketLocator;
     use crate::certificate::NullReason;
     use crate::hash::Hash32;
+    use crate::roster::Miner;
     use crate::roster::Uid;
-    use crate::roster::{EntryId, Miner};
     use crate::testing::{bucket, entry, roster, spec};
 
     fn candidates(count: u16) -> Vec<Candidate> {
@@ -116,7 +125,12 @@ mod tests {
         assert_eq!([0, 1, 2].map(|uid| standing.misses(&entry(uid))), [0, 0, 3]);
         standing = standing.after(&run, &all, &candidates(3), &null(3));
         assert_eq!(standing.misses(&entry(2)), 3, "in a null window nobody misses anything");
+        // Whoever stays away for a window has missed as many seats when it comes back.
         standing = standing.after(&run, &roster(2, 1), &candidates(2), &null(4));
+        assert_eq!(standing.misses(&entry(2)), 3);
+        let mut reused = roster(3, 1);
+        reused.miners[2].entry.registered_at_block = 99;
+        standing = standing.after(&run, &reused, &candidates(2), &null(5));
         assert_eq!(standing.misses, []);
     }
 

@@ -17,6 +17,11 @@ fn withheld(event: &Event) -> bool {
     matches!(event, Event::Settled { window: 1, verdict: Verdict::Withheld { .. }, .. })
 }
 
+/// Virtual time at which a block of a window comes.
+fn time(window: u64, block: u64) -> Duration {
+    Duration::from_secs(12 * (20 + 20 * window + block - 1))
+}
+
 fn nodes(outcome: &Outcome) -> Vec<String> {
     outcome.report.nodes.iter().map(|node| node.name.clone()).collect()
 }
@@ -52,11 +57,6 @@ fn what_nobody_serves_is_withheld_everywhere_and_the_run_goes_on() {
     assert!(outcome.report.windows[2..].iter().all(|window| window.accepted.len() == 3));
 }
 
-/// Virtual time at which a block of a window comes.
-fn time(window: u64, block: u64) -> Duration {
-    Duration::from_secs(12 * (20 + 20 * window + block - 1))
-}
-
 #[test]
 fn nodes_go_back_when_a_withheld_payload_comes_after_all() {
     let mut scenario = Scenario::new(4, 3, 6, 131);
@@ -79,4 +79,28 @@ fn nodes_go_back_when_a_withheld_payload_comes_after_all() {
         assert!(faults_of(window, 1).is_empty(), "{window:?}");
     }
     assert!(outcome.report.windows[3].accepted.contains(&Uid(0)), "it counts again");
+}
+
+/// Once votes stand on the withheld state, a payload that comes late changes nothing: not while they are cast, nor for
+/// whoever has it when they have decided.
+#[test]
+fn a_payload_that_comes_when_votes_are_cast_comes_too_late_for_everybody() {
+    for (seed, block) in [(132, 13), (133, 15), (134, 17)] {
+        let mut scenario = Scenario::new(3, 3, 6, seed);
+        scenario.cloud_fault = Some(during(time(0, 1)..time(2, block), Fault::NotFound, |op| {
+            op.kind == OpKind::Get && op.bucket == "miner-1" && op.key.ends_with("/w/00000001/key")
+        }));
+        for validator in ["validator-0", "validator-1", "validator-2"] {
+            scenario.wrap(validator, |setup| accept_all::wrap(setup, 1, 3, 3));
+        }
+        let outcome = run(scenario);
+        assert_one_history(&outcome);
+        for node in nodes(&outcome) {
+            assert_eq!(count(&outcome, &node, withheld), 1, "{node}, block {block}");
+            assert!(!any(&outcome, &node, |event| matches!(event, Event::Diverged { .. })), "{node}, block {block}");
+        }
+        assert_eq!(certified(&outcome)[2..], [true; 4], "block {block}");
+        let roots: Vec<_> = outcome.report.windows.iter().map(|window| window.state_root.short()).collect();
+        assert_eq!(roots[1], roots[0], "block {block}: {roots:?}");
+    }
 }

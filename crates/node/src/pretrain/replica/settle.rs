@@ -9,7 +9,8 @@ use templar_protocol::fault::BucketFault;
 use templar_protocol::hash::Hash32;
 use templar_protocol::inputs::WindowInputs;
 use templar_protocol::roster::{EntryId, Roster, Snapshot, Uid};
-use templar_protocol::state::{OuterStep, RunState, Settlement};
+use templar_protocol::standing::Standing;
+use templar_protocol::state::{OuterStep, Settlement};
 use templar_protocol::word::WordError;
 use templar_record::event::{Event, Verdict};
 use templar_record::trouble::Trouble;
@@ -17,7 +18,7 @@ use templar_record::trouble::Trouble;
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::pretrain::fetch::{self, Location, Opened, PARALLEL_FETCHES};
-use crate::pretrain::replica::{Advance, Replica, Settled, newest_voted_window};
+use crate::pretrain::replica::{Advance, Replica, Settled, Withheld, newest_voted_window};
 use crate::pretrain::state::State;
 use crate::pretrain::window::{Window, committed_header, participants};
 
@@ -28,14 +29,6 @@ struct Decided {
     ballots: Ballots,
     at_put: Snapshot,
     at_vote: Snapshot,
-}
-
-/// What to do about a window of which an accepted payload cannot be had.
-enum Withholding {
-    Wait,
-    Allowed,
-    /// The network has the payload, and this node needs a checkpoint.
-    Refused,
 }
 
 impl Replica {
@@ -58,7 +51,7 @@ impl Replica {
         }
         // A node whose standing differs has other candidates and finds the others' bitmaps malformed, so that its own vote
         // may even seem to be the only one; but it can still compare the others' roots.
-        let roots = [certified_root(number, &window.roster, at_vote), certificate.root()];
+        let roots = [certified_root(number, &window.roster, &window.base.standing, at_vote), certificate.root()];
         if let Some(certified) = roots.into_iter().flatten().find(|root| *root != window.base_digest) {
             ctx.emit(Event::Diverged { window: number, own: window.base_digest, certified }).await;
             return Err(NodeError::Diverged { window: number });
@@ -67,14 +60,23 @@ impl Replica {
             return Ok(Advance::Nothing);
         };
         let is_applied = applied.is_some();
-        if !is_applied {
-            self.withheld = Some((number, head));
+        if is_applied {
+            self.fetched.clear();
+        } else {
+            let (recent, older) = (self.recent.clone(), self.older.clone());
+            self.withheld = Some(Withheld { window: number, recent, older, asked_at: head });
+        }
+        let delay = u64::from(ctx.spec.windows.delay_windows);
+        if certificate.root().is_some() {
+            self.withheld.take_if(|withheld| withheld.window + delay < number);
         }
         self.push(ctx, state);
         let contributions = applied.unwrap_or_default();
         emit_settled(ctx, certificate, is_applied, &contributions, self.newest()).await;
-        self.applied = Some(contributions);
-        self.fetched.clear();
+        self.applied.insert(number + 1, contributions);
+        while self.applied.len() > 2 {
+            self.applied.pop_first();
+        }
         let Decided { window, certificate, ballots, .. } = decided;
         Ok(Advance::Settled(Box::new(Settled { window, certificate, is_applied, ballots, base_theta })))
     }
@@ -93,23 +95,47 @@ impl Replica {
         let inputs = WindowInputs::new(number, window.snapshot_hash, roster, at_put, at_vote).digest();
         let cursor = window.assignment.next_cursor();
         let settlement = Settlement { roster, candidates, certificate, cursor, inputs };
-        match self.collect(ctx, head, decided, opened).await {
+        let withheld = self.newest().run.settle(&ctx.spec, &settlement, OuterStep::Withheld);
+        let next = withheld.settled + u64::from(ctx.spec.windows.delay_windows);
+        let root = self.root_of_votes(ctx, head, next, &withheld.standing).await?;
+        // The votes have decided, whoever may have the payload by now.
+        let is_decided = !certificate.accepted().is_empty() && root == Some(withheld.digest());
+        let collected = if is_decided {
+            Err(NodeError::ContributionGone { window: number, uid: certificate.accepted()[0].uid.0 })
+        } else {
+            self.collect(ctx, head, decided, opened).await
+        };
+        match collected {
             Ok(contributions) => {
                 let state = self.step(ctx, &settlement, &contributions).await;
                 Ok(Some((state, Some(contributions))))
             }
+            // The network has the payload, and this node needs a checkpoint.
+            Err(error @ NodeError::ContributionGone { .. }) if root.is_some() && !is_decided => Err(error),
+            // Until the first window that starts from it begins, the payload may come.
+            Err(NodeError::ContributionGone { .. }) if head < ctx.schedule.first_block(next) => Ok(None),
             Err(NodeError::ContributionGone { window, uid }) => {
-                let run = self.newest().run.settle(&ctx.spec, &settlement, OuterStep::Withheld);
-                match self.withholding(ctx, head, &run).await? {
-                    Withholding::Wait => return Ok(None),
-                    Withholding::Refused => return Err(NodeError::ContributionGone { window, uid }),
-                    Withholding::Allowed => {}
-                }
                 ctx.trouble(Trouble::Withheld { window, uid }).await;
-                Ok(Some((State { run, theta: self.newest().theta.clone() }, None)))
+                Ok(Some((State { run: withheld, theta: self.newest().theta.clone() }, None)))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The root that the votes on `window` certify, if their deadline is past and they certify one.
+    async fn root_of_votes(
+        &self,
+        ctx: &Context,
+        head: u64,
+        window: u64,
+        standing: &Standing,
+    ) -> Result<Option<Hash32>, NodeError> {
+        let deadline = ctx.schedule.vote_deadline(window);
+        if head < deadline {
+            return Ok(None);
+        }
+        let (roster, ..) = participants(ctx, window).await?;
+        Ok(certified_root(window, &roster, standing, &ctx.snapshot(deadline).await?))
     }
 
     async fn step(&self, ctx: &Context, settlement: &Settlement<'_>, contributions: &[Arc<Opened>]) -> State {
@@ -131,56 +157,29 @@ impl Replica {
         State { run, theta: Arc::new(theta) }
     }
 
-    /// Whether the state `withheld`, in which the newest window's contributions do not count because one of them cannot be
-    /// had, may take the place of the one in which they do.
-    ///
-    /// Until the first window that starts from it begins, the payload may come. After that window's votes, they say which
-    /// of the two states it is. In between nobody knows, and the run goes on without the payload.
-    async fn withholding(&self, ctx: &Context, head: u64, withheld: &RunState) -> Result<Withholding, NodeError> {
-        let next = withheld.settled + u64::from(ctx.spec.windows.delay_windows);
-        if head < ctx.schedule.first_block(next) {
-            return Ok(Withholding::Wait);
-        }
-        let decided_at = ctx.schedule.vote_deadline(next);
-        if head < decided_at {
-            return Ok(Withholding::Allowed);
-        }
-        let (roster, ..) = participants(ctx, next).await?;
-        let root = certified_root(next, &roster, &ctx.snapshot(decided_at).await?);
-        let is_refused = root.is_some_and(|root| root != withheld.digest());
-        Ok(if is_refused { Withholding::Refused } else { Withholding::Allowed })
-    }
-
-    /// Asks again for what made this node withhold an outer step, until the votes have decided. If it has come, the node
-    /// stands again before that window.
+    /// Asks again, once per block, for what made this node withhold an outer step, until the votes have decided. If it has
+    /// come, the node stands again before that window. Not while votes are cast: they stand on one state.
     async fn go_back(&mut self, ctx: &Context, head: u64) -> Result<bool, NodeError> {
-        let Some((number, asked_at)) = self.withheld else { return Ok(false) };
-        if asked_at == head {
-            return Ok(false);
-        }
-        self.withheld = Some((number, head));
-        let next = number + 1 + u64::from(ctx.spec.windows.delay_windows);
-        let nth = self.recent.iter().position(|state| state.run.settled == number);
-        let Some(nth) = nth.filter(|_| head < ctx.schedule.vote_deadline(next)) else {
-            self.withheld = None;
+        let is_voting = ctx.schedule.window_at(head).is_some_and(|window| head >= ctx.schedule.put_deadline(window));
+        let Some(withheld) = self.withheld.as_mut().filter(|withheld| withheld.asked_at != head && !is_voting) else {
             return Ok(false);
         };
-        let all = self.recent.clone();
-        self.recent.truncate(nth + 1);
-        let found = self.find_again(ctx, head, number).await;
-        if !matches!(found, Ok(true)) {
-            self.recent = all;
+        withheld.asked_at = head;
+        let window = withheld.window;
+        let states = (withheld.recent.clone(), withheld.older.clone());
+        let present = (std::mem::replace(&mut self.recent, states.0), std::mem::replace(&mut self.older, states.1));
+        let found = match self.decided(ctx, window).await {
+            Ok(decided) => self.collect(ctx, head, &decided, &[]).await.is_ok(),
+            Err(_) => false,
+        };
+        if !found {
+            (self.recent, self.older) = present;
             return Ok(false);
         }
         // What led to the newest state is not what led to the one after the withheld window.
-        (self.withheld, self.applied) = (None, None);
+        self.withheld = None;
+        self.applied.clear();
         Ok(true)
-    }
-
-    /// Whether everything that `number`'s certificate accepts can be had by now. What comes is kept.
-    async fn find_again(&mut self, ctx: &Context, head: u64, number: u64) -> Result<bool, NodeError> {
-        let decided = self.decided(ctx, number).await?;
-        Ok(self.collect(ctx, head, &decided, &[]).await.is_ok())
     }
 
     /// What the chain says of a window whose vote deadline is past.
@@ -194,17 +193,22 @@ impl Replica {
         Ok(Decided { window, certificate, ballots, at_put, at_vote })
     }
 
-    /// What the outer step to the newest state applied, in the order of candidates. After a start or a state that was
-    /// taken over it is fetched first.
-    pub async fn take_applied(&mut self, ctx: &Context, head: u64) -> Result<Vec<Arc<Opened>>, NodeError> {
-        if let Some(applied) = self.applied.take() {
+    /// What the outer step to the state after `settled` windows applied, in the order of candidates. After a start or a
+    /// state that was taken over it is fetched first.
+    pub async fn take_applied(
+        &mut self,
+        ctx: &Context,
+        head: u64,
+        settled: u64,
+    ) -> Result<Vec<Arc<Opened>>, NodeError> {
+        if let Some(applied) = self.applied.remove(&settled) {
             return Ok(applied);
         }
-        let newest = &self.newest().run;
-        let Some(number) = newest.settled.checked_sub(1) else { return Ok(Vec::new()) };
+        let Some(number) = settled.checked_sub(1) else { return Ok(Vec::new()) };
         // To guess that nothing was applied would be to prove nothing.
-        let before = self.previous().ok_or(NodeError::NoBase { window: number })?;
-        if newest.outer_steps == before.outer_steps {
+        let state = self.run_of(settled).ok_or(NodeError::NoBase { window: settled })?;
+        let before = self.run_of(number).ok_or(NodeError::NoBase { window: number })?;
+        if state.outer_steps == before.outer_steps {
             return Ok(Vec::new());
         }
         let decided = self.decided(ctx, number).await?;

@@ -23,6 +23,8 @@ pub(super) struct Proofs {
 struct Known {
     window: u64,
     root: Hash32,
+    /// Who could vote on it.
+    voters: Vec<EntryId>,
     digest: PayloadDigest,
 }
 
@@ -36,11 +38,10 @@ impl Proofs {
         head: u64,
     ) -> Result<(), NodeError> {
         if self.present.as_ref().is_some_and(|known| known.window == window.number && known.root == window.base_digest)
-            || replica.newest().run.digest() != window.base_digest
         {
             return Ok(());
         }
-        let (seed, applied) = (window.seed, replica.take_applied(ctx, head).await?);
+        let (seed, applied) = (window.seed, replica.take_applied(ctx, head, window.base.settled).await?);
         let work = move || {
             let mut digest = PayloadDigest::new(&seed);
             for opened in &applied {
@@ -49,7 +50,8 @@ impl Proofs {
             digest
         };
         let digest = ctx.compute.run(work).await;
-        let known = Known { window: window.number, root: window.base_digest, digest };
+        let voters = window.roster.validators.iter().map(|validator| validator.entry).collect();
+        let known = Known { window: window.number, root: window.base_digest, voters, digest };
         // After a return to another state the same window is judged anew.
         let before = self.present.replace(known);
         if let Some(before) = before.filter(|before| before.window != window.number) {
@@ -73,7 +75,7 @@ impl Proofs {
         };
         let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(known.window)).await?;
         let denied = validators.iter().map(|validator| {
-            let vote = at_vote.commitment_of(&validator.entry);
+            let vote = at_vote.commitment_of(&validator.entry).filter(|_| known.voters.contains(&validator.entry));
             let vote = vote.and_then(|commitment| Vote::read_proof(commitment, known.window as u32));
             vote.is_some_and(|(root, proof)| root == known.root && proof != known.digest.proof(&validator.entry))
         });
