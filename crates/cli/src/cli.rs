@@ -44,6 +44,8 @@ pub(crate) enum Verb {
     Adversary(commands::adversary::Adversary),
     /// Export a network's model and report from its folder.
     Export(commands::export::Export),
+    Replay(commands::replay::Replay),
+    Explain(commands::replay::Explain),
     /// Make, show and check a run's specification.
     #[command(subcommand)]
     Run(commands::run::Run),
@@ -74,6 +76,8 @@ impl Verb {
             Self::Validator(validator) => validator.run(),
             Self::Adversary(adversary) => adversary.run(),
             Self::Export(export) => export.run(),
+            Self::Replay(replay) => replay.run(),
+            Self::Explain(explain) => explain.run(),
             Self::Run(run) => run.run(),
             Self::Key(key) => key.run(),
             Self::Data(data) => data.run(),

@@ -13,6 +13,7 @@ pub(crate) mod localnet;
 pub(crate) mod model_folder;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod sim;
 pub(crate) mod tenure;

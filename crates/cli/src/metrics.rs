@@ -107,8 +107,10 @@ pub(crate) fn record(NodeEvent { node, event }: &NodeEvent) {
             set("templar_validation_loss_nats", *loss);
             set("templar_validation_bits_per_byte", *bits_per_byte);
         }
-        Event::Observed { uid, score, .. } => {
-            gauge!("templar_score", "node" => node.clone(), "uid" => uid.to_string()).set(*score);
+        Event::Evaluated { scores, .. } => {
+            for (uid, score) in scores {
+                gauge!("templar_score", "node" => node.clone(), "uid" => uid.to_string()).set(*score);
+            }
         }
         Event::Weighed { weights, .. } => {
             add("templar_weights_set_total", 1);

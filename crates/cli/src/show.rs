@@ -298,8 +298,11 @@ pub(crate) fn event(event: &NodeEvent) -> String {
         Event::Validated { window, bits_per_byte, .. } => {
             format!("window {window}: {bits_per_byte:.3} bits per byte on held-out text")
         }
-        Event::Observed { window, uid, score, .. } => format!("window {window}: uid {uid} has score {score:.4}"),
-        Event::Weighed { window, weights } => format!("window {window}: set weights of {} miners", weights.len()),
+        Event::Evaluated { window, scores, .. } => {
+            let scores: Vec<String> = scores.iter().map(|(uid, score)| format!("uid {uid} {score:.2}")).collect();
+            format!("window {window}: mean values, in those of a median contribution: {}", scores.join(", "))
+        }
+        Event::Weighed { window, weights, .. } => format!("window {window}: set weights of {} uids", weights.len()),
         Event::Diverged { window, own, certified } => format!(
             "window {window}: the network certified {}, this node has {}: going back",
             certified.short(),

@@ -10,6 +10,9 @@ use templar_protocol::run::{
 /// Stake of each validator in a local network. A neuron needs half of it to be a validator.
 pub const VALIDATOR_STAKE_RAO: u64 = 1_000_000_000_000;
 
+/// Contributions that count in a window.
+const GATHER: u32 = 20;
+
 /// The windows of Covenant-72B: 115 blocks of 12 s, of which some 70 s for puts; the next window trains meanwhile.
 pub fn mainnet_windows() -> WindowSpec {
     WindowSpec {
@@ -45,6 +48,8 @@ pub fn run_defaults(
     theta0_seed: u64,
     windows: WindowSpec,
 ) -> RunSpec {
+    let inner = &preset.inner;
+    let slice_tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(preset.model.seq_len);
     let stake_age_blocks = 360.min(chain.start_block / 4);
     RunSpec {
         protocol: PROTOCOL_VERSION,
@@ -56,7 +61,7 @@ pub fn run_defaults(
         inner: preset.inner.clone(),
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 },
         roster: RosterSpec {
-            gather: 20,
+            gather: GATHER,
             reserve: 10,
             validator_stake_rao: VALIDATOR_STAKE_RAO / 2,
             active_blocks: 10 * windows.blocks,
@@ -65,7 +70,16 @@ pub fn run_defaults(
             silent_windows: 8,
         },
         windows,
-        scoring: ScoringSpec { draws: 8, sequences: 8, step_fraction: 0.5, memory: 0.8, weights_every_windows: 1 },
+        scoring: ScoringSpec {
+            draws: 8,
+            sequences: 8,
+            step_fraction: 0.5,
+            memory: 0.8,
+            // Every contribution that counts.
+            budget_tokens: u64::from(GATHER) * slice_tokens,
+            burn_uid: 0,
+            weights_every_windows: 1,
+        },
         chain,
     }
 }

@@ -65,7 +65,15 @@ pub fn spec() -> RunSpec {
             exclusion_windows: 5,
             silent_windows: 8,
         },
-        scoring: ScoringSpec { draws: 8, sequences: 4, step_fraction: 0.5, memory: 0.8, weights_every_windows: 2 },
+        scoring: ScoringSpec {
+            draws: 8,
+            sequences: 4,
+            step_fraction: 0.5,
+            memory: 0.8,
+            budget_tokens: 20 * 4 * 8 * 32,
+            burn_uid: 0,
+            weights_every_windows: 2,
+        },
     }
 }
 

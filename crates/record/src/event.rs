@@ -6,9 +6,10 @@ use templar_protocol::fault::{BucketFault, CheckpointFault, Fault, FaultKind, Vo
 use templar_protocol::hash::Hash32;
 pub use templar_protocol::locator::Role;
 use templar_protocol::roster::Uid;
+use templar_protocol::run::ScoringSpec;
 
 use crate::engine::EngineStats;
-use crate::observation::Observation;
+use crate::judgement::{Evaluation, Judgement};
 use crate::outcome::Outcome;
 use crate::trouble::Trouble;
 
@@ -109,16 +110,30 @@ pub enum Event {
         loss: f64,
         bits_per_byte: f64,
     },
-    /// A validator observed one miner.
-    Observed {
+    /// A validator's book of miners as it is at a start: whatever follows can be computed from it.
+    BookOpened {
+        scoring: ScoringSpec,
+        /// In Borsh; as text, in hexadecimal.
+        #[serde(with = "hex")]
+        book: Vec<u8>,
+    },
+    /// What a validator has on record of a window that is settled.
+    Judged {
+        #[serde(flatten)]
+        judgement: Judgement,
+    },
+    /// A validator measured what contributions did to the loss.
+    Evaluated {
         window: u64,
-        uid: Uid,
-        observation: Observation,
-        score: f64,
+        evaluations: Vec<Evaluation>,
+        /// By miner: the mean value of its contributions by now, in the value of a median one.
+        scores: Vec<(Uid, f64)>,
     },
     /// A validator handed weights to the chain.
     Weighed {
         window: u64,
+        /// Uids whose owner lost its registration, and so its record.
+        forgotten: Vec<Uid>,
         weights: Vec<(Uid, u16)>,
     },
     /// The network certified a different state from this node's, which goes back to one that the network shares.

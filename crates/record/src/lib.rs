@@ -8,7 +8,7 @@
 //! | what happened | [`event`] |
 //! | how a window ended for a node | [`outcome`] |
 //! | what failed, and what that means | [`trouble`] |
-//! | what a validator measured about a miner | [`observation`] |
+//! | what a validator measured about a miner | [`judgement`] |
 //! | what an engine reports about its training | [`engine`] |
 //! | events as lines of a file | [`log`] |
 //! | the fold | [`recorder`] |
@@ -26,8 +26,8 @@
 
 pub mod engine;
 pub mod event;
+pub mod judgement;
 pub mod log;
-pub mod observation;
 pub mod outcome;
 pub mod recorder;
 pub mod report;

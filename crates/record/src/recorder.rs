@@ -105,9 +105,7 @@ impl Recorder {
             }
             Event::Adopted { state_root, .. } => node.state_root = *state_root,
             Event::Trouble { .. } => node.troubles += 1,
-            Event::Observed { uid, score, .. } => {
-                node.scores.insert(*uid, *score);
-            }
+            Event::Evaluated { scores, .. } => node.scores.extend(scores.iter().copied()),
             Event::Trained { window, train_loss, compute_s, engine, .. } => {
                 let gathered = self.windows.entry(*window).or_default();
                 gathered.engines.extend(engine.clone().map(|engine| (name.clone(), engine)));
@@ -347,7 +345,7 @@ mod tests {
     #[test]
     fn a_window_without_events_does_not_shift_the_others() {
         let mut recorder = Recorder::new(Vec::new());
-        recorder.record(&told("a", Event::Weighed { window: 0, weights: Vec::new() }));
+        recorder.record(&told("a", Event::Weighed { window: 0, forgotten: Vec::new(), weights: Vec::new() }));
         recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
         recorder.record(&told("a", Event::Sealed { window: 9, payload_bytes: 1, comm_s: 2.0 }));
         let report = recorder.finish(&spec(), 1, 9, &[], (vec![], 0), Final::default());

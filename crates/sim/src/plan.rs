@@ -3,7 +3,7 @@
 use templar_host::defaults::{VALIDATOR_STAKE_RAO, run_defaults};
 use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
-use templar_protocol::keys::Keypair;
+use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::run::{ChainSpec, DataSpec, RunSpec, WindowSpec};
 use templar_record::event::Role;
 use templar_record::recorder::Participant;
@@ -89,10 +89,21 @@ impl Plan {
         spec
     }
 
+    /// The subnet's owner: it takes no part, and what nobody earns goes to its uid. It registers after the members.
+    pub(crate) fn owner(&self) -> Hotkey {
+        Keypair::insecure_dev(self.seed, "owner").hotkey()
+    }
+
     /// [`Plan::spec`] with zeros for the root of θ₀, which takes minutes for large models.
     pub(crate) fn spec_without_root(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
         let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
-        run_defaults("local", &self.preset, chain, DataSpec { manifest, seed: self.seed }, self.seed, local_windows())
+        let data = DataSpec { manifest, seed: self.seed };
+        let mut spec = run_defaults("local", &self.preset, chain, data, self.seed, local_windows());
+        // A network with fewer miners than seats is as large as its operator wants it.
+        let working = (self.miners as u64).clamp(1, spec.roster.gather.into());
+        spec.scoring.budget_tokens = working * spec.slice_samples() * u64::from(spec.model.seq_len);
+        spec.scoring.burn_uid = (self.miners + self.validators) as u16;
+        spec
     }
 
     /// Most contributions that count in a window.

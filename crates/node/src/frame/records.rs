@@ -6,7 +6,7 @@
 use std::io;
 
 use borsh::{BorshDeserialize, BorshSerialize};
-use templar_incentive::score::ScoreBook;
+use templar_incentive::pay::PayBook;
 use templar_protocol::hash::Hash32;
 use templar_protocol::header::SignedHeader;
 use templar_protocol::roster::EntryId;
@@ -151,14 +151,14 @@ impl Record for VoteRecord {
     const NAME: &'static str = "vote";
 }
 
-/// A validator's ratings of miners.
+/// A validator's book of miners.
 #[derive(Clone, Debug, Default, PartialEq, BorshSerialize, BorshDeserialize)]
-pub struct ScoresRecord {
-    pub book: ScoreBook,
+pub struct PayRecord {
+    pub book: PayBook,
 }
 
-impl Record for ScoresRecord {
-    const NAME: &'static str = "scores";
+impl Record for PayRecord {
+    const NAME: &'static str = "pay";
 }
 
 /// Digests of the checkpoints in a validator's bucket, oldest first.

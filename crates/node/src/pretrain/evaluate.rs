@@ -4,12 +4,10 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use templar_data::Split;
-use templar_incentive::score::{draw, draws};
-use templar_protocol::assignment::Assignment;
-use templar_protocol::fault::FaultKind;
+use templar_incentive::draw::{draw, draw_miners, draws};
 use templar_protocol::hash::{Hash32, Stream};
 use templar_protocol::roster::EntryId;
-use templar_record::observation::{Evaluation, Observation};
+use templar_record::judgement::Evaluation;
 use templar_train::{TokenBatch, TrainError, Trainer};
 
 use crate::frame::context::Context;
@@ -17,8 +15,10 @@ use crate::frame::error::NodeError;
 use crate::frame::signals::Signals;
 use crate::pretrain::batches::batch;
 use crate::pretrain::fetch::Opened;
-use crate::pretrain::intake::Intake;
 use crate::pretrain::window::Window;
+
+/// What a loss that is not finite counts as, in nats per token: far above any that a model has.
+const LOSS_MAX: f64 = 1e6;
 
 /// One window's evaluation, ready to run.
 #[derive(Debug)]
@@ -26,30 +26,23 @@ pub struct Task {
     pub window: u64,
     base: Arc<Vec<f32>>,
     miners: Vec<Drawn>,
-    unseen: Unseen,
     /// θ to validate on held-out text, and on how many of its samples.
     validation: Option<(Arc<Vec<f32>>, u64)>,
 }
 
-/// A miner to evaluate: its contribution, and some of its assigned samples.
+/// A miner to evaluate: its contribution, some of its assigned samples, and some that it was not assigned.
 #[derive(Debug)]
 struct Drawn {
     entry: EntryId,
-    verdict: Result<Arc<Opened>, FaultKind>,
-    samples: Vec<u64>,
-}
-
-/// Samples that nobody trains on in the window.
-#[derive(Debug)]
-struct Unseen {
-    split: Split,
-    samples: Vec<u64>,
+    opened: Arc<Opened>,
+    own: Vec<u64>,
+    unseen: (Split, Vec<u64>),
 }
 
 /// What an evaluation found.
 #[derive(Debug, Default)]
 pub struct Report {
-    pub observations: Vec<(EntryId, Observation)>,
+    pub evaluations: Vec<Evaluation>,
     /// Mean loss on held-out text, in nats per token.
     pub held_out_loss: Option<f64>,
 }
@@ -63,31 +56,34 @@ pub struct Evaluated {
 }
 
 impl Task {
-    /// Draws the miners and the samples from the block at the put deadline, which no miner could know when it
-    /// committed.
+    /// Draws miners among those with a contribution, and samples, from the block at the put deadline, which no miner could
+    /// know when it committed. Miners for which `is_new` is true come first.
     pub fn new(
         ctx: &Context,
         own: &EntryId,
-        intake: &Intake,
+        window: &Window,
         put_hash: &Hash32,
         base: Arc<Vec<f32>>,
-        validation: Option<(Arc<Vec<f32>>, u64)>,
+        contributions: &[(EntryId, Arc<Opened>)],
+        is_new: impl Fn(&EntryId) -> bool,
     ) -> Self {
-        let (drawn, mut stream) = drawn_miners(ctx, own, &intake.window, put_hash);
-        let stream = &mut stream;
-        let count = ctx.spec.scoring.sequences as usize;
-        let assignment = &intake.window.assignment;
-        let unseen = Unseen::draw(ctx, assignment, stream, count);
-        let miners = intake
-            .verdicts()
-            .filter(|(entry, _)| drawn.contains(entry))
-            .map(|(entry, verdict)| Drawn {
-                entry: *entry,
-                verdict: verdict.cloned(),
-                samples: draw(stream, &assignment.slice(entry), count),
-            })
-            .collect();
-        Self { window: intake.window.number, base, miners, unseen, validation }
+        let (spec, mut stream) = (&ctx.spec.scoring, draws(put_hash, own));
+        let entries: Vec<EntryId> = contributions.iter().map(|(entry, _)| *entry).collect();
+        let drawn = draw_miners(&mut stream, &entries, is_new, spec.draws as usize);
+        let unseen = Unseen::draw(ctx, window, &mut stream);
+        let drawn = contributions.iter().filter(|(entry, _)| drawn.contains(entry));
+        let miners = drawn.map(|(entry, opened)| Drawn {
+            entry: *entry,
+            opened: opened.clone(),
+            own: draw(&mut stream, &window.assignment.slice(entry), spec.sequences as usize),
+            unseen: unseen.of(ctx, window, entry),
+        });
+        Self { window: window.number, base, miners: miners.collect(), validation: None }
+    }
+
+    /// Measures `theta` on so many samples of held-out text, too.
+    pub fn validate_on(&mut self, theta: Arc<Vec<f32>>, samples: u64) {
+        self.validation = (samples > 0).then_some((theta, samples));
     }
 
     /// Ends early, with [`NodeError::Stopped`], once `signals` say so.
@@ -103,26 +99,28 @@ impl Task {
     fn evaluate(&self, ctx: &Context, signals: &Signals, trainer: &mut dyn Trainer) -> Result<Report, NodeError> {
         let mut report = Report::default();
         let step = -ctx.spec.scoring.step_fraction * ctx.spec.outer.rate;
-        let unseen = batch(ctx, self.unseen.split, &self.unseen.samples)?;
-        let unseen_before = mean(&trainer.evaluate(&self.base, &unseen)?);
-        for Drawn { entry, verdict, samples } in &self.miners {
+        // Most often all miners have the same unseen samples.
+        let mut unseen_before: Option<(&(Split, Vec<u64>), f64)> = None;
+        for Drawn { entry, opened, own, unseen } in &self.miners {
             signals.check()?;
-            let observation = match verdict {
-                Err(fault) => Observation::Faulted(*fault),
-                Ok(opened) => {
-                    // A damaged sample is this validator's own fault, which the intake has reported.
-                    let Ok(own) = batch(ctx, Split::Train, samples) else { continue };
-                    let mut theta = self.base.as_ref().clone();
-                    opened.contribution.add_scaled(&mut theta, step);
-                    Observation::Evaluated(Evaluation {
-                        own_before: mean(&trainer.evaluate(&self.base, &own)?),
-                        own_after: loss_after(trainer, &theta, &own)?,
-                        unseen_before,
-                        unseen_after: loss_after(trainer, &theta, &unseen)?,
-                    })
-                }
+            // A damaged sample is this validator's own fault, which the intake has reported.
+            let (Ok(own), Ok(of_others)) = (batch(ctx, Split::Train, own), batch(ctx, unseen.0, &unseen.1)) else {
+                continue;
             };
-            report.observations.push((*entry, observation));
+            let before = match unseen_before {
+                Some((samples, loss)) if samples == unseen => loss,
+                _ => loss_at(trainer, &self.base, &of_others)?,
+            };
+            unseen_before = Some((unseen, before));
+            let mut theta = self.base.as_ref().clone();
+            opened.contribution.add_scaled(&mut theta, step);
+            report.evaluations.push(Evaluation {
+                entry: *entry,
+                own_before: loss_at(trainer, &self.base, &own)?,
+                own_after: loss_at(trainer, &theta, &own)?,
+                unseen_before: before,
+                unseen_after: loss_at(trainer, &theta, &of_others)?,
+            });
         }
         report.held_out_loss = self.validate(ctx, signals, trainer)?;
         Ok(report)
@@ -137,41 +135,61 @@ impl Task {
         let mut losses = Vec::new();
         for group in picked.chunks(16) {
             signals.check()?;
-            losses.extend(trainer.evaluate(theta, &batch(ctx, Split::HeldOut, group)?)?);
+            let batch = batch(ctx, Split::HeldOut, group)?;
+            losses.extend(losses_at(trainer, theta, &batch)?);
         }
         Ok(Some(mean(&losses)))
     }
 }
 
+/// Samples on which a miner did not train.
+enum Unseen {
+    /// Nobody trains on them in this window.
+    Unassigned(Vec<u64>),
+    /// The window uses all of a small dataset. The samples of others follow for each miner from this stream.
+    Others(Stream),
+}
+
 impl Unseen {
-    /// Drawn anew in each window, so that nobody can know them. A dataset so small that the window used all of it leaves
-    /// held-out text as the only unseen one.
-    fn draw(ctx: &Context, assignment: &Assignment, stream: &mut Stream, count: usize) -> Self {
-        let samples = assignment.draw_unassigned(stream, count);
-        if !samples.is_empty() {
-            return Self { split: Split::Train, samples };
+    /// Drawn anew in each window, so that nobody can know them.
+    fn draw(ctx: &Context, window: &Window, stream: &mut Stream) -> Self {
+        let samples = window.assignment.draw_unassigned(stream, ctx.spec.scoring.sequences as usize);
+        if samples.is_empty() { Self::Others(stream.clone()) } else { Self::Unassigned(samples) }
+    }
+
+    fn of(&self, ctx: &Context, window: &Window, entry: &EntryId) -> (Split, Vec<u64>) {
+        let count = ctx.spec.scoring.sequences as usize;
+        match self {
+            Self::Unassigned(samples) => (Split::Train, samples.clone()),
+            Self::Others(stream) => {
+                let others = window.candidates.iter().filter(|other| other.entry != *entry);
+                let slices: Vec<u64> = others.flat_map(|other| window.assignment.slice(&other.entry)).collect();
+                if slices.is_empty() {
+                    let held_out: Vec<u64> = (0..ctx.dataset.samples(Split::HeldOut)).collect();
+                    return (Split::HeldOut, draw(&mut stream.clone(), &held_out, count));
+                }
+                (Split::Train, draw(&mut stream.clone(), &slices, count))
+            }
         }
-        let held_out: Vec<u64> = (0..ctx.dataset.samples(Split::HeldOut)).collect();
-        Self { split: Split::HeldOut, samples: draw(stream, &held_out, count) }
     }
 }
 
-/// A contribution that drives the loss to infinity is a bad contribution, not an error of the validator's.
-fn loss_after(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<f64, NodeError> {
+/// Mean loss in nats per token. Parameters that drive it to infinity are bad ones, not an error of the validator's: so
+/// evaluation goes on whatever state the network is in.
+fn loss_at(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<f64, NodeError> {
+    Ok(mean(&losses_at(trainer, theta, batch)?))
+}
+
+fn losses_at(trainer: &mut dyn Trainer, theta: &[f32], batch: &TokenBatch) -> Result<Vec<f64>, NodeError> {
     match trainer.evaluate(theta, batch) {
-        Ok(losses) => Ok(mean(&losses)),
-        Err(TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteParameter { .. }) => Ok(f64::MAX),
+        Ok(losses) => Ok(losses),
+        Err(TrainError::NonFiniteLoss { .. } | TrainError::NonFiniteParameter { .. }) => {
+            Ok(vec![LOSS_MAX; batch.sequences])
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len().max(1) as f64
-}
-
-/// The candidates that this validator evaluates in a window, and the stream for further draws.
-pub fn drawn_miners(ctx: &Context, own: &EntryId, window: &Window, put_hash: &Hash32) -> (Vec<EntryId>, Stream) {
-    let candidates: Vec<EntryId> = window.candidates.iter().map(|candidate| candidate.entry).collect();
-    let mut stream = draws(put_hash, own);
-    (draw(&mut stream, &candidates, ctx.spec.scoring.draws as usize), stream)
 }

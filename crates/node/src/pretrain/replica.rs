@@ -165,6 +165,11 @@ impl Replica {
         self.recent.iter().map(|state| &state.run).chain(&self.older).find(|run| run.settled == settled)
     }
 
+    /// What the outer step of `window` was made of, as far as it is known.
+    pub fn applied_in(&self, window: u64) -> &[Arc<Opened>] {
+        self.applied.get(&(window + 1)).map_or(&[], Vec::as_slice)
+    }
+
     /// Lets go of the payloads that recent states applied: a miner proves nothing with them.
     pub fn forget_applied(&mut self) {
         self.applied.clear();

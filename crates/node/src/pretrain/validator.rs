@@ -6,18 +6,21 @@
 //! | the copies of what it votes for, in its own bucket | `held` |
 //! | that it holds what counted last, and who else does | `proofs` |
 //! | sweeps and checkpoints, beside everything else | `upkeep` |
-//! | ratings and weights | `scoring` |
+//! | what it has on record of a settled window | `judgement` |
+//! | its book of miners, and the weights that follow | `scoring` |
 //! | how each window ended for it | `endings` |
 
 mod endings;
 mod held;
 mod judge;
+mod judgement;
 mod proofs;
 mod scoring;
 mod upkeep;
 
 use std::sync::Arc;
 
+use templar_protocol::roster::EntryId;
 use templar_protocol::word::Vote;
 use templar_record::event::Role;
 use templar_train::Trainer;
@@ -26,7 +29,7 @@ use crate::frame::context::Context;
 use crate::frame::drive::{Duty, Steps};
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
-use crate::frame::records::{CheckpointsRecord, HeldRecord, ScoresRecord, Stored, VoteRecord};
+use crate::frame::records::{CheckpointsRecord, HeldRecord, PayRecord, Stored, VoteRecord};
 use crate::frame::signals::Signals;
 use crate::pretrain::checkpoint::Renewal;
 use crate::pretrain::evaluate::{Evaluated, Task};
@@ -36,6 +39,7 @@ use crate::pretrain::state::State;
 use crate::pretrain::validator::endings::Endings;
 use crate::pretrain::validator::held::Held;
 use crate::pretrain::validator::judge::Judge;
+use crate::pretrain::validator::judgement::{contributions, judgement};
 use crate::pretrain::validator::scoring::{Job, Scoring};
 use crate::pretrain::validator::upkeep::Upkeep;
 
@@ -81,7 +85,7 @@ impl Validator {
         let mut endings = Endings::load(&ctx, &local, head)?;
         let mut seat = Seat::open(ctx.clone(), local, Role::Validator).await?;
         let settled = seat.replica.newest().run.settled;
-        let book = seat.local.get::<ScoresRecord>()?.unwrap_or_default().book;
+        let book = seat.local.get::<PayRecord>()?.unwrap_or_default().book;
         let checkpoints = seat.local.get::<CheckpointsRecord>()?.unwrap_or_default().digests;
         let served = seat.local.get::<HeldRecord>()?.unwrap_or_default().contributions;
         let vote = seat.local.get::<VoteRecord>()?.map(Vote::from);
@@ -92,7 +96,9 @@ impl Validator {
         seat.local.set(&endings.record(settled))?;
         endings.jump(&ctx, settled).await;
         let judge = Judge::new(ctx.clone(), settled, vote, held, endings);
-        Ok(Self { ctx, seat, signals, options, head, judge, upkeep, scoring: Scoring::new(book, trainer) })
+        let mut scoring = Scoring::new(book, trainer);
+        scoring.tell(&ctx).await;
+        Ok(Self { ctx, seat, signals, options, head, judge, upkeep, scoring })
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
@@ -124,13 +130,7 @@ impl Validator {
         self.save(newest.run.settled)?;
         self.judge.endings.tell(&self.ctx, &self.seat.entry, &settled).await;
         let window = settled.certificate.window;
-        if let Some(intake) = self.judge.take_judged(window)
-            && let (Some(base), Some(put_hash)) = (settled.base_theta, intake.put_hash())
-        {
-            let validation =
-                (self.options.validation_samples > 0).then(|| (newest.theta.clone(), self.options.validation_samples));
-            self.scoring.add(Task::new(&self.ctx, &self.seat.entry, &intake, &put_hash, base, validation));
-        }
+        self.score(&settled, &newest).await?;
         self.scoring.note_settled(&self.ctx, window);
         let head = head.max(self.signals.head());
         // A replay passes windows that others settled long ago: only the newest one brings duties.
@@ -141,6 +141,24 @@ impl Validator {
         if newest.run.settled.is_multiple_of(self.ctx.spec.windows.checkpoint_every_windows) {
             self.renew_checkpoint(newest, head).await;
         }
+        Ok(())
+    }
+
+    /// Takes a settled window into the book, and has its contributions evaluated if there is something to judge by.
+    async fn score(&mut self, settled: &Settled, newest: &State) -> Result<(), NodeError> {
+        let window = &settled.window;
+        let intake = self.judge.take_judged(window.number);
+        let applied = self.seat.replica.applied_in(window.number);
+        let contributions = contributions(intake.as_ref(), applied);
+        let judgement = judgement(&self.ctx, settled, intake.as_ref(), applied);
+        let may_evaluate = self.scoring.settle(&self.ctx, &mut self.seat.local, judgement).await?;
+        let put_hash = intake.and_then(|intake| intake.put_hash());
+        let (Some(base), Some(put_hash)) = (settled.base_theta.clone(), put_hash) else { return Ok(()) };
+        let contributions = if may_evaluate { &contributions[..] } else { &[] };
+        let is_new = |entry: &EntryId| self.scoring.is_new(entry);
+        let mut task = Task::new(&self.ctx, &self.seat.entry, window, &put_hash, base, contributions, is_new);
+        task.validate_on(newest.theta.clone(), self.options.validation_samples);
+        self.scoring.add(task);
         Ok(())
     }
 

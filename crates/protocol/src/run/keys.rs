@@ -134,7 +134,9 @@ pub static KEYS: &[RunKey] = &[
     integer("scoring.draws", |run| run.scoring.draws.into(), (At(1), At(256)), "miners", "Miners that a validator evaluates per window."),
     integer("scoring.sequences", |run| run.scoring.sequences.into(), (At(1), At(4096)), "sequences", "Sequences of each kind (assigned, unseen) per evaluation."),
     number("scoring.step_fraction", |run| run.scoring.step_fraction, (At(1e-6), At(1.0)), "of the step", "c: a miner is evaluated at θ − c·α·contribution."),
-    number("scoring.memory", |run| run.scoring.memory, (At(0.0), At(0.9999)), "", "How much of the moving averages survives an evaluation."),
+    number("scoring.memory", |run| run.scoring.memory, (At(0.0), At(0.9999)), "", "How much of the moving averages survives a window or an evaluation."),
+    integer("scoring.budget_tokens", |run| run.scoring.budget_tokens, (At(1), At(1 << 50)), "tokens", "Verified tokens per window that earn the whole emission. What fewer tokens leave over is burned; more share it."),
+    integer("scoring.burn_uid", |run| run.scoring.burn_uid.into(), (At(0), At(u16::MAX as u64)), "uid", "The uid that gets what nobody earned: the subnet's owner, whose share the chain burns or recycles."),
     integer("scoring.weights_every_windows", |run| run.scoring.weights_every_windows, (At(1), At(10_000)), "windows", "Windows between two settings of weights."),
 ];
 

@@ -210,8 +210,12 @@ pub struct ScoringSpec {
     pub sequences: u32,
     /// c: evaluate θ − c·α·contribution (Gauntlet's β).
     pub step_fraction: f64,
-    /// How much of the moving averages survives an evaluation.
+    /// How much of the moving averages survives a window or an evaluation.
     pub memory: f64,
+    /// Tokens per window that earn the whole emission: miners that together train fewer earn less of it.
+    pub budget_tokens: u64,
+    /// The uid that gets what nobody earned: the subnet's owner, whose share the chain burns or recycles.
+    pub burn_uid: u16,
     /// Windows between two settings of weights.
     pub weights_every_windows: u64,
 }

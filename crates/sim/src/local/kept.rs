@@ -23,8 +23,8 @@ use templar_record::log::{self, Writer};
 use templar_record::recorder::{Participant, Recorder};
 
 pub use crate::local::kept::definition::{Definition, Invited, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
-pub use crate::local::kept::files::KeptError;
-use crate::local::kept::files::{EVENTS, LOCK, RUN, io, replace, text};
+pub use crate::local::kept::files::{EVENTS, KeptError};
+use crate::local::kept::files::{LOCK, RUN, io, replace, text};
 use crate::plan::Member;
 
 /// What an earlier start may have left of a network that was never set up.

@@ -14,6 +14,7 @@ use templar_node::frame::dataset;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
+use templar_protocol::keys::Hotkey;
 use templar_protocol::run::RunSpec;
 use templar_record::event::Role;
 use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, ServerError, dev_credentials};
@@ -102,7 +103,7 @@ impl Services {
             let own = s3.own_bucket(DATA_BUCKET).expect("its bucket was asked for");
             dataset::publish(&S3Store::new(own, S3Options::default())?, dataset).await?;
         }
-        register(&chain, &members, guests)?;
+        register(&chain, &members, plan.owner(), guests)?;
         let rpc = start_rpc(&chain, address, kept.definition.chain).await?;
         kept.stands(&spec, socket(&rpc.url()), socket(&s3.endpoint()))?;
         let listing = Listing::new(&chain, &members, &spec);
@@ -232,11 +233,11 @@ fn socket(url: &str) -> SocketAddr {
 }
 
 /// Registers everybody, in the first block of a new chain or in the next one of a chain that resumes.
-fn register(chain: &DevChain, members: &[Member], guests: &[Guest]) -> Result<(), ChainError> {
+fn register(chain: &DevChain, members: &[Member], owner: Hotkey, guests: &[Guest]) -> Result<(), ChainError> {
     let known: Vec<_> = chain.emissions().into_iter().map(|neuron| neuron.hotkey).collect();
     let members = members.iter().map(|member| (member.keypair.hotkey(), member.stake_rao));
     let guests = guests.iter().map(|guest| (guest.hotkey, stake_rao(guest.role)));
-    for (hotkey, stake_rao) in members.chain(guests).filter(|(hotkey, _)| !known.contains(hotkey)) {
+    for (hotkey, stake_rao) in members.chain([(owner, 0)]).chain(guests).filter(|(hotkey, _)| !known.contains(hotkey)) {
         chain.register(hotkey, stake_rao)?;
     }
     // An extra block in the middle of a paced window would come before its nodes are ready.

@@ -230,6 +230,7 @@ impl World {
             chain.register(member.keypair.hotkey(), member.stake_rao).expect("there is room in the subnet");
             buckets.insert(member.name.clone(), cloud.create_bucket(&member.name));
         }
+        chain.register(plan.owner(), 0).expect("there is room in the subnet");
         chain.produce_block().expect("an in-memory chain makes blocks");
         let mut spec = plan.spec(chain.genesis_hash(), manifest.hash());
         (scenario.adjust)(&mut spec);

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use templar_incentive::charge::charge;
 use templar_protocol::fault::Party;
 use templar_protocol::roster::Uid;
 use templar_record::event::Event;
-use templar_record::observation::Observation;
+use templar_record::judgement::Judgement;
 use templar_record::outcome::{Abstention, Outcome as End};
 use templar_record::trouble::Trouble;
 use templar_sim::r#virtual::scenario::{Outcome, Scenario};
@@ -107,8 +108,11 @@ fn assert_waited_and_went_on(outcome: &Outcome, case: &str) {
     for node in &outcome.report.nodes {
         assert!(node.faults.is_empty(), "{case}: {node:?}");
     }
-    let faulted = |event: &Event| matches!(event, Event::Observed { observation: Observation::Faulted(_), .. });
-    assert!(!any(outcome, node, faulted), "{case}");
+    let is_charged = |judgement: &Judgement| {
+        judgement.miners.iter().any(|judged| charge(judged, judgement.decision).value().is_some())
+    };
+    let charged = |event: &Event| matches!(event, Event::Judged { judgement } if is_charged(judgement));
+    assert!(!any(outcome, node, charged), "{case}");
     assert!(
         outcome.report.windows.iter().all(|window| window.faults.is_empty() && window.accepted.len() == 3),
         "{case}"
@@ -260,7 +264,7 @@ fn an_own_bucket_that_hangs_stops_nothing_but_the_vote() {
     };
     assert!((1..6).all(|window| position("validator-2", window) < position("validator-0", window + 1)));
     // It judged as well as the others, and measured what it judged.
-    let observed = |event: &Event| matches!(event, Event::Observed { window: 2 | 3, .. });
+    let observed = |event: &Event| matches!(event, Event::Evaluated { window: 2 | 3, .. });
     assert!(any(&outcome, "validator-2", observed));
 }
 

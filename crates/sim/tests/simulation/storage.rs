@@ -275,5 +275,5 @@ fn a_validator_with_damaged_data_blames_nobody_and_votes() {
             .all(|fault| fault.fault == FaultKind::NotJudged && fault.attributed_to == Party::Validator);
         assert!(blameless, "{window:?}");
     }
-    assert_eq!(count(&outcome, "validator-2", |event| matches!(event, Event::Observed { .. })), 0);
+    assert_eq!(count(&outcome, "validator-2", |event| matches!(event, Event::Evaluated { .. })), 0);
 }

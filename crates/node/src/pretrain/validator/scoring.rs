@@ -1,19 +1,25 @@
 //! What contributions were worth, and the weights that follow from it.
+//!
+//! The rules are those of `templar_incentive`. Every change of the book is an event, so that the log alone gives the same
+//! weights again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use templar_data::Split;
-use templar_incentive::score::ScoreBook;
+use templar_incentive::charge::is_void;
+use templar_incentive::pay::PayBook;
+use templar_protocol::roster::EntryId;
 use templar_record::event::Event;
+use templar_record::judgement::{Evaluation, Judgement};
 use templar_record::trouble::Trouble;
 use templar_train::Trainer;
 
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::frame::local::Local;
-use crate::frame::records::ScoresRecord;
+use crate::frame::records::PayRecord;
 use crate::frame::signals::Signals;
 use crate::pretrain::evaluate::{Evaluated, Task};
 use crate::pretrain::window::Window;
@@ -24,9 +30,9 @@ const TASKS_MAX: usize = 2;
 /// An evaluation that is under way.
 pub(super) type Job = BoxFuture<'static, Evaluated>;
 
-/// The ratings, and the trainer that measures for them.
+/// The book of miners, and the trainer that measures for it.
 pub(super) struct Scoring {
-    book: ScoreBook,
+    book: PayBook,
     trainer: Engine,
     /// Evaluations that wait, oldest first.
     tasks: VecDeque<Task>,
@@ -41,8 +47,37 @@ enum Engine {
 }
 
 impl Scoring {
-    pub(super) fn new(book: ScoreBook, trainer: Box<dyn Trainer>) -> Self {
+    pub(super) fn new(book: PayBook, trainer: Box<dyn Trainer>) -> Self {
         Self { book, trainer: Engine::Free(trainer), tasks: VecDeque::new(), weights_due: false }
+    }
+
+    /// Tells with which book this node starts.
+    pub(super) async fn tell(&mut self, ctx: &Context) {
+        let book = borsh::to_vec(&self.book).expect("memory accepts every byte");
+        ctx.emit(Event::BookOpened { scoring: ctx.spec.scoring.clone(), book }).await;
+    }
+
+    /// Takes a settled window into the book. Returns whether its contributions may be evaluated: not if this node failed
+    /// in too much of the window to judge anybody.
+    pub(super) async fn settle(
+        &mut self,
+        ctx: &Context,
+        local: &mut Local,
+        judgement: Judgement,
+    ) -> Result<bool, NodeError> {
+        self.book.settle(&judgement, &ctx.spec.scoring);
+        local.set(&self.record())?;
+        let may_evaluate = !is_void(&judgement);
+        ctx.emit(Event::Judged { judgement }).await;
+        Ok(may_evaluate)
+    }
+
+    pub(super) fn is_new(&self, entry: &EntryId) -> bool {
+        self.book.is_new(entry)
+    }
+
+    fn record(&self) -> PayRecord {
+        PayRecord { book: self.book.clone() }
     }
 
     /// When a validator is slower than the windows, the oldest evaluation is dropped.
@@ -97,17 +132,29 @@ impl Scoring {
                 return Ok(());
             }
         };
-        for (entry, observation) in report.observations {
-            self.book.observe(entry, &observation, &ctx.spec.scoring);
-            let score = self.book.rating(&entry).score();
-            ctx.emit(Event::Observed { window, uid: entry.uid, observation, score }).await;
+        if !report.evaluations.is_empty() {
+            self.evaluate(ctx, local, window, report.evaluations).await?;
         }
-        local.set(&ScoresRecord { book: self.book.clone() })?;
         if let Some(loss) = report.held_out_loss {
             let bytes_per_token = ctx.dataset.manifest().bytes_per_token(Split::HeldOut);
             let bits_per_byte = loss / std::f64::consts::LN_2 / bytes_per_token;
             ctx.emit(Event::Validated { window, loss, bits_per_byte }).await;
         }
+        Ok(())
+    }
+
+    async fn evaluate(
+        &mut self,
+        ctx: &Context,
+        local: &mut Local,
+        window: u64,
+        evaluations: Vec<Evaluation>,
+    ) -> Result<(), NodeError> {
+        self.book.evaluate(&evaluations, &ctx.spec.scoring);
+        local.set(&self.record())?;
+        let score = |entry: &EntryId| (entry.uid, self.book.rating(entry).mean_value().unwrap_or(0.0));
+        let scores = evaluations.iter().map(|evaluation| score(&evaluation.entry)).collect();
+        ctx.emit(Event::Evaluated { window, evaluations, scores }).await;
         Ok(())
     }
 
@@ -129,19 +176,17 @@ impl Scoring {
         }
     }
 
-    /// Hands the scores of the miners of `window` to the chain. A uid may belong to somebody else by now: an entry that
-    /// loses its registration loses its rating, and so is not paid.
+    /// Hands the weights that follow from the book to the chain. A uid may belong to somebody else by now: an entry that
+    /// loses its registration loses its record, and so is not paid.
     async fn set_weights(&mut self, ctx: &Context, window: &Window, head: u64) -> Result<(), NodeError> {
         let netuid = ctx.spec.chain.netuid;
         let now = ctx.snapshot(head).await?;
-        self.book.retain(|entry| now.find(entry).is_some());
-        let weights = self.book.weights(&window.roster);
-        if weights.is_empty() {
-            return Ok(());
-        }
+        let forgotten = self.book.gone(now.neurons.iter().map(|neuron| &neuron.entry));
+        self.book.forget(&forgotten);
+        let weights = self.book.weights(&ctx.spec.scoring);
         let version_key = ctx.chain.hyperparams(netuid).await?.weights_version_key;
         ctx.chain.submit_weights(&ctx.keypair, netuid, weights.clone(), version_key).await?;
-        ctx.emit(Event::Weighed { window: window.number, weights }).await;
+        ctx.emit(Event::Weighed { window: window.number, forgotten, weights }).await;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use templar_record::log::LogError;
 /// Names of the files.
 pub(super) const DEFINITION: &str = "network.toml";
 pub(super) const RUN: &str = "run.toml";
-pub(super) const EVENTS: &str = "events.jsonl";
+pub const EVENTS: &str = "events.jsonl";
 pub(super) const LOCK: &str = "lock";
 /// Ending of a file that is being written.
 pub(super) const TEMPORARY: &str = "tmp";
