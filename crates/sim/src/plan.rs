@@ -117,6 +117,7 @@ impl Plan {
             netuid: NETUID,
             tempo_blocks: local_windows().blocks,
             weights_rate_limit_blocks: 10,
+            owner: Some(self.owner()),
             ..templar_chain::DevConfig::default()
         }
     }

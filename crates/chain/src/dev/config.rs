@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use templar_protocol::keys::Hotkey;
 
 use super::error::DevError;
 use crate::{
@@ -33,6 +34,9 @@ pub struct DevConfig {
     pub weights_min_stake_rao: u64,
     /// Paid per block: 18 % to the owner, half of the rest to miners, half to validators.
     pub emission_rao_per_block: u64,
+    /// The subnet's owner, if it is registered: nobody replaces it.
+    #[serde(default)]
+    pub owner: Option<Hotkey>,
     pub timestamps: Timestamps,
 }
 
@@ -62,6 +66,7 @@ impl Default for DevConfig {
             min_allowed_weights: 1,
             weights_min_stake_rao: 0,
             emission_rao_per_block: 1_000_000_000,
+            owner: None,
             timestamps: Timestamps::Wall,
         }
     }

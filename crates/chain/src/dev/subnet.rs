@@ -113,7 +113,7 @@ impl Subnet {
 
     /// The uid that `hotkey` gets in `block`, after the registrations already `waiting` for it: its own if it has one,
     /// else the next free one, else that of the neuron with the lowest incentive (of several, the one registered
-    /// first) that has no permit and is beyond its immunity.
+    /// first) that has no permit, is beyond its immunity and is not the owner.
     pub(crate) fn place(
         &self,
         hotkey: &Hotkey,
@@ -136,7 +136,7 @@ impl Subnet {
             .zip(&self.neurons)
             .filter(|(uid, neuron)| {
                 let beyond_immunity = block.saturating_sub(neuron.registered_at_block) >= config.immunity_blocks;
-                !neuron.permit && beyond_immunity && !taken(*uid)
+                !neuron.permit && beyond_immunity && config.owner != Some(neuron.hotkey) && !taken(*uid)
             })
             .min_by_key(|(uid, neuron)| (neuron.incentive, neuron.registered_at_block, *uid))
             .map(|(uid, _)| Uid(uid))

@@ -65,7 +65,7 @@ fn a_false_checkpoint_is_refused_by_name_and_an_honest_one_is_found() {
 
 #[test]
 fn nodes_do_not_all_ask_the_same_validator_first() {
-    let mut scenario = Scenario::new(12, 3, 5, 71);
+    let mut scenario = Scenario::new(12, 3, 5, 171);
     // Nobody serves a checkpoint, so everybody asks everybody.
     for validator in ["validator-0", "validator-1", "validator-2"] {
         scenario.wrap(validator, |setup| false_checkpoint::wrap(setup, Falsehood::NoTheta));

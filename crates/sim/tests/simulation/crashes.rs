@@ -210,7 +210,7 @@ fn a_miner_trains_on_while_its_bucket_takes_no_key() {
 fn a_hotkey_registered_again_goes_on_without_a_restart() {
     let mut scenario = Scenario::new(3, 2, 9, 29);
     scenario.adjust_chain = |config| {
-        (config.max_uids, config.max_validators, config.immunity_blocks) = (5, 2, 0);
+        (config.max_uids, config.max_validators, config.immunity_blocks) = (6, 2, 0);
     };
     // A stranger takes the place of the miner with the lowest incentive, which takes it back.
     let evict = What::Shared(|chain, _, _| {
