@@ -49,6 +49,21 @@ pub fn held_key(run: RunId, window: u64, header: &Hash32) -> String {
     format!("v1/{run}/held/{window:08}/{header}/key")
 }
 
+/// Folder of the contributions to `window` that a validator serves.
+pub fn held_window(run: RunId, window: u64) -> String {
+    format!("v1/{run}/held/{window:08}")
+}
+
+/// The inputs of a settled window, by their digest: for auditors.
+pub fn archive_inputs(run: RunId, inputs: &Hash32) -> String {
+    format!("v1/{run}/archive/inputs/{inputs}")
+}
+
+/// The run state after a settled window, by its digest: for auditors.
+pub fn archive_state(run: RunId, state: &Hash32) -> String {
+    format!("v1/{run}/archive/state/{state}")
+}
+
 /// Folder of all checkpoints of a run.
 pub fn checkpoints(run: RunId) -> String {
     format!("v1/{run}/checkpoint")
@@ -126,6 +141,9 @@ mod tests {
             (held_header(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/header")),
             (held_payload(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/payload")),
             (held_key(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/key")),
+            (held_window(run, 7), format!("v1/{r}/held/00000007")),
+            (archive_inputs(run, &hash), format!("v1/{r}/archive/inputs/{h}")),
+            (archive_state(run, &hash), format!("v1/{r}/archive/state/{h}")),
             (checkpoints(run), format!("v1/{r}/checkpoint")),
             (checkpoint_state(run, &hash), format!("v1/{r}/checkpoint/{h}/state")),
             (checkpoint_previous(run, &hash), format!("v1/{r}/checkpoint/{h}/previous")),

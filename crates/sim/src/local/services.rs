@@ -140,7 +140,7 @@ impl Services {
             data_folder: home.join("dataset"),
             state_folder: state_folder(&self.folder, member),
             engine,
-            options: ValidatorOptions { validation_samples },
+            options: ValidatorOptions { validation_samples, ..ValidatorOptions::default() },
         }
     }
 
