@@ -77,7 +77,9 @@ pub enum Trouble {
     #[error("window {window}: this node's own bucket does not take its inputs and state, which auditors read: {cause}")]
     ArchiveRefused { window: u64, cause: String },
     /// The own bucket has not taken what auditors read for many windows. It is told once for all that are left out.
-    #[error("from window {window} on, windows are left out of this node's archive, until its bucket takes objects again")]
+    #[error(
+        "from window {window} on, windows are left out of this node's archive, until its bucket takes objects again"
+    )]
     ArchiveLeftOut { window: u64 },
     /// The node cannot follow the chain's heads at the moment.
     #[error("cannot follow the chain's heads: {cause}")]

@@ -51,6 +51,22 @@ impl S3Store {
         Ok(Self { own, writer, clients, request_timeout })
     }
 
+    /// A store that has no bucket of its own: it only reads. Its own place is a name that never resolves.
+    pub fn reader(options: S3Options) -> Result<Self, StoreError> {
+        let nobody = || "nobody".to_owned();
+        let locator = BucketLocator {
+            endpoint: "https://nobody.invalid".to_owned(),
+            bucket: nobody(),
+            region: nobody(),
+            access_key_id: nobody(),
+            secret_access_key: nobody(),
+        };
+        Self::new(
+            OwnBucket { locator, write: Credential { access_key_id: nobody(), secret_access_key: nobody() } },
+            options,
+        )
+    }
+
     /// Waits for `operation` on `key` of the bucket `at`, at most for the time allowed, and adds both to its error.
     async fn within<T>(
         &self,

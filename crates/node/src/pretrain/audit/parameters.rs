@@ -71,7 +71,9 @@ impl<'a> Parameters<'a> {
                 let is_it = bytes.len() as u64 == bytes_max && part_hash(bytes) == *expected;
                 if is_it { Ok(from_bytes(bytes)) } else { Err("it is not this part of θ".to_owned()) }
             };
-            theta.extend(self.sources.get(&keys::checkpoint_theta(self.run, digest, nth as u32), bytes_max, part).await?);
+            theta.extend(
+                self.sources.get(&keys::checkpoint_theta(self.run, digest, nth as u32), bytes_max, part).await?,
+            );
         }
         Some(theta)
     }
@@ -139,8 +141,11 @@ impl<'a> Parameters<'a> {
         let name = keys::held_payload(self.run, window, committed);
         let Some(sealed) = self.sources.get(&name, header.ciphertext_bytes, is_whole).await else { return Ok(None) };
         let payload = key.open(sealed, &header.key_commitment);
-        let payload = payload.map_err(|error| format!("the payload of uid {uid}, which counts, is not sealed: {error}"))?;
+        let payload =
+            payload.map_err(|error| format!("the payload of uid {uid}, which counts, is not sealed: {error}"))?;
         let contribution = self.codec.decode(payload);
-        contribution.map(Some).map_err(|error| format!("the payload of uid {uid}, which counts, does not decode: {error}"))
+        contribution
+            .map(Some)
+            .map_err(|error| format!("the payload of uid {uid}, which counts, does not decode: {error}"))
     }
 }
