@@ -115,6 +115,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
             NodeError::WrongTheta0 { .. } => "run",
             NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
+            NodeError::PublishedKeyWrites { .. } | NodeError::AnybodyWrites { .. } => "credentials",
             NodeError::Bucket(_) | NodeError::Store(_) => "storage",
             NodeError::Train(_) => "engine",
             _ => "node",

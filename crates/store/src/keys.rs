@@ -9,6 +9,11 @@ use crate::StoreError;
 /// Longest key, in bytes. S3 allows 1024; this keeps every key a file name on every file system.
 pub const KEY_BYTES_MAX: usize = 200;
 
+/// What a node tries to put into its own bucket as a stranger.
+pub fn probe(run: RunId) -> String {
+    format!("v1/{run}/probe")
+}
+
 /// Folder of what a miner publishes.
 pub fn windows(run: RunId) -> String {
     format!("v1/{run}/w")
@@ -133,6 +138,7 @@ mod tests {
         let hash = Hash32([0x01; 32]);
         let (r, h) = ("ab".repeat(32), "01".repeat(32));
         let names = [
+            (probe(run), format!("v1/{r}/probe")),
             (windows(run), format!("v1/{r}/w")),
             (window_header(run, 7), format!("v1/{r}/w/00000007/header")),
             (window_payload(run, 12_345_678), format!("v1/{r}/w/12345678/payload")),

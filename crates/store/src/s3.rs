@@ -20,7 +20,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
 pub use options::S3Options;
 use templar_protocol::bucket::BucketLocator;
 
-use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, keys};
+use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, Stranger, keys};
 
 /// Objects above this size are uploaded in parts, so that a lost connection costs one part.
 const SINGLE_PUT_BYTES_MAX: usize = 16 << 20;
@@ -174,6 +174,19 @@ impl Store for S3Store {
         }
         self.within(&self.own.locator, key, async {
             self.writer.put(&path, bytes.into()).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = path(key)?;
+        let stranger = match who {
+            Stranger::Published => self.clients.build(&self.own.locator)?,
+            Stranger::Nobody => self.clients.build_unsigned(&self.own.locator)?,
+        };
+        self.within(&self.own.locator, key, async {
+            stranger.put(&path, bytes.into()).await?;
             Ok(())
         })
         .await

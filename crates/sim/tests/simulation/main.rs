@@ -15,6 +15,8 @@ mod outages;
 mod own_bucket;
 mod presence;
 mod protocol;
+mod published;
+mod rescue;
 mod storage;
 mod validators_ends;
 mod withheld;
