@@ -35,7 +35,10 @@ pub async fn check_rights(open: &dyn Fn(OwnBucket) -> Box<dyn Store>, a: &OwnBuc
         write: a.write.clone(),
     };
     let careless = open(careless);
-    careless.put_as(Stranger::Published, "rights/mistake", "by anybody".into()).await.expect("it publishes its write key");
+    careless
+        .put_as(Stranger::Published, "rights/mistake", "by anybody".into())
+        .await
+        .expect("it publishes its write key");
     denied(&careless.put_as(Stranger::Nobody, "rights/mistake", "by nobody".into()).await, "whoever has no credential");
     careless.delete("rights/mistake").await.expect("an owner deletes");
 

@@ -13,11 +13,10 @@ use templar_protocol::keys::Keypair;
 use templar_protocol::testing;
 use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, Store, dev_credentials};
 
-use super::common::{alone, templar, text};
+use super::common::{templar, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_key_in_the_public_half_of_bucket_toml_is_refused_before_it_is_on_the_chain() {
-    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let keypair = Keypair::insecure_dev(1, "careless");
@@ -52,8 +51,9 @@ async fn a_write_key_in_the_public_half_of_bucket_toml_is_refused_before_it_is_o
     let mixed_up = BucketFile::from(OwnBucket { locator, write: own.write.clone() });
     fs::write(at("bucket.toml"), toml::to_string(&mixed_up).unwrap()).unwrap();
 
-    let paths: Vec<String> =
-        ["run.toml", "key.hex", "bucket.toml", "data.toml", "state", "fetched"].map(|name| at(name).display().to_string()).to_vec();
+    let paths: Vec<String> = ["run.toml", "key.hex", "bucket.toml", "data.toml", "state", "fetched"]
+        .map(|name| at(name).display().to_string())
+        .to_vec();
     let url = rpc.url();
     let mut command = templar(&["validator", "--json", "--chain", &url, "--run", &paths[0], "--key", &paths[1]]);
     command.args(["--bucket", &paths[2], "--data-bucket", &paths[3], "--state-folder", &paths[4]]);

@@ -42,7 +42,7 @@ pub struct Intake {
 /// What a task brought.
 #[derive(Debug)]
 enum Arrival {
-    Fetched(Fetched),
+    Fetched(Box<Fetched>),
     Rescued(Rescued),
 }
 
@@ -129,7 +129,7 @@ impl Intake {
         for (nth, slot) in self.slots.iter_mut().enumerate() {
             if let Some(fetch) = Fetch::new(ctx, nth, slot, head, at_put.is_some()) {
                 let fetch = fetch.run(self.turns.clone());
-                slot.started(self.fetches.spawn(async move { Arrival::Fetched(fetch.await) }), head);
+                slot.started(self.fetches.spawn(async move { Arrival::Fetched(Box::new(fetch.await)) }), head);
             }
         }
     }
@@ -163,7 +163,7 @@ impl Intake {
 
     fn take(&mut self, done: Result<Arrival, JoinError>) {
         match done {
-            Ok(Arrival::Fetched(fetched)) => self.slots[fetched.nth].take(fetched),
+            Ok(Arrival::Fetched(fetched)) => self.slots[fetched.nth].take(*fetched),
             Ok(Arrival::Rescued(Rescued { nth, opened })) => self.slots[nth].take_rescued(opened),
             Err(error) if error.is_cancelled() => {}
             // Its slot stays as it is, because no stranger's bytes may end this process.

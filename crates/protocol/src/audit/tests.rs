@@ -56,8 +56,8 @@ fn history(spec: &RunSpec, steps: &[Option<OuterStep>]) -> Vec<(WindowInputs, Ru
     all
 }
 
-fn taken(name: &[u8]) -> Option<OuterStep> {
-    Some(OuterStep::Taken { theta_root: Hash32::of(name) })
+fn taken(name: &[u8]) -> OuterStep {
+    OuterStep::Taken { theta_root: Hash32::of(name) }
 }
 
 fn audit(spec: &RunSpec, samples: Option<u64>, all: &[(WindowInputs, RunState)]) -> Result<Vec<Step>, Contradiction> {
@@ -75,7 +75,7 @@ fn a_history_by_the_rules_is_followed_to_its_end_with_and_without_a_delay() {
     for delay_windows in [0, 1] {
         let mut spec = spec();
         spec.windows.delay_windows = delay_windows;
-        let all = history(&spec, &[taken(b"a"), None, Some(OuterStep::Withheld), taken(b"b")]);
+        let all = history(&spec, &[Some(taken(b"a")), None, Some(OuterStep::Withheld), Some(taken(b"b"))]);
         for samples in [Some(SAMPLES), None] {
             let steps = audit(&spec, samples, &all).unwrap();
             assert!(matches!(&steps[0], Step::Taken(accepted) if accepted.len() == 2));
@@ -90,7 +90,7 @@ fn a_history_by_the_rules_is_followed_to_its_end_with_and_without_a_delay() {
 #[test]
 fn a_history_that_breaks_the_rules_is_refused_where_it_does() {
     let spec = spec();
-    let honest = history(&spec, &[taken(b"a"), None, taken(b"b")]);
+    let honest = history(&spec, &[Some(taken(b"a")), None, Some(taken(b"b"))]);
     let refused = |change: &dyn Fn(&mut (WindowInputs, RunState))| {
         let mut all = honest.clone();
         change(&mut all[1]);

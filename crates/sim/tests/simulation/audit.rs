@@ -112,7 +112,9 @@ impl Ended {
                     let inputs = WindowInputs::from_bytes(&self.object(validator, key), &digest.parse().unwrap());
                     inputs.unwrap().window < SETTLED
                 }
-                ["held", window, ..] => window.parse::<u64>().is_ok_and(|window| window < SETTLED && ![1, 5].contains(&window)),
+                ["held", window, ..] => {
+                    window.parse::<u64>().is_ok_and(|window| window < SETTLED && ![1, 5].contains(&window))
+                }
                 _ => false,
             }
         };
@@ -203,12 +205,12 @@ fn without_a_true_copy_the_window_is_named() {
         flip_all(key);
         let audited = ended.audit(&VALIDATORS);
         flip_all(key);
-        let window = match key.split('/').nth(3).unwrap() {
-            "state" => RunState::from_bytes(&ended.object("validator-0", key), ended.spec.id()).unwrap().settled - 1,
-            _ => {
-                let digest = key.split('/').nth(4).unwrap().parse().unwrap();
-                WindowInputs::from_bytes(&ended.object("validator-0", key), &digest).unwrap().window
-            }
+        let segments: Vec<&str> = key.split('/').collect();
+        let object = ended.object("validator-0", key);
+        let window = if segments[3] == "state" {
+            RunState::from_bytes(&object, ended.spec.id()).unwrap().settled - 1
+        } else {
+            WindowInputs::from_bytes(&object, &segments[4].parse().unwrap()).unwrap().window
         };
         assert_eq!(audited.verdict, Verdict::Missing { window, key: key.clone() });
         for validator in VALIDATORS {

@@ -53,10 +53,10 @@ fn a_node_whose_bucket_strangers_may_write_refuses_to_start_and_is_not_listed() 
             let said = error.to_string();
             match (to, error) {
                 (Stranger::Published, NodeError::PublishedKeyWrites { .. }) => {
-                    assert!(said.contains("[public]"), "{said}")
+                    assert!(said.contains("[public]"), "{said}");
                 }
                 (Stranger::Nobody, NodeError::AnybodyWrites { .. }) => {
-                    assert!(said.contains("no credential"), "{said}")
+                    assert!(said.contains("no credential"), "{said}");
                 }
                 _ => panic!("{to:?}: {error:?}"),
             }

@@ -1,6 +1,7 @@
 //! θ of an audit: computed again from the payloads that counted as long as they are served, and taken up again at a
 //! checkpoint where they are not.
 
+use futures::StreamExt;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_protocol::audit::{Link, Replayed};
 use templar_protocol::hash::Hash32;
@@ -16,6 +17,7 @@ use crate::frame::context::Compute;
 use crate::frame::files::from_bytes;
 use crate::pretrain::audit::AuditError;
 use crate::pretrain::audit::sources::Sources;
+use crate::pretrain::fetch::PARALLEL_FETCHES;
 
 /// θ of the newest state of the walk, if it is known.
 pub(super) struct Parameters<'a> {
@@ -87,13 +89,15 @@ impl<'a> Parameters<'a> {
         after: &Link,
     ) -> Result<bool, String> {
         let Some(mut theta) = self.theta.take() else { return Ok(false) };
+        let fetch = |(entry, header): &'_ (EntryId, Hash32)| self.contribution(replayed, *entry, *header);
+        let fetches: Vec<_> = accepted.iter().map(fetch).collect();
+        let mut fetches = futures::stream::iter(fetches).buffered(PARALLEL_FETCHES);
         let mut contributions = Vec::new();
-        for (entry, header) in accepted {
-            match self.contribution(replayed, entry, header).await? {
-                Some(contribution) => contributions.push(contribution),
-                None => return Ok(false),
-            }
+        while let Some(found) = fetches.next().await {
+            let Some(contribution) = found? else { return Ok(false) };
+            contributions.push(contribution);
         }
+        drop(fetches);
         let (codec, outer) = (self.codec.clone(), self.spec.outer.clone());
         let work = move || {
             let parts: Vec<&Contribution> = contributions.iter().collect();
@@ -112,9 +116,10 @@ impl<'a> Parameters<'a> {
     async fn contribution(
         &self,
         replayed: &Replayed,
-        entry: &EntryId,
-        committed: &Hash32,
+        entry: EntryId,
+        committed: Hash32,
     ) -> Result<Option<Contribution>, String> {
+        let committed = &committed;
         let (window, uid) = (replayed.window, entry.uid);
         let read = |bytes: &[u8]| SignedHeader::from_bytes(bytes, committed).map_err(|fault| fault.to_string());
         let key = keys::held_header(self.run, window, committed);
@@ -122,7 +127,7 @@ impl<'a> Parameters<'a> {
         let header = signed.header;
         let fits = header.run == self.run
             && header.window == window
-            && header.entry == *entry
+            && header.entry == entry
             && header.base == replayed.base
             && header.ciphertext_bytes <= self.codec.max_payload_bytes() + SEAL_OVERHEAD_BYTES;
         if !fits {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use templar_protocol::bucket::BucketLocator;
 use templar_store::{Store, StoreError};
@@ -11,6 +11,8 @@ use templar_store::{Store, StoreError};
 /// Longest time for one object: this long, and a second per this many bytes that it may have.
 const PATIENCE: Duration = Duration::from_secs(10);
 const BYTES_PER_S: u64 = 1 << 20;
+/// To say that an object is not there takes no longer than this: who takes longer is as good as silent.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Requests in a row without an answer after which a bucket is asked no more.
 const SILENCES_MAX: u32 = 3;
 /// Wrong objects that are named; more are counted.
@@ -48,7 +50,7 @@ pub struct Tally {
 /// The buckets, in the order in which they are asked.
 pub(super) struct Sources {
     store: Arc<dyn Store>,
-    sources: Vec<Source>,
+    buckets: Vec<Source>,
     state: Mutex<State>,
 }
 
@@ -60,9 +62,9 @@ struct State {
 }
 
 impl Sources {
-    pub(super) fn new(store: Arc<dyn Store>, sources: Vec<Source>) -> Self {
-        let silences = vec![0; sources.len()];
-        Self { store, sources, state: Mutex::new(State { silences, tally: Tally::default() }) }
+    pub(super) fn new(store: Arc<dyn Store>, buckets: Vec<Source>) -> Self {
+        let silences = vec![0; buckets.len()];
+        Self { store, buckets, state: Mutex::new(State { silences, tally: Tally::default() }) }
     }
 
     /// An object of at most so many bytes, from the first bucket whose copy passes `check`; that says what is wrong with
@@ -74,10 +76,11 @@ impl Sources {
         check: impl Fn(&[u8]) -> Result<T, String>,
     ) -> Option<T> {
         let patience = PATIENCE + Duration::from_secs(bytes_max / BYTES_PER_S);
-        for (nth, source) in self.sources.iter().enumerate() {
+        for (nth, source) in self.buckets.iter().enumerate() {
             if self.lock().silences[nth] >= SILENCES_MAX {
                 continue;
             }
+            let asked = Instant::now();
             let answer = tokio::time::timeout(patience, self.store.get(&source.bucket, key, bytes_max)).await;
             let what = match answer {
                 Ok(Ok(bytes)) => {
@@ -95,7 +98,12 @@ impl Sources {
                 }
                 Ok(Err(error @ StoreError::TooLarge { .. })) => error.to_string(),
                 // Most validators lack some windows, which is not worth a word.
-                Ok(Err(StoreError::NotFound { .. } | StoreError::Denied { .. })) => continue,
+                Ok(Err(StoreError::NotFound { .. } | StoreError::Denied { .. }))
+                    if asked.elapsed() < REFUSAL_PATIENCE =>
+                {
+                    self.lock().silences[nth] = 0;
+                    continue;
+                }
                 Ok(Err(error)) => {
                     self.note_silence(nth, error.to_string());
                     continue;
@@ -125,7 +133,7 @@ impl Sources {
     fn note_silence(&self, nth: usize, how: String) {
         let mut state = self.lock();
         state.silences[nth] += 1;
-        state.tally.silent.insert(self.sources[nth].owner.clone(), how);
+        state.tally.silent.insert(self.buckets[nth].owner.clone(), how);
     }
 
     /// Nothing is left half-changed under this lock.
