@@ -5,6 +5,7 @@
 //! certified one names, so a bucket may lie: its object is named, and the next bucket is asked.
 
 mod chain;
+mod error;
 mod parameters;
 mod report;
 mod sources;
@@ -25,6 +26,7 @@ use templar_store::{Store, keys};
 
 pub use crate::pretrain::audit::chain::Compared;
 use crate::pretrain::audit::chain::Records;
+pub use crate::pretrain::audit::error::AuditError;
 use crate::pretrain::audit::parameters::Parameters;
 pub use crate::pretrain::audit::report::{Audited, Spans, Verdict, Windows};
 use crate::pretrain::audit::sources::Sources;
@@ -43,27 +45,6 @@ pub struct Auditor {
     pub sources: Vec<Source>,
     /// Training samples of the dataset; without them the cursor is taken from the certified states.
     pub samples: Option<u64>,
-}
-
-/// Why an audit has no verdict.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuditError {
-    #[error("the chain has genesis {found}, but the run lives on {expected}: check --chain and run.toml")]
-    WrongChain { found: Hash32, expected: Hash32 },
-    #[error("the chain does not say what is certified: {0}")]
-    Chain(#[from] ChainError),
-    #[error("the chain names no validator's bucket, so there is nothing to read from")]
-    NoSources,
-    #[error(
-        "none of the last {windows} windows whose votes are in has a certificate: nothing is certified at the moment; try \
-         again when the run goes on"
-    )]
-    NoCertificate { windows: u64 },
-    #[error(
-        "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
-    )]
-    WrongTheta0 { seed: u64, found: Hash32, expected: Hash32 },
 }
 
 /// How far an audit is.

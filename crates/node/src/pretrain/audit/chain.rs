@@ -10,7 +10,7 @@ use templar_protocol::roster::{Roster, Snapshot};
 use templar_protocol::run::{RunSpec, VALIDATORS_MAX};
 use templar_protocol::standing::Standing;
 
-use crate::pretrain::audit::AuditError;
+use crate::pretrain::audit::error::AuditError;
 use crate::pretrain::audit::sources::Source;
 
 /// Windows in which a certificate is looked for, newest first.

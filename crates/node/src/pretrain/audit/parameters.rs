@@ -15,7 +15,7 @@ use templar_store::keys;
 
 use crate::frame::context::Compute;
 use crate::frame::files::from_bytes;
-use crate::pretrain::audit::AuditError;
+use crate::pretrain::audit::error::AuditError;
 use crate::pretrain::audit::sources::Sources;
 use crate::pretrain::fetch::PARALLEL_FETCHES;
 

@@ -6,7 +6,7 @@ use templar_protocol::audit::{Replayed, Step};
 use templar_protocol::certificate::Outcome;
 use templar_protocol::hash::Hash32;
 
-use crate::pretrain::audit::Compared;
+use crate::pretrain::audit::chain::Compared;
 use crate::pretrain::audit::sources::Tally;
 
 /// The result of an audit.
