@@ -5,4 +5,6 @@
 pub(crate) enum End {
     Done,
     Stopped,
+    /// What was to be verified does not check out; the output says where.
+    Refuted,
 }

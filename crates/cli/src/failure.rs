@@ -11,6 +11,7 @@ use templar_host::connection::ConnectError;
 use templar_node::frame::dataset::DatasetError;
 use templar_node::frame::error::NodeError;
 use templar_protocol::run::RunSpecError;
+use templar_sim::local::audit::ServeError;
 use templar_sim::local::error::NetworkError;
 use templar_sim::local::export::ExportError;
 use templar_sim::local::kept::KeptError;
@@ -114,6 +115,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
             NodeError::WrongTheta0 { .. } => "run",
             NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
+            NodeError::PublishedKeyWrites { .. } | NodeError::AnybodyWrites { .. } => "credentials",
             NodeError::Bucket(_) | NodeError::Store(_) => "storage",
             NodeError::Train(_) => "engine",
             _ => "node",
@@ -140,7 +142,13 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         (error.is::<ChainError>(), "chain"),
         (error.is::<StoreError>(), "storage"),
         (error.is::<TrainError>(), "engine"),
-        (error.is::<KeptError>() || error.is::<ExportError>() || error.is::<NeedsError>(), "network"),
+        (
+            error.is::<KeptError>()
+                || error.is::<ExportError>()
+                || error.is::<ServeError>()
+                || error.is::<NeedsError>(),
+            "network",
+        ),
         (error.is::<std::io::Error>(), "io"),
     ];
     kinds.into_iter().find_map(|(is, code)| is.then_some(code))

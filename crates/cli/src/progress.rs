@@ -15,6 +15,7 @@ const NEXT_LINE: Duration = Duration::from_secs(10);
 pub(crate) enum Unit {
     Bytes,
     Parameters,
+    Windows,
 }
 
 /// Shows how far the work has got.
@@ -32,6 +33,7 @@ impl Progress {
         let style = ProgressStyle::with_template(match unit {
             Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
             Unit::Parameters => "{msg} {wide_bar} {percent} %, {eta} left",
+            Unit::Windows => "{msg} {wide_bar} {pos} of {len}, {eta} left",
         });
         Self::Bar(ProgressBar::new(0).with_style(style.expect("a constant template")).with_message(what))
     }
@@ -72,10 +74,13 @@ fn line(what: &str, unit: Unit, done: u64, all: u64, passed: Duration) -> String
         s => format!("{s:.0} s left"),
     };
     let percent = if all > 0.0 { 100.0 * done / all } else { 0.0 };
+    if matches!(unit, Unit::Windows) {
+        return format!("{what}: {done:.0} of {all:.0} ({percent:.0} %), {left}");
+    }
     let (done, all, speed) = (done / 1e6, all / 1e6, speed / 1e6);
     match unit {
         Unit::Bytes => format!("{what}: {done:.0} of {all:.0} MB ({percent:.0} %), {speed:.1} MB/s, {left}"),
-        Unit::Parameters => format!("{what}: {done:.0} of {all:.0} million ({percent:.0} %), {left}"),
+        _ => format!("{what}: {done:.0} of {all:.0} million ({percent:.0} %), {left}"),
     }
 }
 

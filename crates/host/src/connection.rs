@@ -10,6 +10,7 @@ use templar_node::frame::context::Compute;
 use templar_node::frame::dataset::{self, DatasetError};
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Saving;
+use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
@@ -78,6 +79,7 @@ impl Connection {
         arguments.extend(self.engine.arguments());
         if self.role == Role::Validator {
             arguments.extend(["--validation-samples".to_owned(), self.options.validation_samples.to_string()]);
+            arguments.extend((self.options.retention == Retention::ForGood).then(|| "--archive".to_owned()));
         }
         Ok(arguments)
     }

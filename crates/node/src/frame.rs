@@ -8,6 +8,7 @@
 //! | the records that its database holds, and their versions | [`records`] |
 //! | the large files beside it | [`files`] |
 //! | its record on the chain: bucket, header hash, vote | [`publisher`] |
+//! | whether strangers could write into its bucket | [`published`] |
 //! | its copy of the run's dataset | [`dataset`] |
 //! | whether its own access to storage works | [`access`] |
 //! | what long computations must know while they run | [`signals`] |
@@ -22,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod files;
 pub mod local;
+pub mod published;
 pub mod publisher;
 pub mod records;
 pub mod signals;

@@ -4,7 +4,6 @@
 //! of those that count are for miners that it does not pay yet, by turns and by lot, so that everybody gets a chance
 //! within a bounded time and no flood of newcomers displaces those that work.
 
-use crate::bucket::BucketLocator;
 use crate::hash::{Hash32, Hasher};
 use crate::roster::{EntryId, Miner, Roster, Uid};
 use crate::run::RosterSpec;
@@ -14,7 +13,23 @@ use crate::standing::Standing;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub entry: EntryId,
-    pub bucket: BucketLocator,
+    /// [`crate::bucket::BucketLocator::identity`] of its bucket.
+    pub bucket: Hash32,
+}
+
+/// What decides whether a miner becomes a candidate: all of it is in the window's inputs, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contender {
+    pub entry: EntryId,
+    pub incentive: u16,
+    /// [`crate::bucket::BucketLocator::identity`] of its bucket.
+    pub bucket: Hash32,
+}
+
+impl From<&Miner> for Contender {
+    fn from(miner: &Miner) -> Self {
+        Self { entry: miner.entry, incentive: miner.incentive, bucket: miner.bucket.identity() }
+    }
 }
 
 /// Uids whose turns follow each other: a full subnet.
@@ -41,17 +56,29 @@ pub fn has_turn(uid: Uid, window: u64, spec: &RosterSpec) -> bool {
 /// lot orders equal ones. Then come the others by falling incentive. Seats that these leave empty go to the first kind
 /// again, so that a run of few paid miners wastes none. `standing` is that of the state that the window starts from.
 pub fn select(window: u64, roster: &Roster, standing: &Standing, spec: &RosterSpec, seed: &Hash32) -> Vec<Candidate> {
-    let mut eligible: Vec<&Miner> = roster.miners.iter().filter(|miner| !standing.excludes(miner, window)).collect();
+    choose(window, roster.miners.iter().map(Contender::from), standing, spec, seed)
+}
+
+/// [`select`] among `contenders`, which stand in the order of the roster.
+pub fn choose(
+    window: u64,
+    contenders: impl Iterator<Item = Contender>,
+    standing: &Standing,
+    spec: &RosterSpec,
+    seed: &Hash32,
+) -> Vec<Candidate> {
+    let may_stand = |contender: &Contender| !standing.keeps_out(&contender.entry.hotkey, &contender.bucket, window);
+    let mut eligible: Vec<Contender> = contenders.filter(may_stand).collect();
     let mut hasher = Hasher::new("templar v2 candidate lot");
     hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut eligible);
-    let misses = |miner: &Miner| standing.misses(&miner.entry);
-    let (mut proven, mut others): (Vec<&Miner>, Vec<&Miner>) =
+    let misses = |miner: &Contender| standing.misses(&miner.entry);
+    let (mut proven, mut others): (Vec<Contender>, Vec<Contender>) =
         eligible.into_iter().partition(|miner| miner.incentive > 0 && misses(miner) < MISSES_MAX);
     proven.sort_by_key(|miner| std::cmp::Reverse(miner.incentive));
     others.sort_by_key(|miner| (!has_turn(miner.entry.uid, window, spec), misses(miner)));
     let first = if proven.is_empty() { others.len() } else { others.len().min(newcomer_seats(spec) as usize) };
     let rest = others.split_off(first);
-    let candidate = |miner: &Miner| Candidate { entry: miner.entry, bucket: miner.bucket.clone() };
+    let candidate = |miner: Contender| Candidate { entry: miner.entry, bucket: miner.bucket };
     let seats = (spec.gather + spec.reserve) as usize;
     others.into_iter().chain(proven).chain(rest).take(seats).map(candidate).collect()
 }

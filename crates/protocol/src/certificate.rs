@@ -165,7 +165,7 @@ mod tests {
     const VALIDATORS: usize = 4;
 
     fn candidates(count: u16) -> Vec<Candidate> {
-        (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket() }).collect()
+        (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket().identity() }).collect()
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "a ballot is a vote or the reason why there is no vote")]

@@ -142,6 +142,19 @@ impl FaultKind {
         matches!(self.class(), Class::Unserved | Class::Unopened)
     }
 
+    /// Whether the bytes read are not those that the chain and the header name: damage on their way, or the doing of whoever
+    /// serves them.
+    pub fn is_in_transit(self) -> bool {
+        matches!(
+            self,
+            Self::HeaderMalformed
+                | Self::HeaderMismatch
+                | Self::BadSignature
+                | Self::PayloadMismatch
+                | Self::KeyMismatch
+        )
+    }
+
     /// Whether the fault is in what the miner's hotkey signed, so that anybody can check it and no honest node can have
     /// made it: such a miner is excluded for a while. What is absent, unsigned, or may be a slow link's doing excludes
     /// nobody, and no statistic does.

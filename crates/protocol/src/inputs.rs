@@ -3,9 +3,14 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::candidates::Contender;
+use crate::commitment::Commitment;
 use crate::hash::Hash32;
-use crate::roster::{EntryId, Roster, Snapshot};
+use crate::roster::{EntryId, Neuron, Roster, Snapshot};
 use crate::word::{HeaderWord, Vote};
+
+/// Upper bound of encoded inputs: every uid that 16 bits can name is a miner, of 110 bytes, and 64 are validators, of 182.
+pub const INPUTS_BYTES_MAX: u64 = 7 * 1024 * 1024;
 
 /// Everything that the rules read from the chain for one window.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -66,6 +71,41 @@ impl WindowInputs {
             miners: miners.collect(),
             validators: validators.collect(),
         }
+    }
+
+    /// What decided who the candidates are, in the order of the roster.
+    pub fn contenders(&self) -> impl Iterator<Item = Contender> {
+        self.miners.iter().map(|miner| {
+            let MinerInput { entry, incentive, bucket, .. } = *miner;
+            Contender { entry, incentive, bucket }
+        })
+    }
+
+    /// The header that `entry` committed for this window, if it is a miner that did.
+    pub fn header_of(&self, entry: &EntryId) -> Option<Hash32> {
+        self.miners.iter().find(|miner| miner.entry == *entry)?.header
+    }
+
+    /// The ballots as a snapshot has them. Whatever else was on the chain is not in it.
+    pub fn at_vote(&self) -> Snapshot {
+        let neuron = |validator: &ValidatorInput| Neuron {
+            entry: validator.entry,
+            stake_rao: validator.stake_rao,
+            permit: true,
+            incentive: 0,
+            commitment: Some(Commitment { block: 0, fields: vec![vec![], vec![], validator.ballot.clone()] }),
+        };
+        Snapshot { block: 0, block_hash: Hash32::default(), neurons: self.validators.iter().map(neuron).collect() }
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        borsh::to_vec(self).expect("inputs have no value that Borsh lacks")
+    }
+
+    /// Reads a stranger's bytes. `None` if they are not the canonical encoding of the inputs with this digest.
+    pub fn from_bytes(bytes: &[u8], digest: &Hash32) -> Option<Self> {
+        let inputs: Self = borsh::from_slice(bytes).ok()?;
+        (inputs.digest() == *digest).then_some(inputs)
     }
 
     /// What the run state after the window names.

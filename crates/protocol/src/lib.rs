@@ -20,6 +20,7 @@
 //! | what the votes say | [`certificate`] |
 //! | what the votes were about, for auditors | [`inputs`] |
 //! | what is agreed afterwards | [`state`], [`standing`] |
+//! | all of it again, for auditors | [`audit`] |
 //!
 //! ```
 //! use templar_protocol::hash::Hash32;
@@ -35,6 +36,7 @@
 //! ```
 
 pub mod assignment;
+pub mod audit;
 pub mod bucket;
 pub mod candidates;
 pub mod certificate;

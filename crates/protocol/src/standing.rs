@@ -43,8 +43,12 @@ pub struct Standing {
 impl Standing {
     /// Whether an exclusion keeps `miner` out of `window`.
     pub fn excludes(&self, miner: &Miner, window: u64) -> bool {
-        let bucket = miner.bucket.identity();
-        let is_its = |exclusion: &&Exclusion| exclusion.hotkey == miner.entry.hotkey || exclusion.bucket == bucket;
+        self.keeps_out(&miner.entry.hotkey, &miner.bucket.identity(), window)
+    }
+
+    /// Whether an exclusion keeps whoever has this hotkey, or the bucket of this identity, out of `window`.
+    pub fn keeps_out(&self, hotkey: &Hotkey, bucket: &Hash32, window: u64) -> bool {
+        let is_its = |exclusion: &&Exclusion| exclusion.hotkey == *hotkey || exclusion.bucket == *bucket;
         self.exclusions.iter().filter(is_its).any(|exclusion| window < exclusion.until_window)
     }
 

@@ -140,7 +140,7 @@ mod tests {
     use crate::testing::{bucket, entry, roster, spec};
 
     fn settle(state: &RunState, outcome: Outcome, step: OuterStep) -> RunState {
-        let candidates = vec![Candidate { entry: entry(1), bucket: bucket() }];
+        let candidates = vec![Candidate { entry: entry(1), bucket: bucket().identity() }];
         let certificate = Certificate { window: state.settled, outcome, voted_stake_rao: 1, total_stake_rao: 1 };
         let inputs = Hash32::of(b"inputs");
         let roster = roster(2, 1);

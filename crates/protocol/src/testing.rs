@@ -131,5 +131,5 @@ pub fn roster(miners: usize, validators: usize) -> Roster {
 
 /// Candidates from uid 0.
 pub fn candidates(count: usize) -> Vec<Candidate> {
-    (0..count).map(|uid| Candidate { entry: entry(uid as u16), bucket: bucket() }).collect()
+    (0..count).map(|uid| Candidate { entry: entry(uid as u16), bucket: bucket().identity() }).collect()
 }

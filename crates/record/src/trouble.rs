@@ -60,6 +60,11 @@ pub enum Trouble {
          connection to it"
     )]
     UploadRefused { window: u64, put: Put, cause: String, deadline_block: u64 },
+    /// The node's own bucket has not said whether strangers may write into it.
+    #[error(
+        "whether anybody could write into this node's own bucket is not known so far: {cause}; the node does not publish the          bucket until it is"
+    )]
+    Unproven { cause: String },
     /// Old objects stay in the node's own bucket for now. They cost storage and nothing else.
     #[error("cannot sweep this node's own bucket: {cause}")]
     Sweep { cause: String },
@@ -73,6 +78,14 @@ pub enum Trouble {
     /// A checkpoint is incomplete. The next one replaces it.
     #[error("cannot publish the checkpoint after {settled} windows: {cause}")]
     CheckpointFailed { settled: u64, cause: String },
+    /// The own bucket does not take what auditors read. The node goes on trying.
+    #[error("window {window}: this node's own bucket does not take its inputs and state, which auditors read: {cause}")]
+    ArchiveRefused { window: u64, cause: String },
+    /// The own bucket has not taken what auditors read for many windows. It is told once for all that are left out.
+    #[error(
+        "from window {window} on, windows are left out of this node's archive, until its bucket takes objects again"
+    )]
+    ArchiveLeftOut { window: u64 },
     /// The node cannot follow the chain's heads at the moment.
     #[error("cannot follow the chain's heads: {cause}")]
     NoHeads { cause: String },

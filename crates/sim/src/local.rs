@@ -3,8 +3,10 @@
 //! [`network`] describes what a network is made of. [`services`] starts its S3 server, chain and dataset, and [`crew`]
 //! runs the nodes up to the last window. [`demo`] runs them in one process, [`localnet`] each in its own process.
 //! [`guest`] is somebody else's node. [`needs`] checks whether this machine can hold a network at all, [`kept`] keeps
-//! in its folder what it needs to resume after a kill, and [`export`] makes the result from that folder.
+//! in its folder what it needs to resume after a kill, [`export`] makes the result from that folder, and [`audit`] verifies
+//! its history.
 
+pub mod audit;
 pub mod crew;
 pub mod demo;
 pub mod error;

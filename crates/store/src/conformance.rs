@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use templar_protocol::bucket::BucketLocator;
 
-use crate::{Credential, OwnBucket, Store, StoreError};
+use crate::{Credential, OwnBucket, Store, StoreError, Stranger};
 
 /// Large enough to be uploaded in parts.
 const LARGE_BYTES: usize = 20_000_000;
@@ -24,6 +24,23 @@ pub async fn check_store(a: &dyn Store, b: &dyn Store) {
 pub async fn check_rights(open: &dyn Fn(OwnBucket) -> Box<dyn Store>, a: &OwnBucket, b: &OwnBucket) {
     let owner = open(a.clone());
     put(owner.as_ref(), "rights/kept", b"as it was").await;
+
+    // What an owner finds out about its own bucket.
+    for who in [Stranger::Published, Stranger::Nobody] {
+        denied(&owner.put_as(who, "rights/kept", "overwritten".into()).await, &format!("{who:?}"));
+    }
+    let Credential { access_key_id, secret_access_key } = a.write.clone();
+    let careless = OwnBucket {
+        locator: BucketLocator { access_key_id, secret_access_key, ..a.locator.clone() },
+        write: a.write.clone(),
+    };
+    let careless = open(careless);
+    careless
+        .put_as(Stranger::Published, "rights/mistake", "by anybody".into())
+        .await
+        .expect("it publishes its write key");
+    denied(&careless.put_as(Stranger::Nobody, "rights/mistake", "by nobody".into()).await, "whoever has no credential");
+    careless.delete("rights/mistake").await.expect("an owner deletes");
 
     let published = Credential {
         access_key_id: a.locator.access_key_id.clone(),

@@ -9,6 +9,11 @@ use crate::StoreError;
 /// Longest key, in bytes. S3 allows 1024; this keeps every key a file name on every file system.
 pub const KEY_BYTES_MAX: usize = 200;
 
+/// What a node tries to put into its own bucket as a stranger.
+pub fn probe(run: RunId) -> String {
+    format!("v1/{run}/probe")
+}
+
 /// Folder of what a miner publishes.
 pub fn windows(run: RunId) -> String {
     format!("v1/{run}/w")
@@ -47,6 +52,21 @@ pub fn held_payload(run: RunId, window: u64, header: &Hash32) -> String {
 /// The key of a contribution that a validator serves, by the hash of its header.
 pub fn held_key(run: RunId, window: u64, header: &Hash32) -> String {
     format!("v1/{run}/held/{window:08}/{header}/key")
+}
+
+/// Folder of the contributions to `window` that a validator serves.
+pub fn held_window(run: RunId, window: u64) -> String {
+    format!("v1/{run}/held/{window:08}")
+}
+
+/// The inputs of a settled window, by their digest: for auditors.
+pub fn archive_inputs(run: RunId, inputs: &Hash32) -> String {
+    format!("v1/{run}/archive/inputs/{inputs}")
+}
+
+/// The run state after a settled window, by its digest: for auditors.
+pub fn archive_state(run: RunId, state: &Hash32) -> String {
+    format!("v1/{run}/archive/state/{state}")
 }
 
 /// Folder of all checkpoints of a run.
@@ -118,6 +138,7 @@ mod tests {
         let hash = Hash32([0x01; 32]);
         let (r, h) = ("ab".repeat(32), "01".repeat(32));
         let names = [
+            (probe(run), format!("v1/{r}/probe")),
             (windows(run), format!("v1/{r}/w")),
             (window_header(run, 7), format!("v1/{r}/w/00000007/header")),
             (window_payload(run, 12_345_678), format!("v1/{r}/w/12345678/payload")),
@@ -126,6 +147,9 @@ mod tests {
             (held_header(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/header")),
             (held_payload(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/payload")),
             (held_key(run, 7, &hash), format!("v1/{r}/held/00000007/{h}/key")),
+            (held_window(run, 7), format!("v1/{r}/held/00000007")),
+            (archive_inputs(run, &hash), format!("v1/{r}/archive/inputs/{h}")),
+            (archive_state(run, &hash), format!("v1/{r}/archive/state/{h}")),
             (checkpoints(run), format!("v1/{r}/checkpoint")),
             (checkpoint_state(run, &hash), format!("v1/{r}/checkpoint/{h}/state")),
             (checkpoint_previous(run, &hash), format!("v1/{r}/checkpoint/{h}/previous")),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use templar_protocol::bucket::BucketLocator;
 
 use crate::error::StoreError;
-use crate::store::{ObjectInfo, Store};
+use crate::store::{ObjectInfo, Store, Stranger};
 
 /// A [`Store`] that overrides what it changes and nothing else: every other method is that of [`StoreLayer::inner`].
 /// Whatever implements this is a [`Store`].
@@ -46,6 +46,10 @@ pub trait StoreLayer: Send + Sync {
         self.inner().put(key, bytes).await
     }
 
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.inner().put_as(who, key, bytes).await
+    }
+
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.inner().delete(key).await
     }
@@ -67,6 +71,10 @@ impl<T: StoreLayer> Store for T {
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         StoreLayer::put(self, key, bytes).await
+    }
+
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        StoreLayer::put_as(self, who, key, bytes).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

@@ -43,4 +43,4 @@ pub use layer::StoreLayer;
 pub use memory::{Fault, MemoryCloud, MemoryStore, Op, OpKind};
 pub use s3::{S3Options, S3Store, bucket_name_fault, endpoint_fault, is_loopback};
 pub use server::{BucketSpec, OBJECT_BYTES_MAX, S3Server, ServerError};
-pub use store::{ObjectInfo, Store};
+pub use store::{ObjectInfo, Store, Stranger};

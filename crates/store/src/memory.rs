@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use templar_protocol::bucket::BucketLocator;
 
-use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, dev_credentials, keys};
+use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, Stranger, dev_credentials, keys};
 
 /// The endpoint that locators of a memory cloud carry. `.invalid` never resolves.
 const ENDPOINT: &str = "https://memory.invalid";
@@ -166,10 +166,20 @@ impl MemoryStore {
 
     /// Does `act` to the bucket of this store, with its write credential.
     async fn on_own<T>(&self, kind: OpKind, key: &str, act: impl FnOnce(&mut Bucket) -> T) -> Result<T, StoreError> {
+        self.on_own_with(&self.own.write, kind, key, act).await
+    }
+
+    async fn on_own_with<T>(
+        &self,
+        credential: &Credential,
+        kind: OpKind,
+        key: &str,
+        act: impl FnOnce(&mut Bucket) -> T,
+    ) -> Result<T, StoreError> {
         let bucket = self.own.locator.bucket.clone();
         let op = Op { kind, actor: bucket.clone(), bucket, key: key.to_owned() };
         self.suffer(&op).await?;
-        Ok(act(self.cloud.lock().open(&op, &self.own.write)?))
+        Ok(act(self.cloud.lock().open(&op, credential)?))
     }
 }
 
@@ -182,6 +192,19 @@ impl Store for MemoryStore {
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         keys::check(key)?;
         self.on_own(OpKind::Put, key, |bucket| drop(bucket.objects.insert(key.to_owned(), bytes))).await
+    }
+
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        keys::check(key)?;
+        let credential = match who {
+            Stranger::Published => Credential {
+                access_key_id: self.own.locator.access_key_id.clone(),
+                secret_access_key: self.own.locator.secret_access_key.clone(),
+            },
+            Stranger::Nobody => Credential { access_key_id: String::new(), secret_access_key: String::new() },
+        };
+        let put = |bucket: &mut Bucket| drop(bucket.objects.insert(key.to_owned(), bytes));
+        self.on_own_with(&credential, OpKind::Put, key, put).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

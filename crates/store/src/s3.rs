@@ -20,7 +20,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
 pub use options::S3Options;
 use templar_protocol::bucket::BucketLocator;
 
-use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, keys};
+use crate::{Credential, ObjectInfo, OwnBucket, Store, StoreError, Stranger, keys};
 
 /// Objects above this size are uploaded in parts, so that a lost connection costs one part.
 const SINGLE_PUT_BYTES_MAX: usize = 16 << 20;
@@ -49,6 +49,22 @@ impl S3Store {
         let Credential { access_key_id, secret_access_key } = own.write.clone();
         let writer = clients.build(&BucketLocator { access_key_id, secret_access_key, ..own.locator.clone() })?;
         Ok(Self { own, writer, clients, request_timeout })
+    }
+
+    /// A store that has no bucket of its own: it only reads. Its own place is a name that never resolves.
+    pub fn reader(options: S3Options) -> Result<Self, StoreError> {
+        let nobody = || "nobody".to_owned();
+        let locator = BucketLocator {
+            endpoint: "https://nobody.invalid".to_owned(),
+            bucket: nobody(),
+            region: nobody(),
+            access_key_id: nobody(),
+            secret_access_key: nobody(),
+        };
+        Self::new(
+            OwnBucket { locator, write: Credential { access_key_id: nobody(), secret_access_key: nobody() } },
+            options,
+        )
     }
 
     /// Waits for `operation` on `key` of the bucket `at`, at most for the time allowed, and adds both to its error.
@@ -158,6 +174,19 @@ impl Store for S3Store {
         }
         self.within(&self.own.locator, key, async {
             self.writer.put(&path, bytes.into()).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = path(key)?;
+        let stranger = match who {
+            Stranger::Published => self.clients.build(&self.own.locator)?,
+            Stranger::Nobody => self.clients.build_unsigned(&self.own.locator)?,
+        };
+        self.within(&self.own.locator, key, async {
+            stranger.put(&path, bytes.into()).await?;
             Ok(())
         })
         .await

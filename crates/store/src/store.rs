@@ -14,6 +14,15 @@ pub struct ObjectInfo {
     pub bytes: u64,
 }
 
+/// With what a stranger could try to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// With the credential that the bucket's owner publishes.
+    Published,
+    /// Without any.
+    Nobody,
+}
+
 /// A node's view of all storage.
 ///
 /// An operation is given up by dropping its future: nothing of it goes on in the background, except that an upload in
@@ -29,6 +38,10 @@ pub trait Store: Send + Sync {
     /// Writes an object into this node's bucket, replacing what is there; readers see the old or the new, never a
     /// mixture.
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Tries to write an object into this node's own bucket as a stranger could. `Ok` means that the bucket took it, which
+    /// no bucket should; [`StoreError::Denied`] is what its owner wants to see.
+    async fn put_as(&self, who: Stranger, key: &str, bytes: Bytes) -> Result<(), StoreError>;
 
     /// Deletes an object of this node's bucket. Deleting an object that does not exist succeeds.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use templar_protocol::bucket::BucketLocator;
-use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError};
+use templar_store::{Credential, OwnBucket, S3Options, S3Store, Store, StoreError, Stranger};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -121,6 +121,35 @@ async fn a_silent_server_runs_into_the_time_limit() {
         assert!(matches!(result, Err(StoreError::Timeout { .. })), "{result:?}");
     }
     assert!(start.elapsed() < Duration::from_secs(4), "three operations took {:?}", start.elapsed());
+}
+
+/// A fake: it takes whatever comes, as a bucket does that everybody may write.
+#[tokio::test]
+async fn a_bucket_that_takes_objects_without_a_credential_is_found_out_without_showing_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let heads = tokio::spawn(async move {
+        let mut heads = Vec::new();
+        for _ in 0..2 {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let read = socket.read(&mut head).await.unwrap();
+            heads.push(String::from_utf8_lossy(&head[..read]).to_ascii_lowercase());
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{HEADERS}\r\n");
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+        heads
+    });
+    let write = Credential { access_key_id: "owner".into(), secret_access_key: "of it".into() };
+    let options = S3Options { retries: 0, ..S3Options::default() };
+    let store = S3Store::new(OwnBucket { locator: locator(&endpoint), write }, options).unwrap();
+    for who in [Stranger::Published, Stranger::Nobody] {
+        store.put_as(who, "v1/probe", "x".into()).await.unwrap();
+    }
+    let heads = heads.await.unwrap();
+    assert!(heads.iter().all(|head| head.starts_with("put /stranger/v1/probe ")), "{heads:?}");
+    assert!(heads[0].contains("authorization: aws4-hmac-sha256 credential=id/"), "{}", heads[0]);
+    assert!(!heads[1].contains("authorization"), "{}", heads[1]);
 }
 
 /// A fake: it answers as S3 does to a request whose time is wrong.

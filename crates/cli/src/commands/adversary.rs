@@ -31,6 +31,8 @@ impl Adversary {
     pub(crate) fn run(self) -> Result<End> {
         let Self { kind, nth, of, node, validation_samples } = self;
         let adversary = Node { kind, part: Part { nth, of } };
-        run(node, kind.role, ValidatorOptions { validation_samples }, |setup| adversary.wrap(setup))
+        run(node, kind.role, ValidatorOptions { validation_samples, ..ValidatorOptions::default() }, |setup| {
+            adversary.wrap(setup)
+        })
     }
 }

@@ -8,6 +8,7 @@ use color_eyre::eyre::{Context, ContextCompat, Report as Failure, Result, ensure
 use serde_json::{Value, from_value};
 use templar_host::engine::EngineName;
 use templar_model::presets::{self, Preset};
+use templar_node::pretrain::checkpoint::Retention;
 use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
 use templar_record::event::Role;
@@ -116,6 +117,10 @@ pub(crate) struct NetworkArgs {
     /// Keep the network's files (chain, buckets, nodes) in this folder, and resume the network already in it.
     #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Let the validators serve the contributions that counted for good, so that `templar run verify --from-genesis`
+    /// can compute every θ again.
+    #[arg(long, env = "TEMPLAR_ARCHIVE")]
+    archive: bool,
     #[command(flatten)]
     pub(crate) metrics: MetricsArgs,
     #[command(flatten)]
@@ -169,6 +174,7 @@ impl NetworkArgs {
             text,
             folder: folder.path().to_path_buf(),
             engines: self.torch.engines(&self.engine, threads).map_err(coded("usage"))?,
+            retention: if self.archive { Retention::ForGood } else { Retention::Promised },
         };
         needs::check(&network, Machine::here(folder.path()))?;
         let temporary = folder.temporary();

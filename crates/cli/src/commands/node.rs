@@ -7,6 +7,7 @@ use color_eyre::eyre::{Result, eyre};
 use templar_host::connection::Connection;
 use templar_host::engine::EngineName;
 use templar_host::home::{BucketFile, LocatorFile};
+use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_record::event::{NodeEvent, Role};
@@ -80,6 +81,10 @@ pub(crate) struct Validator {
     /// Samples of held-out text on which the model is validated after each window; 0 for none.
     #[arg(long, env = "TEMPLAR_VALIDATION_SAMPLES", default_value_t = 0, value_parser = whole::<u64>(0..=u64::MAX))]
     validation_samples: u64,
+    /// Serve the contributions that counted for good, not only until a later checkpoint, so that `templar run verify
+    /// --from-genesis` can compute every θ again.
+    #[arg(long, env = "TEMPLAR_ARCHIVE")]
+    archive: bool,
 }
 
 impl Miner {
@@ -90,7 +95,10 @@ impl Miner {
 
 impl Validator {
     pub(crate) fn run(self) -> Result<End> {
-        let options = ValidatorOptions { validation_samples: self.validation_samples };
+        let options = ValidatorOptions {
+            validation_samples: self.validation_samples,
+            retention: if self.archive { Retention::ForGood } else { Retention::Promised },
+        };
         run(self.node, Role::Validator, options, |setup| setup)
     }
 }

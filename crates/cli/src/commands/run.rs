@@ -1,13 +1,15 @@
 //! `templar run init|show|verify`
 
+mod audit;
+
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use color_eyre::eyre::{Context, Result, ensure};
+use color_eyre::eyre::{Context, ContextCompat as _, Result, ensure};
 use serde_json::json;
-use templar_data::Dataset;
+use templar_data::{Dataset, Split};
 use templar_host::defaults::{mainnet_windows, run_defaults};
 use templar_node::frame::dataset;
 use templar_protocol::hash::Hash32;
@@ -15,6 +17,7 @@ use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
 
 use crate::commands::network::{codec, preset};
 use crate::end::End;
+use crate::failure::coded;
 use crate::files::read_run;
 use crate::numbers::whole;
 use crate::output::{is_json, say};
@@ -26,7 +29,7 @@ pub(crate) enum Run {
     Init(Init),
     /// Describe a run and print its id.
     Show(Show),
-    /// Check a run.toml: every value, θ₀'s root, and the dataset if one is given.
+    /// Check a run.toml: every value, θ₀'s root, and the dataset if one is given; or all of the run's history.
     Verify(Verify),
 }
 
@@ -79,6 +82,16 @@ pub(crate) struct Verify {
     /// Folder of the dataset to check against the run.
     #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
     dataset: Option<PathBuf>,
+    /// Recompute every certificate and state of the run, from what its validators have archived. With --chain or
+    /// --folder; exit code 3 if the history does not check out.
+    #[arg(long, env = "TEMPLAR_FROM_GENESIS")]
+    from_genesis: bool,
+    /// With --from-genesis: the chain that the run is on.
+    #[arg(long, env = "TEMPLAR_CHAIN", value_name = "URL")]
+    chain: Option<String>,
+    /// With --from-genesis: the folder of a network that `demo` or `localnet` kept, which has its own run.toml.
+    #[arg(long, env = "TEMPLAR_FOLDER", value_name = "DIR")]
+    folder: Option<PathBuf>,
 }
 
 /// Keys that `run init` computes.
@@ -93,11 +106,10 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 impl Run {
     pub(crate) fn run(self) -> Result<End> {
         match self {
-            Self::Init(init) => init.run(),
-            Self::Show(show) => show.run(),
+            Self::Init(init) => init.run().map(|()| End::Done),
+            Self::Show(show) => show.run().map(|()| End::Done),
             Self::Verify(verify) => verify.run(),
-        }?;
-        Ok(End::Done)
+        }
     }
 }
 
@@ -177,7 +189,12 @@ impl Show {
 }
 
 impl Verify {
-    fn run(self) -> Result<()> {
+    fn run(self) -> Result<End> {
+        if self.from_genesis
+            && let Some(folder) = &self.folder
+        {
+            return audit::of_folder(folder);
+        }
         let spec = read_run(&self.file)?;
         let root = theta0_root(&spec);
         ensure!(
@@ -186,16 +203,22 @@ impl Verify {
             spec.theta0.root,
             spec.theta0.seed
         );
+        let mut samples = None;
         if let Some(folder) = &self.dataset {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
             dataset::check(&spec, dataset.manifest())?;
+            samples = Some(dataset.samples(Split::Train));
+        }
+        if self.from_genesis {
+            let chain = self.chain.wrap_err("--from-genesis needs --chain URL, or --folder DIR of a kept network");
+            return audit::of_chain(spec, &chain.map_err(coded("usage"))?, samples);
         }
         if is_json() {
             say!("{}", json!({ "run_id": spec.id(), "ok": true }));
         } else {
             say!("run {} is valid", spec.id());
         }
-        Ok(())
+        Ok(End::Done)
     }
 }
 

@@ -6,6 +6,8 @@ mod common;
 mod kept;
 #[cfg(target_os = "linux")]
 mod processes;
+mod published;
+mod verify;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -19,6 +19,7 @@ use crate::frame::access::{Access, Finding, Tally};
 use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
+use crate::frame::published::Published;
 use templar_record::event::Event;
 use templar_record::trouble::Trouble;
 
@@ -60,6 +61,8 @@ pub struct Context {
     pub compute: Compute,
     /// Decides whether the store is at fault, or this node.
     pub access: Access,
+    /// Whether strangers could write into this node's bucket.
+    pub published: Published,
 }
 
 impl fmt::Debug for Context {
@@ -90,7 +93,8 @@ impl Context {
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
         let access = Access::new(store.clone(), events.clone(), keys::windows(run));
-        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute, access })
+        let published = Published::new(&store, &events, run);
+        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute, access, published })
     }
 
     pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {

@@ -31,6 +31,14 @@ pub enum NodeError {
     NotRegistered { hotkey: Hotkey, netuid: u16 },
     #[error("this node's bucket cannot be published: {0}")]
     Bucket(#[from] BucketError),
+    #[error(
+        "anybody could overwrite this node's bucket {bucket:?}: the credential that the node publishes on chain, access key          {access_key_id} in [public] of bucket.toml, may write. Put a credential that may only read into [public], revoke          this one if the chain has ever had it, and start again"
+    )]
+    PublishedKeyWrites { bucket: String, access_key_id: String },
+    #[error(
+        "anybody could overwrite this node's bucket {bucket:?}: it takes objects from whoever shows no credential at all. Let          its policy allow writing to the credential in [write] of bucket.toml alone, and start again"
+    )]
+    AnybodyWrites { bucket: String },
     #[error("chain: {0}")]
     Chain(#[from] ChainError),
     #[error("storage: {0}")]
@@ -82,6 +90,8 @@ impl NodeError {
                 | Self::DatasetDoesNotFitModel { .. }
                 | Self::WrongTheta0 { .. }
                 | Self::Bucket(_)
+                | Self::PublishedKeyWrites { .. }
+                | Self::AnybodyWrites { .. }
                 | Self::InUse { .. }
                 | Self::Local { .. }
                 | Self::LocalRecord { .. }
@@ -93,7 +103,11 @@ impl NodeError {
     pub fn part(&self) -> Part {
         match self {
             Self::WrongChain { .. } | Self::NotRegistered { .. } | Self::Chain(_) => Part::Chain,
-            Self::Bucket(_) | Self::Store(_) | Self::OwnStorage => Part::Storage,
+            Self::Bucket(_)
+            | Self::PublishedKeyWrites { .. }
+            | Self::AnybodyWrites { .. }
+            | Self::Store(_)
+            | Self::OwnStorage => Part::Storage,
             Self::Train(_) | Self::WrongTheta0 { .. } => Part::Training,
             Self::WrongDataset { .. } | Self::DatasetDoesNotFitModel { .. } | Self::Data(_) => Part::Data,
             Self::InUse { .. } | Self::Local { .. } | Self::LocalRecord { .. } | Self::DiskFull { .. } => {

@@ -1,6 +1,7 @@
 //! A node's own publications: its commitment on chain and the objects in its bucket.
 
 use templar_chain::ChainError;
+use templar_protocol::commitment::Commitment;
 use templar_protocol::hash::Hash32;
 use templar_protocol::locator::Locator;
 use templar_protocol::roster::EntryId;
@@ -39,8 +40,10 @@ impl Publisher {
         self.role
     }
 
-    /// Publishes the locator if the chain does not have it, or counts this node as inactive or silent, or soon will.
+    /// Publishes the locator if the chain does not have it, or counts this node as inactive or silent, or soon will. Not
+    /// before it is proven that what is published cannot write.
     pub async fn keep_listed(&mut self, ctx: &Context, entry: &EntryId, head: u64) -> Result<(), NodeError> {
+        let is_proven = ctx.published.is_proven()?;
         let interval = (ctx.spec.roster.active_blocks / 4).max(1);
         if self.listing_checked_at.is_some_and(|at| head < at + interval) {
             return Ok(());
@@ -54,10 +57,12 @@ impl Publisher {
             && commitment
                 .and_then(Vote::read_window)
                 .is_some_and(|voted| u64::from(voted) + ctx.spec.roster.silent_windows <= window);
-        let is_listed = commitment.is_some_and(|commitment| {
-            let is_fresh = commitment.block + ctx.spec.roster.active_blocks / 2 > head;
-            is_fresh && commitment.fields.first() == Some(&self.locator)
-        });
+        let is_public = self.is_public(commitment);
+        let is_fresh = |commitment: &Commitment| commitment.block + ctx.spec.roster.active_blocks / 2 > head;
+        let is_listed = is_public && commitment.is_some_and(is_fresh);
+        if !is_public && !is_proven {
+            return Ok(());
+        }
         if is_silent {
             // The way back into the roster is a commitment without the old vote.
             self.fields = word::fields(&self.locator, None, None);
@@ -102,14 +107,23 @@ impl Publisher {
             return Ok(());
         }
         let snapshot = ctx.snapshot(head).await?;
-        if snapshot.commitment_of(entry).is_some_and(|commitment| commitment.fields == fields) {
+        let commitment = snapshot.commitment_of(entry);
+        if commitment.is_some_and(|commitment| commitment.fields == fields) {
             self.fields = fields;
+            return Ok(());
+        }
+        if !self.is_public(commitment) && !ctx.published.is_proven()? {
             return Ok(());
         }
         if self.submit(ctx, fields.clone(), head).await? {
             (self.fields, self.submitted_at) = (fields, Some(head));
         }
         Ok(())
+    }
+
+    /// Whether the chain has this node's locator already.
+    fn is_public(&self, commitment: Option<&Commitment>) -> bool {
+        commitment.is_some_and(|commitment| commitment.fields.first() == Some(&self.locator))
     }
 
     /// Hands a commitment to the chain; false while the chain takes none of this node's. A refusal for lack of quota is

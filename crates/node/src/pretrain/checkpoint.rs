@@ -44,6 +44,18 @@ pub struct Renewal {
     pub incomplete: Vec<Hash32>,
     /// Contributions that an older checkpoint already contains, so that they no longer need to be served.
     pub expired: Vec<(u64, Hash32)>,
+    /// Whether they stay all the same.
+    pub retention: Retention,
+}
+
+/// How long a validator serves the contributions that it voted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// As long as its votes promise: until a later checkpoint is certified.
+    #[default]
+    Promised,
+    /// For good, and others that counted as well: so that every θ can be computed from the first one.
+    ForGood,
 }
 
 /// The result of a [`Renewal`].
@@ -54,7 +66,7 @@ pub struct Renewed {
     pub published: Vec<Hash32>,
     /// Digests of checkpoints of which parts may be in it.
     pub incomplete: Vec<Hash32>,
-    /// Contributions that were removed from the bucket.
+    /// Contributions that were removed from the bucket, or that are there for good and need no more attention.
     pub released: Vec<(u64, Hash32)>,
     /// Why it is incomplete, if it is. The next one is as good.
     pub result: Result<(), StoreError>,
@@ -82,8 +94,10 @@ impl Renewal {
         self.incomplete.retain(|incomplete| !self.published.contains(incomplete));
         retire(ctx, &mut self.incomplete, 0).await?;
         for &(window, header) in &self.expired {
-            for key in [keys::held_header, keys::held_key, keys::held_payload] {
-                ctx.store.delete(&key(ctx.run, window, &header)).await?;
+            if self.retention == Retention::Promised {
+                for key in [keys::held_header, keys::held_key, keys::held_payload] {
+                    ctx.store.delete(&key(ctx.run, window, &header)).await?;
+                }
             }
             released.push((window, header));
         }

@@ -180,41 +180,68 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// How long to wait for the buckets asked so far before the next one is asked, too.
 const STAGGER: Duration = Duration::from_secs(2);
 
-/// All of a contribution that is certified, from whichever of `locations` serves it first. The first is asked first,
-/// the next one as soon as that fails or is slow, so a slow bucket holds nobody up.
+/// A contribution that several buckets may serve, and what of it is here.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub committed: Hash32,
+    /// What its header must say, unless it is certified.
+    pub context: Option<Arc<HeaderContext>>,
+    pub header: Option<SignedHeader>,
+    pub ciphertext: Option<Bytes>,
+}
+
+/// All of a contribution that is certified, from whichever of `locations` serves it first.
 pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32) -> Option<Arc<Opened>> {
+    let wanted = Wanted { committed: *committed, context: None, header: None, ciphertext: None };
+    first(ctx, locations, &wanted).await
+}
+
+/// All of a contribution, from whichever of `locations` serves it first. The first is asked first, the next one as soon as
+/// that fails or is slow, so a slow bucket holds nobody up.
+pub async fn first(ctx: &Context, locations: &[Location], wanted: &Wanted) -> Option<Arc<Opened>> {
     let mut waiting = locations.iter();
     let mut asked = FuturesUnordered::new();
     loop {
         if asked.is_empty() {
-            asked.push(certified_from(ctx, waiting.next()?, committed));
+            asked.push(whole_from(ctx, waiting.next()?, wanted));
         }
         tokio::select! {
             biased;
             Some(answer) = asked.next() => if answer.is_some() { return answer },
             () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
-                asked.extend(waiting.next().map(|location| certified_from(ctx, location, committed)));
+                asked.extend(waiting.next().map(|location| whole_from(ctx, location, wanted)));
             }
         }
     }
 }
 
-/// A certified contribution from one location. Small objects come first: they show whether the rest is worth fetching.
-async fn certified_from(ctx: &Context, location: &Location, committed: &Hash32) -> Option<Arc<Opened>> {
+/// A contribution from one location. Small objects come first: they show whether the rest is worth fetching.
+async fn whole_from(ctx: &Context, location: &Location, wanted: &Wanted) -> Option<Arc<Opened>> {
     let patience = if location.bucket == *ctx.store.own() { OWN_PATIENCE } else { SMALL_PATIENCE };
     let attempt = async {
-        let header = in_time(ctx, patience, header(ctx, location, committed, None)).await?;
+        let header = match &wanted.header {
+            Some(header) => header.clone(),
+            None => in_time(ctx, patience, header(ctx, location, &wanted.committed, wanted.context.as_deref())).await?,
+        };
         if header.header.ciphertext_bytes > Window::ciphertext_bytes_max(ctx) {
             return Err(FaultKind::PayloadTooLarge.into());
         }
         let key = in_time(ctx, patience, key(ctx, location)).await?;
-        let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?;
+        if key.commitment() != header.header.key_commitment {
+            return Err(FaultKind::KeyMismatch.into());
+        }
+        let ciphertext = match &wanted.ciphertext {
+            Some(ciphertext) => ciphertext.clone(),
+            None => in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?,
+        };
         Ok(open(ctx, header, ciphertext, key).await?)
     };
     match attempt.await.map_err(|obstacle: Obstacle| obstacle.fault()) {
         Ok(opened) => Some(opened),
         // Most locations do not have all of it, or not yet, which is not worth a report.
         Err(fault) if fault.is_absence() => None,
+        // What the miner signed is not the fault of whoever serves it.
+        Err(fault) if wanted.context.is_some() && !fault.is_in_transit() => None,
         Err(fault) => {
             ctx.emit(Event::Misserved { window: location.window, uid: location.owner, fault }).await;
             None

@@ -3,9 +3,10 @@
 //! Ciphertexts are fetched as soon as their headers are committed, keys after the put deadline, each contribution in a
 //! task of its own (`fetching`): a slow bucket delays nobody else's contribution, and never the vote. A final
 //! `slot` never changes again; an object that could not be fetched is tried again at every block until the
-//! intake closes.
+//! intake closes. Towards its end other validators are asked for what is missing (`rescue`).
 
 mod fetching;
+mod rescue;
 mod slot;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 use crate::pretrain::fetch::{Location, Opened, PARALLEL_FETCHES};
 use crate::pretrain::intake::fetching::Fetch;
+use crate::pretrain::intake::rescue::{Rescue, Rescued};
 use crate::pretrain::intake::slot::{Fetched, Slot};
 use crate::pretrain::window::Window;
 
@@ -33,8 +35,15 @@ pub struct Intake {
     pub window: Window,
     slots: Vec<Slot>,
     phase: Phase,
-    fetches: JoinSet<Fetched>,
+    fetches: JoinSet<Arrival>,
     turns: Arc<Semaphore>,
+}
+
+/// What a task brought.
+#[derive(Debug)]
+enum Arrival {
+    Fetched(Box<Fetched>),
+    Rescued(Rescued),
 }
 
 /// The phase of the window.
@@ -119,7 +128,22 @@ impl Intake {
         };
         for (nth, slot) in self.slots.iter_mut().enumerate() {
             if let Some(fetch) = Fetch::new(ctx, nth, slot, head, at_put.is_some()) {
-                slot.started(self.fetches.spawn(fetch.run(self.turns.clone())), head);
+                let fetch = fetch.run(self.turns.clone());
+                slot.started(self.fetches.spawn(async move { Arrival::Fetched(Box::new(fetch.await)) }), head);
+            }
+        }
+    }
+
+    /// Asks other validators for contributions whose buckets do not serve them; from the block `last_chance` on also for
+    /// those that are still being downloaded.
+    pub fn rescue(&mut self, ctx: &Arc<Context>, head: u64, last_chance: u64) {
+        if !matches!(self.phase, Phase::Opening { .. }) {
+            return;
+        }
+        for (nth, slot) in self.slots.iter_mut().enumerate() {
+            if let Some((round, wanted)) = slot.begin_rescue(head, last_chance) {
+                let rescue = Rescue::new(ctx, &self.window, nth, round, wanted);
+                self.fetches.spawn(async move { Arrival::Rescued(rescue.run().await) });
             }
         }
     }
@@ -137,9 +161,10 @@ impl Intake {
         !self.fetches.is_empty()
     }
 
-    fn take(&mut self, done: Result<Fetched, JoinError>) {
+    fn take(&mut self, done: Result<Arrival, JoinError>) {
         match done {
-            Ok(fetched) => self.slots[fetched.nth].take(fetched),
+            Ok(Arrival::Fetched(fetched)) => self.slots[fetched.nth].take(*fetched),
+            Ok(Arrival::Rescued(Rescued { nth, opened })) => self.slots[nth].take_rescued(opened),
             Err(error) if error.is_cancelled() => {}
             // Its slot stays as it is, because no stranger's bytes may end this process.
             Err(error) => tracing::error!(window = self.window.number, %error, "a contribution broke its task"),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use templar_protocol::assignment::Cursor;
 use templar_protocol::certificate::{Ballots, Certificate, certified_root};
 use templar_protocol::hash::Hash32;
+use templar_protocol::inputs::WindowInputs;
 use templar_protocol::standing::Standing;
 use templar_protocol::state::RunState;
 
@@ -34,6 +35,8 @@ pub struct Settled {
     pub is_applied: bool,
     /// What the validators of the roster said, as of the vote deadline.
     pub ballots: Ballots,
+    /// What all of it follows from.
+    pub inputs: WindowInputs,
     /// θ that the window's contributions were trained from, if this node still has it.
     pub base_theta: Option<Arc<Vec<f32>>>,
 }
@@ -165,9 +168,9 @@ impl Replica {
         self.recent.iter().map(|state| &state.run).chain(&self.older).find(|run| run.settled == settled)
     }
 
-    /// What the outer step of `window` was made of, as far as it is known.
-    pub fn applied_in(&self, window: u64) -> &[Arc<Opened>] {
-        self.applied.get(&(window + 1)).map_or(&[], Vec::as_slice)
+    /// The contributions that the outer step to the state after `settled` windows applied, as far as they are known.
+    pub fn applied(&self, settled: u64) -> &[Arc<Opened>] {
+        self.applied.get(&settled).map_or(&[], Vec::as_slice)
     }
 
     /// Lets go of the payloads that recent states applied: a miner proves nothing with them.

@@ -67,6 +67,7 @@ impl Setup {
         let ctx =
             Context::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
         let ctx = Arc::new(ctx);
+        ctx.published.at_start().await?;
         let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey(), self.disk)?;
         match self.role {
             Role::Miner => {

@@ -2,11 +2,13 @@
 //! behind. Objects that somebody may still need are taken over, the rest is deleted.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use templar_protocol::hash::Hash32;
 use templar_store::{StoreError, keys};
 
 use crate::frame::context::Context;
+use crate::pretrain::checkpoint::Retention;
 
 /// Most objects in one sweep; the rest is swept at the next start.
 const OBJECTS_MAX: usize = 10_000;
@@ -34,16 +36,27 @@ pub struct Swept {
     pub result: Result<(), StoreError>,
 }
 
-/// Brings a validator's bucket in line with what it knows to be there: contributions to windows from `keep_from` on,
-/// and the checkpoints `published`.
+/// Brings a validator's bucket in line with what it knows to be there: contributions to the windows `served`, which may
+/// be more than are in the bucket yet, and the checkpoints `published`. What auditors read stays.
 pub async fn validator(
     ctx: &Context,
-    keep_from: u64,
+    served: Range<u64>,
+    retention: Retention,
     known: VecDeque<(u64, Hash32)>,
     mut published: Vec<Hash32>,
 ) -> Swept {
     let (mut found, mut gone) = (Vec::new(), Vec::new());
-    let mut result = held(ctx, keep_from, &known, &mut found, &mut gone).await;
+    let folders = match retention {
+        Retention::Promised => vec![keys::held(ctx.run)],
+        // Older windows may be many, and none of them is to be deleted.
+        Retention::ForGood => served.clone().map(|window| keys::held_window(ctx.run, window)).collect(),
+    };
+    let mut result = Ok(());
+    for folder in folders {
+        if result.is_ok() {
+            result = held(ctx, &folder, served.start, &known, &mut found, &mut gone).await;
+        }
+    }
     if result.is_ok() {
         result = checkpoints(ctx, &mut published).await;
     }
@@ -54,12 +67,13 @@ pub async fn validator(
 /// are not among the `known`.
 async fn held(
     ctx: &Context,
+    folder: &str,
     keep_from: u64,
     known: &VecDeque<(u64, Hash32)>,
     found: &mut Vec<(u64, Hash32)>,
     gone: &mut Vec<(u64, Hash32)>,
 ) -> Result<(), StoreError> {
-    for key in list(ctx, &keys::held(ctx.run)).await? {
+    for key in list(ctx, folder).await? {
         let (Some(window), Some(header)) = (segment::<u64>(&key, 3), segment::<Hash32>(&key, 4)) else { continue };
         if window < keep_from {
             ctx.store.delete(&key).await?;

@@ -8,8 +8,10 @@
 //! | sweeps and checkpoints, beside everything else | `upkeep` |
 //! | what it has on record of a settled window | `judgement` |
 //! | its book of miners, and the weights that follow | `scoring` |
+//! | what auditors read, in its own bucket | `archive` |
 //! | how each window ended for it | `endings` |
 
+mod archive;
 mod endings;
 mod held;
 mod judge;
@@ -31,11 +33,12 @@ use crate::frame::error::NodeError;
 use crate::frame::local::Local;
 use crate::frame::records::{CheckpointsRecord, HeldRecord, PayRecord, Stored, VoteRecord};
 use crate::frame::signals::Signals;
-use crate::pretrain::checkpoint::Renewal;
+use crate::pretrain::checkpoint::{Renewal, Retention};
 use crate::pretrain::evaluate::{Evaluated, Task};
 use crate::pretrain::replica::Settled;
 use crate::pretrain::seat::{Progress, Seat};
 use crate::pretrain::state::State;
+use crate::pretrain::validator::archive::Archive;
 use crate::pretrain::validator::endings::Endings;
 use crate::pretrain::validator::held::Held;
 use crate::pretrain::validator::judge::Judge;
@@ -48,6 +51,7 @@ use crate::pretrain::validator::upkeep::Upkeep;
 pub struct ValidatorOptions {
     /// Samples of held-out text on which θ is validated after each window; 0 for none.
     pub validation_samples: u64,
+    pub retention: Retention,
 }
 
 /// A validator of one run.
@@ -60,6 +64,7 @@ pub struct Validator {
     head: u64,
     judge: Judge,
     upkeep: Upkeep,
+    archive: Archive,
     scoring: Scoring,
 }
 
@@ -91,14 +96,17 @@ impl Validator {
         let vote = seat.local.get::<VoteRecord>()?.map(Vote::from);
         let vote = vote.filter(|vote| u64::from(vote.window) >= settled);
         let (mut upkeep, held) = (Upkeep::new(checkpoints), Held::new(served));
-        let keep_from = held_from(&ctx, settled);
-        upkeep.sweep(&ctx, keep_from, held.served().clone(), head + ctx.spec.windows.blocks);
+        // It may have voted on windows that it has not settled.
+        let delay_windows = u64::from(ctx.spec.windows.delay_windows);
+        let served = held_from(&ctx, settled)..settled + delay_windows + 1;
+        upkeep.sweep(&ctx, served, options.retention, held.served().clone(), head + ctx.spec.windows.blocks);
+        let archive = Archive::new(&ctx, seat.local.states(ctx.run)?);
         seat.local.set(&endings.record(settled))?;
         endings.jump(&ctx, settled).await;
         let judge = Judge::new(ctx.clone(), settled, vote, held, endings);
         let mut scoring = Scoring::new(book, trainer);
         scoring.tell(&ctx).await;
-        Ok(Self { ctx, seat, signals, options, head, judge, upkeep, scoring })
+        Ok(Self { ctx, seat, signals, options, head, judge, upkeep, archive, scoring })
     }
 
     async fn settle(&mut self, head: u64) -> Result<(), NodeError> {
@@ -128,6 +136,7 @@ impl Validator {
     async fn after_settling(&mut self, settled: Settled, head: u64) -> Result<(), NodeError> {
         let newest = self.seat.replica.newest().clone();
         self.save(newest.run.settled)?;
+        self.archive.add(&self.ctx, &settled.inputs, &newest.run).await;
         self.judge.endings.tell(&self.ctx, &self.seat.entry, &settled).await;
         let window = settled.certificate.window;
         self.score(&settled, &newest).await?;
@@ -136,6 +145,11 @@ impl Validator {
         // A replay passes windows that others settled long ago: only the newest one brings duties.
         if self.ctx.schedule.vote_deadline(window + 1) <= head {
             return Ok(());
+        }
+        if self.options.retention == Retention::ForGood {
+            for opened in self.seat.replica.applied(newest.run.settled) {
+                self.judge.held.copy(&self.ctx, window, opened, head);
+            }
         }
         self.scoring.weigh(&self.ctx, &settled.window, head).await;
         if newest.run.settled.is_multiple_of(self.ctx.spec.windows.checkpoint_every_windows) {
@@ -148,7 +162,7 @@ impl Validator {
     async fn score(&mut self, settled: &Settled, newest: &State) -> Result<(), NodeError> {
         let window = &settled.window;
         let intake = self.judge.take_judged(window.number);
-        let applied = self.seat.replica.applied_in(window.number);
+        let applied = self.seat.replica.applied(window.number + 1);
         let contributions = contributions(intake.as_ref(), applied);
         let judgement = judgement(&self.ctx, settled, intake.as_ref(), applied);
         let may_evaluate = self.scoring.settle(&self.ctx, &mut self.seat.local, judgement).await?;
@@ -173,6 +187,7 @@ impl Validator {
             published: self.upkeep.checkpoints.clone(),
             incomplete: self.upkeep.incomplete.clone(),
             expired: self.judge.held.expired(keep_from),
+            retention: self.options.retention,
         };
         self.upkeep.renew(&self.ctx, renewal, until).await;
     }

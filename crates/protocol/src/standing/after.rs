@@ -36,7 +36,7 @@ impl Standing {
                 next.misses.push(Misses { entry, windows });
             }
             if excluded.contains(&entry) {
-                let exclusion = Exclusion { hotkey: entry.hotkey, bucket: candidate.bucket.identity(), until_window };
+                let exclusion = Exclusion { hotkey: entry.hotkey, bucket: candidate.bucket, until_window };
                 next.exclusions.retain(|old| (old.hotkey, old.bucket) != (exclusion.hotkey, exclusion.bucket));
                 next.exclusions.push(exclusion);
             }
@@ -69,9 +69,12 @@ mod tests {
     use crate::roster::Uid;
     use crate::testing::{bucket, entry, roster, spec};
 
+    fn bucket_of(uid: u16) -> BucketLocator {
+        BucketLocator { bucket: format!("b{uid}"), ..bucket() }
+    }
+
     fn candidates(count: u16) -> Vec<Candidate> {
-        let bucket_of = |uid: u16| BucketLocator { bucket: format!("b{uid}"), ..bucket() };
-        (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket_of(uid) }).collect()
+        (0..count).map(|uid| Candidate { entry: entry(uid), bucket: bucket_of(uid).identity() }).collect()
     }
 
     fn certified(window: u64, accepted: &[u16], excluded: &[u16], denied: &[u16]) -> Certificate {
@@ -95,11 +98,11 @@ mod tests {
     fn an_exclusion_follows_hotkey_and_bucket_until_its_window() {
         let (run, roster) = (spec(), roster(3, 1));
         let standing = Standing::default().after(&run, &roster, &candidates(3), &certified(0, &[0, 1], &[2], &[]));
-        let miner = |hotkey: u16, bucket_of: u16| Miner {
+        let miner = |hotkey: u16, bucket: u16| Miner {
             entry: EntryId { uid: Uid(9), registered_at_block: 77, ..entry(hotkey) },
             incentive: 0,
             work_class: 0,
-            bucket: candidates(10)[usize::from(bucket_of)].bucket.clone(),
+            bucket: bucket_of(bucket),
         };
         let until = 1 + run.roster.exclusion_windows;
         for window in [1, until - 1] {

@@ -302,6 +302,7 @@ mod tests {
     use std::sync::Arc;
 
     use templar_chain::{BlockTime, DevError};
+    use templar_node::pretrain::checkpoint::Retention;
     use templar_protocol::hash::Hash32;
     use templar_protocol::run::CodecKind;
     use templar_protocol::state::RunState;
@@ -322,6 +323,7 @@ mod tests {
             text: Text::BuiltIn,
             folder: folder.path().to_path_buf(),
             engines: Vec::new(),
+            retention: Retention::default(),
         };
         let (_keep, mut stop) = watch::channel(false);
         let time = |_: &[_]| BlockTime::Fixed(Duration::from_hours(1));

@@ -167,6 +167,7 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use templar_node::pretrain::checkpoint::Retention;
     use templar_protocol::run::CodecKind;
 
     use super::*;
@@ -175,7 +176,7 @@ mod tests {
         let preset = presets::preset(preset).unwrap();
         let plan = Plan { miners: 4, validators: 2, windows: 1, seed: 0, preset, adversaries: Vec::new() };
         let (codec, text) = (CodecKind::TopkSign, Text::BuiltIn);
-        Network { plan, codec, text, folder: "/net".into(), engines: Vec::new() }
+        Network { plan, codec, text, folder: "/net".into(), engines: Vec::new(), retention: Retention::default() }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use templar_data::Progress;
 use templar_host::engine::Engine;
+use templar_node::pretrain::checkpoint::Retention;
 use templar_protocol::run::{CodecKind, RunSpec};
 use templar_record::event::NodeEvent;
 use templar_record::recorder::Recorder;
@@ -22,6 +23,8 @@ pub struct Network {
     pub folder: PathBuf,
     /// One per node, miners first; the last one applies to all remaining nodes.
     pub engines: Vec<Engine>,
+    /// How long its validators serve contributions.
+    pub retention: Retention,
 }
 
 /// What a network reports to whoever started it.

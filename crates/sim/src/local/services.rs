@@ -11,6 +11,7 @@ use templar_data::{Dataset, Grammar, PrepareOptions, Progress, prepare, prepare_
 use templar_host::connection::Connection;
 use templar_host::engine::Engine;
 use templar_node::frame::dataset;
+use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
@@ -31,7 +32,7 @@ use crate::plan::{Member, Plan, stake_rao};
 
 /// Bytes of text of the built-in corpus.
 const CORPUS_BYTES: u64 = 4_000_000;
-const DATA_BUCKET: &str = "data";
+pub(crate) const DATA_BUCKET: &str = "data";
 /// Held-out samples on which θ is validated after each window.
 const VALIDATION_SAMPLES: u64 = 64;
 
@@ -51,6 +52,7 @@ pub struct Services {
     pub(crate) listing: Option<Listing>,
     pub(crate) blocks: JoinSet<Result<(), ChainError>>,
     stop_blocks: watch::Sender<bool>,
+    retention: Retention,
 }
 
 impl Services {
@@ -123,6 +125,7 @@ impl Services {
             listing,
             blocks,
             stop_blocks,
+            retention: network.retention,
         })
     }
 
@@ -141,7 +144,7 @@ impl Services {
             data_folder: home.join("dataset"),
             state_folder: state_folder(&self.folder, member),
             engine,
-            options: ValidatorOptions { validation_samples },
+            options: ValidatorOptions { validation_samples, retention: self.retention },
         }
     }
 
@@ -247,7 +250,7 @@ fn register(chain: &DevChain, members: &[Member], owner: Hotkey, guests: &[Guest
     Ok(())
 }
 
-fn bucket(seed: u64, name: &str) -> BucketSpec {
+pub(crate) fn bucket(seed: u64, name: &str) -> BucketSpec {
     let (write, read) = dev_credentials(seed, name);
     BucketSpec { name: name.to_owned(), write, read }
 }

@@ -274,7 +274,10 @@ impl World {
             state_folder: self.state_folder(&member.name),
             disk: Disk::Volatile,
             saving: Saving::Exact,
-            options: ValidatorOptions { validation_samples: if is_first_validator { 8 } else { 0 } },
+            options: ValidatorOptions {
+                validation_samples: if is_first_validator { 8 } else { 0 },
+                ..ValidatorOptions::default()
+            },
             compute: Compute::Inline,
             events: self.sender.clone(),
         };

@@ -1,11 +1,14 @@
 //! Miners that publish what they should not, and validators that vote too late: each lie has its name, and moves nothing.
 
+use std::time::Duration;
+
 use templar_protocol::fault::{FaultKind, Party};
 use templar_protocol::roster::Uid;
 use templar_record::event::Event;
 use templar_sim::r#virtual::scenario::Scenario;
 use templar_sim::zoo::attack::garbled_object::{self, Garbled};
 use templar_sim::zoo::attack::{late_vote, twin};
+use templar_sim::zoo::failure::outage::clock;
 use templar_store::{Fault, OpKind};
 
 use crate::{End, any, assert_one_history, certified, ends, faults_of, run};
@@ -76,12 +79,16 @@ fn one_contribution_under_two_names_counts_once() {
 fn a_vote_that_comes_too_late_does_not_count() {
     let network = |late: bool| {
         let mut scenario = Scenario::new(3, 4, 3, 62);
-        // validator-2 cannot open miner-1's contribution: the other three of four accept it, and without validator-1 it is
-        // half of the stake, which rejects.
-        scenario.cloud_fault = Some(Box::new(|op| {
-            let is_blind = op.actor == "validator-2";
-            let hit = op.kind == OpKind::Get && is_blind && op.bucket == "miner-1";
-            (hit && op.key.ends_with("w/00000001/key")).then_some(Fault::NotFound)
+        // validator-2 cannot open miner-1's contribution, and finds no copies until it has voted: the other three of four
+        // accept it, and without validator-1 it is half of the stake, which rejects.
+        let mut clock = clock();
+        let vote_block = Duration::from_secs(12 * (20 + 20 + 17));
+        scenario.cloud_fault = Some(Box::new(move |op| {
+            let now = clock();
+            let is_key = op.bucket == "miner-1" && op.key.ends_with("w/00000001/key");
+            let is_copy = op.key.contains("/held/00000001/") && now < vote_block;
+            let is_blind = op.kind == OpKind::Get && op.actor == "validator-2";
+            (is_blind && (is_key || is_copy)).then_some(Fault::NotFound)
         }));
         if late {
             scenario.wrap("validator-1", |setup| late_vote::wrap(setup, |window| window == 1));

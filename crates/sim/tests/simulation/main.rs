@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+mod audit;
 mod checkpoints;
 mod crashes;
 mod damage;
@@ -14,6 +15,8 @@ mod outages;
 mod own_bucket;
 mod presence;
 mod protocol;
+mod published;
+mod rescue;
 mod storage;
 mod validators_ends;
 mod withheld;

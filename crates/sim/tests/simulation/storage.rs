@@ -16,10 +16,11 @@ use crate::{assert_one_history, at, certified, count, faults_of, kill, run, star
 #[test]
 fn validators_that_saw_different_objects_end_with_one_certificate() {
     let mut scenario = Scenario::new(3, 2, 4, 4);
-    // The key of miner-1 reaches validator-0 too late in window 1; validator-1 has it in time.
+    // The key of miner-1 reaches validator-0 too late in window 1, from whoever serves it; validator-1 has it in time.
     scenario.cloud_fault = Some(Box::new(|op| {
-        let late = op.kind == OpKind::Get && op.actor == "validator-0" && op.bucket == "miner-1";
-        (late && op.key.ends_with("00000001/key")).then_some(Fault::NotFound)
+        let is_its = op.kind == OpKind::Get && op.actor == "validator-0";
+        let is_late = op.bucket == "miner-1" && op.key.ends_with("00000001/key") || op.key.contains("/held/00000001/");
+        (is_its && is_late).then_some(Fault::NotFound)
     }));
     let outcome = run(scenario);
     assert_one_history(&outcome);

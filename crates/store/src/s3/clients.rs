@@ -61,6 +61,15 @@ impl Clients {
 
     /// A client for `locator` that is not kept.
     pub(super) fn build(&self, locator: &BucketLocator) -> Result<AmazonS3, StoreError> {
+        built(self.builder(locator)?)
+    }
+
+    /// A client for the bucket of `locator` that shows no credential, and is not kept.
+    pub(super) fn build_unsigned(&self, locator: &BucketLocator) -> Result<AmazonS3, StoreError> {
+        built(self.builder(locator)?.with_skip_signature(true))
+    }
+
+    fn builder(&self, locator: &BucketLocator) -> Result<AmazonS3Builder, StoreError> {
         let options = &self.options;
         let (url, trust) = endpoint::judge(locator, options.allow_http_loopback, &options.vouched_endpoints)?;
         let connector = match trust {
@@ -72,7 +81,7 @@ impl Clients {
             max_retries: options.retries,
             retry_timeout: options.request_timeout,
         };
-        AmazonS3Builder::new()
+        let builder = AmazonS3Builder::new()
             .with_endpoint(url.origin().ascii_serialization())
             .with_allow_http(url.scheme() == "http")
             .with_virtual_hosted_style_request(false)
@@ -82,10 +91,13 @@ impl Clients {
             .with_secret_access_key(&locator.secret_access_key)
             .with_disable_bulk_delete(true)
             .with_retry(retry)
-            .with_http_connector(connector)
-            .build()
-            .map_err(|e| StoreError::NoClient { source: Box::new(e) })
+            .with_http_connector(connector);
+        Ok(builder)
     }
+}
+
+fn built(builder: AmazonS3Builder) -> Result<AmazonS3, StoreError> {
+    builder.build().map_err(|e| StoreError::NoClient { source: Box::new(e) })
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use templar_protocol::word::{HeaderWord, WordError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::pretrain::fetch::{Location, Obstacle, Opened};
+use crate::pretrain::fetch::{Location, Obstacle, Opened, Wanted};
+use crate::pretrain::intake::rescue::ROUNDS_MAX;
 
 /// How often bytes must differ from what the chain names before that is final: the first time, a link may be to blame.
 const MISREADS_MAX: u32 = 2;
@@ -51,6 +52,7 @@ pub(super) struct Coming {
     activity: Activity,
     /// How often, after the put deadline, the bytes read differed from what the chain names.
     misreads: u32,
+    rescue: Rescue,
     /// The present obstacle: what the fetch under way waits for, or how the last one ended.
     pub(super) obstacle: watch::Sender<Obstacle>,
 }
@@ -71,6 +73,15 @@ pub(super) struct Fetched {
     pub(super) is_final: bool,
     /// The whole contribution, if it is final; why not, if something is in the way.
     pub(super) result: Result<Option<Arc<Opened>>, Obstacle>,
+}
+
+/// How copies of it were asked for at other validators.
+#[derive(Debug, Default)]
+struct Rescue {
+    rounds: usize,
+    is_under_way: bool,
+    /// The block of the last round.
+    asked_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -169,6 +180,33 @@ impl Slot {
         }
     }
 
+    /// Begins a round of asking others for it at block `head`, if its bucket does not serve it and a round is left. What is
+    /// being downloaded is left alone unless there is no other `last_chance`. Returns the number of the round, and what is
+    /// wanted.
+    pub(super) fn begin_rescue(&mut self, head: u64, last_chance: u64) -> Option<(usize, Wanted)> {
+        let Stage::Coming(coming) = &mut self.stage else { return None };
+        let fault = coming.obstacle.borrow().fault();
+        let is_loading = matches!(coming.activity, Activity::Fetching { .. }) && fault == FaultKind::PayloadUnavailable;
+        let is_absent = fault.is_absence() && (head >= last_chance || !is_loading);
+        let Rescue { rounds, is_under_way, asked_at } = &mut coming.rescue;
+        if !is_absent || *is_under_way || *rounds >= ROUNDS_MAX || *asked_at == Some(head) {
+            return None;
+        }
+        (*rounds, *is_under_way, *asked_at) = (*rounds + 1, true, Some(head));
+        let Parts { header, ciphertext } = coming.parts.clone();
+        let wanted = Wanted { committed: coming.committed, context: Some(coming.context.clone()), header, ciphertext };
+        Some((coming.rescue.rounds - 1, wanted))
+    }
+
+    /// Takes in what others served of it. Its hash says that it is what was committed, whoever serves it.
+    pub(super) fn take_rescued(&mut self, opened: Option<Arc<Opened>>) {
+        let Stage::Coming(coming) = &mut self.stage else { return };
+        coming.rescue.is_under_way = false;
+        if let Some(opened) = opened.filter(|opened| opened.header.header.hash() == coming.committed) {
+            self.decide(Ok(opened));
+        }
+    }
+
     /// Ends all waiting: what has not arrived by now is a fault.
     pub(super) fn close(&mut self) {
         if let Err(fault) = self.verdict() {
@@ -262,6 +300,7 @@ impl Coming {
             parts: Parts::default(),
             activity: Activity::Idle { looked_at: None },
             misreads: 0,
+            rescue: Rescue::default(),
             // Until its turn comes nobody has asked for it, which is not its miner's fault.
             obstacle: watch::Sender::new(FaultKind::NotJudged.into()),
         }
@@ -276,18 +315,9 @@ impl Coming {
             self.activity = Activity::Resting;
             return false;
         }
-        // Bytes that differ from the committed ones may have been damaged on their way; all other faults are in bytes
-        // that the chain names.
-        let may_be_misread = matches!(
-            fault,
-            FaultKind::HeaderMalformed
-                | FaultKind::HeaderMismatch
-                | FaultKind::BadSignature
-                | FaultKind::PayloadMismatch
-                | FaultKind::KeyMismatch
-        );
+        // All other faults are in bytes that the chain names.
         self.misreads += 1;
-        !may_be_misread || self.misreads >= MISREADS_MAX
+        !fault.is_in_transit() || self.misreads >= MISREADS_MAX
     }
 }
 

@@ -29,6 +29,7 @@ struct Decided {
     ballots: Ballots,
     at_put: Snapshot,
     at_vote: Snapshot,
+    inputs: WindowInputs,
 }
 
 impl Replica {
@@ -77,8 +78,8 @@ impl Replica {
         while self.applied.len() > 2 {
             self.applied.pop_first();
         }
-        let Decided { window, certificate, ballots, .. } = decided;
-        Ok(Advance::Settled(Box::new(Settled { window, certificate, is_applied, ballots, base_theta })))
+        let Decided { window, certificate, ballots, inputs, .. } = decided;
+        Ok(Advance::Settled(Box::new(Settled { window, certificate, is_applied, ballots, inputs, base_theta })))
     }
 
     /// The state after a window that is decided, and the contributions that it applies; without them if the outer step is
@@ -90,9 +91,9 @@ impl Replica {
         decided: &Decided,
         opened: &[Arc<Opened>],
     ) -> Result<Option<(State, Option<Vec<Arc<Opened>>>)>, NodeError> {
-        let Decided { window, certificate, at_put, at_vote, .. } = decided;
+        let Decided { window, certificate, inputs, .. } = decided;
         let (number, roster, candidates) = (window.number, &window.roster, &window.candidates);
-        let inputs = WindowInputs::new(number, window.snapshot_hash, roster, at_put, at_vote).digest();
+        let inputs = inputs.digest();
         let cursor = window.assignment.next_cursor();
         let settlement = Settlement { roster, candidates, certificate, cursor, inputs };
         let withheld = self.newest().run.settle(&ctx.spec, &settlement, OuterStep::Withheld);
@@ -190,7 +191,8 @@ impl Replica {
         let ballots = read_ballots(number, &window.roster, window.candidates.len(), &at_vote);
         let (candidates, gather) = (&window.candidates, ctx.spec.roster.gather);
         let certificate = certify(number, &window.roster, candidates, &window.base.standing, gather, &ballots);
-        Ok(Decided { window, certificate, ballots, at_put, at_vote })
+        let inputs = WindowInputs::new(number, window.snapshot_hash, &window.roster, &at_put, &at_vote);
+        Ok(Decided { window, certificate, ballots, at_put, at_vote, inputs })
     }
 
     /// What the outer step to the state after `settled` windows applied, in the order of candidates. After a start or a

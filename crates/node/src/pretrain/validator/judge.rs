@@ -168,6 +168,12 @@ impl Judge {
         self.promise(seat, head).await
     }
 
+    /// The middle of the time for contributions, which ends with the last call.
+    fn half(&self, window: u64) -> u64 {
+        let put = self.ctx.schedule.put_deadline(window);
+        put + (self.last_call(window) - put) / 2
+    }
+
     /// When waiting for contributions ends, to leave time for the vote to get onto the chain.
     fn last_call(&self, window: u64) -> u64 {
         let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
@@ -241,7 +247,7 @@ impl Judge {
 
     /// Takes contributions in, and closes the intake when nothing more is to come or to be waited for.
     async fn gather(&mut self, head: u64) -> Result<(), NodeError> {
-        let last_call = self.last_call(self.round.window());
+        let (last_call, half) = (self.last_call(self.round.window()), self.half(self.round.window()));
         let Round::Open { intake, doubt, began_at } = &mut self.round else { return Ok(()) };
         let (ctx, window) = (&self.ctx, intake.window.number);
         if doubt.heals != ctx.access.heals() {
@@ -255,6 +261,9 @@ impl Judge {
             doubt.lack = Abstention::OwnStorage { cause };
         } else {
             intake.fetch(ctx, head);
+            if head >= half {
+                intake.rescue(ctx, head, half + (last_call - half) / 2);
+            }
         }
         for opened in intake.opened() {
             self.held.copy(ctx, window, opened, head);
@@ -284,15 +293,14 @@ impl Judge {
     /// Casts the vote once all that it accepts is in this node's own bucket.
     async fn promise(&mut self, seat: &mut Seat, head: u64) -> Result<(), NodeError> {
         let window = self.round.window();
-        let (put, vote) = (self.ctx.schedule.put_deadline(window), self.ctx.schedule.vote_deadline(window));
-        let last_call = self.last_call(window);
+        let vote = self.ctx.schedule.vote_deadline(window);
+        let (last_call, half) = (self.last_call(window), self.half(window));
         let Round::Promising { intake, until, .. } = &mut self.round else { return Ok(()) };
         let lacks: Vec<_> = intake.opened().filter_map(|opened| self.held.lack(window, opened)).collect();
         if !lacks.is_empty() {
             // Whoever opens in the second half of the time costs no more of it than whoever does not open at all: the
             // last call is not put off, and what is not in the bucket by then is left out. What was here before that,
             // and is not in the bucket, is the bucket's fault, which has until the last block.
-            let half = put + (last_call - put) / 2;
             let is_bucket_slow = lacks.iter().any(|lack| lack.since.is_some_and(|since| since < half));
             if head < (if is_bucket_slow { vote - 1 } else { last_call }) {
                 return Ok(());

@@ -2,6 +2,7 @@
 //! runs at a time, and each is given up at a certain block.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use templar_protocol::hash::Hash32;
@@ -10,7 +11,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::frame::context::Context;
-use crate::pretrain::checkpoint::{Renewal, Renewed};
+use crate::pretrain::checkpoint::{Renewal, Renewed, Retention};
 use crate::pretrain::sweep::{self, Swept};
 use crate::pretrain::upload::PATIENCE;
 use crate::pretrain::validator::held::Held;
@@ -54,10 +55,17 @@ impl Upkeep {
     }
 
     /// Begins a sweep, which brings the own bucket in line with what this node has recorded.
-    pub(super) fn sweep(&mut self, ctx: &Arc<Context>, keep_from: u64, held: VecDeque<(u64, Hash32)>, until: u64) {
+    pub(super) fn sweep(
+        &mut self,
+        ctx: &Arc<Context>,
+        served: Range<u64>,
+        retention: Retention,
+        held: VecDeque<(u64, Hash32)>,
+        until: u64,
+    ) {
         let (ctx, published) = (ctx.clone(), self.checkpoints.clone());
         (self.work, self.since) = (Work::Sweep { until }, Instant::now());
-        self.tasks.spawn(async move { Done::Swept(sweep::validator(&ctx, keep_from, held, published).await) });
+        self.tasks.spawn(async move { Done::Swept(sweep::validator(&ctx, served, retention, held, published).await) });
     }
 
     /// Begins to publish a checkpoint, unless something is still under way.

@@ -1,5 +1,6 @@
 //! What a network's folder is good for.
 
+use templar_node::pretrain::checkpoint::Retention;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::CodecKind;
 use templar_record::event::{Event, Role, Verdict};
@@ -14,7 +15,7 @@ use crate::r#virtual::scenario::tiny_preset;
 fn network(seed: u64, windows: u64) -> Network {
     let plan = Plan { miners: 1, validators: 1, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
     let (codec, text) = (CodecKind::TopkTwoBit, Text::BuiltIn);
-    Network { plan, codec, text, folder: PathBuf::new(), engines: Vec::new() }
+    Network { plan, codec, text, folder: PathBuf::new(), engines: Vec::new(), retention: Retention::default() }
 }
 
 fn open(folder: &Path, network: &Network) -> Result<Kept, KeptError> {
