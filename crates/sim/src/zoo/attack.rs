@@ -15,17 +15,22 @@ pub mod censor;
 pub mod equivocator;
 pub mod false_checkpoint;
 pub mod fewer_steps;
+pub mod flood;
 pub mod forged_payload;
 pub mod framer;
 pub mod garbled_object;
+pub mod late;
 pub mod late_vote;
 pub mod lazy;
 pub mod malformed_bucket;
 pub mod malformed_vote;
+pub mod malformed_word;
 pub mod noise;
 pub mod norms;
 pub mod other_data;
+pub mod partial_bucket;
 pub mod past_steps;
+pub mod re_registrant;
 pub mod reversed;
 pub mod shared_training;
 pub mod stale_header;
@@ -43,22 +48,27 @@ pub const KINDS: &[Kind] = &[
     equivocator::KIND,
     absence::EVERY_THIRD,
     false_checkpoint::KIND,
+    flood::KIND,
     forged_payload::KIND,
     framer::KIND,
     censor::FRIEND,
     garbled_object::KIND,
     fewer_steps::HALF_STEPS,
     absence::IDLE,
+    late::KIND,
     late_vote::KIND,
     lazy::LAZY,
     malformed_bucket::KIND,
     malformed_vote::KIND,
+    malformed_word::KIND,
     norms::MEDIAN_PULLER,
     past_steps::MOMENTUM,
     noise::KIND,
     fewer_steps::ONE_STEP,
     other_data::KIND,
+    partial_bucket::KIND,
     absence::QUITTER,
+    re_registrant::KIND,
     reversed::REVERSED,
     norms::SCALER,
     reversed::SLEEPER,

@@ -61,8 +61,8 @@ fn deal(delta: &mut [f32], part: Part) {
     }
 }
 
-/// The same, but for one position that is large enough to be sent.
+/// The same, but for the sign of one position, which is large enough to be sent.
 fn mark(delta: &mut [f32], part: Part) {
     let largest = delta.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    delta[part.nth] = largest;
+    delta[part.nth] = -largest.copysign(delta[part.nth]);
 }
