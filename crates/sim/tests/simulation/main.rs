@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod checkpoints;
+mod closed;
 mod crashes;
 mod damage;
 mod duties;

@@ -15,7 +15,7 @@ use crate::zoo::layers::outer_steps;
 pub const KIND: Kind = Kind {
     name: "re-registrant",
     role: Role::Miner,
-    tries: "The first node of this kind signs a payload that is too large. The others, registered anew, share its bucket and are honest: they hope to be rid of its record. In processes of their own they have buckets of their own.",
+    tries: "Its nodes share one bucket, by turns. The first one signs a payload that is too large; the others are registered anew and honest, and hope to be rid of its record. In processes of their own they have buckets of their own.",
     stopped_by: "An exclusion follows the hotkey and the bucket, whatever the registration. Open: a new hotkey with a new bucket is a newcomer, without pay or record.",
     wrap,
 };
@@ -25,11 +25,15 @@ type Bucket = Option<Arc<dyn Store>>;
 
 fn wrap(setup: Setup, part: Part) -> Setup {
     let bucket = in_common::<Bucket>(&setup, KIND.name);
-    let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-    let store = bucket.get_or_insert_with(|| setup.store.clone()).clone();
+    let store = bucket.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(setup.store.clone()).clone();
+    let mut setup = Setup { store, ..setup };
     if part.nth == 0 {
-        return forged_payload::wrap(setup, |_| Some(Lie::Size));
+        setup = forged_payload::wrap(setup, |_| Some(Lie::Size));
     }
-    // By turns with the first one: objects of one window have one name in one bucket.
-    absence::wrap(Setup { store, ..setup }, |job| outer_steps(job) > 0)
+    absence::wrap(setup, move |job| {
+        // What they have in common lives as long as one of them.
+        let _shared = &bucket;
+        // By turns: objects of one window have one name in one bucket.
+        outer_steps(job) % part.of as u64 == part.nth as u64
+    })
 }

@@ -30,7 +30,7 @@ pub const CLONES: Kind = Kind {
 type Trained = Option<(u64, TrainOutcome)>;
 
 /// A miner that takes its training from whoever of its kind trains first in a window, and `makes` its part of it.
-fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32], Part)) -> Setup {
+fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32], Part, u64)) -> Setup {
     let trained = in_common::<Trained>(&setup, kind);
     retrain(setup, move |honest, job, on_step| {
         // Locked while it trains: the others wait for it.
@@ -44,7 +44,7 @@ fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32],
             }
         };
         drop(trained);
-        make(&mut outcome.delta, part);
+        make(&mut outcome.delta, part, job.first_step);
         if let Some(&last) = outcome.steps.last() {
             outcome.steps.clear();
             claim_all(job, last, &mut outcome);
@@ -54,15 +54,16 @@ fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32],
 }
 
 /// Every so many-th position, scaled up to the norm of the whole.
-fn deal(delta: &mut [f32], part: Part) {
+fn deal(delta: &mut [f32], part: Part, _: u64) {
     let factor = (part.of as f32).sqrt();
     for (nth, value) in delta.iter_mut().enumerate() {
         *value = if nth % part.of == part.nth { *value * factor } else { 0.0 };
     }
 }
 
-/// The same, but for the sign of one position, which is large enough to be sent.
-fn mark(delta: &mut [f32], part: Part) {
+/// The same, but for the sign of one position, another for each node and window, which is large enough to be sent.
+fn mark(delta: &mut [f32], part: Part, step: u64) {
     let largest = delta.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    delta[part.nth] = -largest.copysign(delta[part.nth]);
+    let at = (step as usize * part.of + part.nth) % delta.len();
+    delta[at] = -largest.copysign(delta[at]);
 }
