@@ -1,6 +1,7 @@
 //! The attacks, and the one table of them: `--adversary`, `templar adversary` and the book's page read it.
 //!
-//! A new attack is a file below this one with a `KIND`, its `mod` line here, and its line in [`KINDS`].
+//! A new attack is a file below this one with a `KIND`, its `mod` line here, and its line in [`KINDS`]. Close relatives share a
+//! file.
 
 use std::str::FromStr;
 

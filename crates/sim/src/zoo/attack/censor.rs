@@ -18,7 +18,7 @@ pub const CENSOR: Kind = Kind {
 pub const FRIEND: Kind = Kind {
     name: "friend",
     tries: "It gives all of its weight to a miner that need not do anything: the one with the highest uid.",
-    stopped_by: "The chain's stake-weighted median: weights of less than half of the stake pay nobody. With half of it the friend is paid: open.",
+    stopped_by: "The chain's stake-weighted median: weights of less than half of the stake pay nobody, and cost their validator its dividends. Open with half of it: then the friend is paid.",
     wrap: |setup, _| {
         rewrite_weights(setup, |weights, now| {
             // Whoever has stake here is a validator.

@@ -17,7 +17,7 @@ pub const SCALER: Kind = Kind {
 pub const DILUTER: Kind = Kind {
     name: "diluter",
     tries: "It sends tiny values at the positions that everybody sends, so that the mean over a position's senders shrinks.",
-    stopped_by: "Open: it lowers the loss a little, and is paid for that little, but what it takes from the others is not counted.",
+    stopped_by: "Scores: it lowers the loss too little to be paid. Open: what it takes from the others is counted against nobody.",
     wrap: |setup, _| scale(setup, Size::Times(TINY)),
     ..SCALER
 };
@@ -25,7 +25,7 @@ pub const DILUTER: Kind = Kind {
 pub const MEDIAN_PULLER: Kind = Kind {
     name: "median-puller",
     tries: "It sends one value per tensor: a tiny one, so that the median of norms falls and everybody else is clipped to it, or a huge one, to lift the clip; each node of this kind in its way.",
-    stopped_by: "The median of norms: fewer than half of the seats move it only to another honest miner's norm. Open above that.",
+    stopped_by: "The median of norms: with fewer than half of the seats it moves to another honest miner's norm at most, and scores pay nothing for it. Open with half of them.",
     wrap: |setup, part| pull(setup, part.nth % 2 == 1),
     ..SCALER
 };

@@ -9,7 +9,7 @@ pub const ECHO: Kind = Kind {
     name: "echo",
     role: Role::Miner,
     tries: "It never trains: it sends what θ moved by since its last contribution, in the hope that the same again still helps.",
-    stopped_by: "Open: whatever lowers the loss on unseen samples is paid. Its own samples gain no more than those, which halves its score.",
+    stopped_by: "Scores: only what still lowers the loss is paid, and that is little. Open where steps keep their direction for long, because a header proves no training.",
     wrap: |setup, _| {
         let mut movement = Movement::default();
         skip_training(setup, move |job| movement.to(job.theta))
