@@ -2,6 +2,7 @@
 //! gives them their pace; what they put on the chain depends on none of it.
 
 use templar_node::pretrain::setup::Setup;
+use templar_protocol::word::Vote;
 use templar_record::event::Role;
 
 use crate::zoo::ballots::{When, rewrite_votes, rewrite_weights};
@@ -17,31 +18,37 @@ pub const LAZY: Kind = Kind {
 
 pub const BLIND_VOTER: Kind = Kind {
     name: "blind-voter",
-    tries: "It accepts every candidate, whatever was committed and whether or not it can be fetched.",
-    stopped_by: "Majority: what counts needs half of all stake. Proofs in votes: whoever holds nothing proves nothing, is denied, and has no vote.",
-    wrap: |setup, _| {
-        let seats = (setup.spec.roster.gather + setup.spec.roster.reserve) as usize;
-        rewrite_votes(setup, When::Now, move |vote, view| {
-            // Nobody is excluded, as far as it knows: it has no state.
-            let candidates = view.roster.miners.len().min(seats);
-            let is_candidate = (0..vote.accept.len()).map(|nth| nth < candidates);
-            vote.accept = is_candidate.collect();
-            (vote.exclude, vote.proof) = (vec![false; vote.accept.len()], [0; 16]);
-        })
-    },
+    tries: "It accepts every candidate, whatever was committed and whether or not it can be fetched; its weights are the incentives that the chain shows.",
+    stopped_by: "Majority: what counts needs half of all stake. Proofs in votes: whoever holds nothing proves nothing, is denied, and has no vote. Open: the chain goes on to pay it for its copied weights.",
+    wrap: |setup, _| copy_weights(accept_all(setup)),
     ..LAZY
 };
 
 fn copy_votes(setup: Setup) -> Setup {
     rewrite_votes(setup, When::Last, |vote, view| {
-        let proof = [0; 16];
         match view.vote_of_another() {
             Some(another) => *vote = another,
             None => vote.accept.fill(false),
         }
-        vote.deny.fill(false);
-        vote.proof = proof;
+        prove_nothing(vote);
     })
+}
+
+fn accept_all(setup: Setup) -> Setup {
+    let seats = (setup.spec.roster.gather + setup.spec.roster.reserve) as usize;
+    rewrite_votes(setup, When::Now, move |vote, view| {
+        // As if nobody were excluded: who is stands in a state that it does not have. The root stands in others' votes.
+        let candidates = view.roster.miners.len().min(seats);
+        vote.accept.iter_mut().enumerate().for_each(|(nth, accept)| *accept = nth < candidates);
+        vote.exclude.fill(false);
+        prove_nothing(vote);
+    })
+}
+
+/// Whoever holds no payload can neither prove that it does nor find out who else does not.
+fn prove_nothing(vote: &mut Vote) {
+    vote.deny.fill(false);
+    vote.proof = [0; 16];
 }
 
 fn copy_weights(setup: Setup) -> Setup {

@@ -17,7 +17,7 @@ pub const SCALER: Kind = Kind {
 pub const DILUTER: Kind = Kind {
     name: "diluter",
     tries: "It sends tiny values at the positions that everybody sends, so that the mean over a position's senders shrinks.",
-    stopped_by: "Scores: it lowers the loss too little to be paid. Open: what it takes from the others is counted against nobody.",
+    stopped_by: "Scores: it lowers the loss too little to be paid. Open: what it takes from the others is counted against nobody, and with half of the seats the median of norms is tiny, too.",
     wrap: |setup, _| scale(setup, Size::Times(TINY)),
     ..SCALER
 };

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use templar_node::pretrain::setup::Setup;
+use templar_protocol::layout::Layout;
 use templar_record::event::Role;
 use templar_train::TrainOutcome;
 
@@ -30,8 +31,8 @@ pub const CLONES: Kind = Kind {
 type Trained = Option<(u64, TrainOutcome)>;
 
 /// A miner that takes its training from whoever of its kind trains first in a window, and `makes` its part of it.
-fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32], Part, u64)) -> Setup {
-    let trained = in_common::<Trained>(&setup, kind);
+fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32], Part, &Layout)) -> Setup {
+    let (trained, layout) = (in_common::<Trained>(&setup, kind), setup.spec.layout());
     retrain(setup, move |honest, job, on_step| {
         // Locked while it trains: the others wait for it.
         let mut trained = trained.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +45,7 @@ fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32],
             }
         };
         drop(trained);
-        make(&mut outcome.delta, part, job.first_step);
+        make(&mut outcome.delta, part, &layout);
         if let Some(&last) = outcome.steps.last() {
             outcome.steps.clear();
             claim_all(job, last, &mut outcome);
@@ -54,16 +55,21 @@ fn train_once(setup: Setup, kind: &'static str, part: Part, make: fn(&mut [f32],
 }
 
 /// Every so many-th position, scaled up to the norm of the whole.
-fn deal(delta: &mut [f32], part: Part, _: u64) {
+fn deal(delta: &mut [f32], part: Part, _: &Layout) {
     let factor = (part.of as f32).sqrt();
     for (nth, value) in delta.iter_mut().enumerate() {
         *value = if nth % part.of == part.nth { *value * factor } else { 0.0 };
     }
 }
 
-/// The same, but for the sign of one position, another for each node and window, which is large enough to be sent.
-fn mark(delta: &mut [f32], part: Part, step: u64) {
-    let largest = delta.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let at = (step as usize * part.of + part.nth) % delta.len();
-    delta[at] = -largest.copysign(delta[at]);
+/// The same, but for one value of the smallest tensor, another for each node, which outgrows what error feedback holds there.
+fn mark(delta: &mut [f32], part: Part, layout: &Layout) {
+    let Some(smallest) = layout.tensors().iter().min_by_key(|tensor| tensor.len()) else { return };
+    let values = &mut delta[smallest.range()];
+    let largest = values.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs()));
+    let value = &mut values[part.nth % smallest.len()];
+    *value = (OUTGROWN * largest).copysign(*value);
 }
+
+/// How many windows' values may wait in error feedback for their turn, about.
+const OUTGROWN: f32 = 16.0;
