@@ -195,7 +195,7 @@ fn adversaries_page() -> String {
     let mut text = format!(
         "{GENERATED}# Adversaries\n\nKinds of attack that rehearsals know: `--adversary KIND` or `KIND=COUNT` of \
          [demo, localnet and sim](cli.md) makes the last miners or validators such nodes. [Contributing](contributing.md) says \
-         how one is added.\n\n| kind | of a | what it tries | what stops it |\n|---|---|---|---|\n"
+         how one is added. What nothing stops yet is called open.\n\n| kind | of a | what it tries | what stops it |\n|---|---|---|---|\n"
     );
     for kind in KINDS {
         let role = match kind.role {

@@ -259,9 +259,7 @@ fn adversaries_have_names_and_counts_and_are_never_all() {
     let said = |adversary: &str| templar(folder.path(), &["sim", "--windows", "1", "--adversary", adversary]);
     assert!(said("late-vote=2").contains("2 of 2 validators would misbehave; at least one must be honest"));
     assert!(said("noise=4").contains("4 of 4 miners would misbehave; at least one must be honest"));
-    assert!(
-        said("mischief").contains("there is no adversary \"mischief\"; give one of false-checkpoint, forged-payload")
-    );
+    assert!(said("mischief").contains("there is no adversary \"mischief\"; give one of blind-voter, censor, clones"));
     assert!(said("noise=0").contains("has no count of 1 to 65535"));
     let done = said("noise=2");
     assert!(done.starts_with("exit 0") && done.matches(" noise ").count() == 2, "{done}");

@@ -6,6 +6,8 @@
 //! | failures of machines and services, one file each | [`failure`] |
 //! | what an attack is: its name, what it tries, what stops it | [`kind`] |
 //! | seams with a closure in them, of which most attacks are made | [`layers`] |
+//! | the same for votes and weights | [`ballots`] |
+//! | what nodes of one kind share | [`in_common`] |
 //!
 //! Whatever misbehaves is a function from a node's parts to other parts ([`Setup`]):
 //!
@@ -31,6 +33,8 @@
 //! [`Setup`]: templar_node::pretrain::setup::Setup
 
 pub mod attack;
+pub mod ballots;
 pub mod failure;
+pub mod in_common;
 pub mod kind;
 pub mod layers;

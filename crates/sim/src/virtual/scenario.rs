@@ -33,6 +33,7 @@ use tokio::task::JoinHandle;
 
 use crate::chain_record;
 use crate::plan::{Member, Plan};
+use crate::zoo::attack::partial_bucket;
 use crate::zoo::failure::outage::CloudFault;
 
 /// Virtual time between two blocks.
@@ -75,6 +76,8 @@ pub struct Scenario {
     pub adjust_chain: fn(&mut DevConfig),
     pub incidents: Vec<Incident>,
     pub cloud_fault: Option<CloudFault>,
+    /// Stakes of some nodes, by name; others have that of their role.
+    pub stakes_rao: BTreeMap<String, u64>,
     /// What stands between a node and the world, by the node's name; the first is the innermost. [`Scenario::wrap`] adds one.
     pub wraps: Vec<(String, Wrap)>,
     /// With a cap, a block is made as soon as every node has done its part, or after this time; without one, every
@@ -139,6 +142,7 @@ impl Scenario {
             adjust_chain: |_| {},
             incidents: Vec::new(),
             cloud_fault: None,
+            stakes_rao: BTreeMap::new(),
             wraps: Vec::new(),
             pace_cap: None,
             on_event: None,
@@ -161,10 +165,10 @@ impl Scenario {
         let on_event = self.on_event.take();
         let wraps = std::mem::take(&mut self.wraps);
         let mut world = World::new(&self, folder, wraps, on_event);
-        if let Some(fault) = self.cloud_fault.take() {
+        let members = self.plan.members();
+        if let Some(fault) = partial_bucket::faults(&members, self.cloud_fault.take()) {
             world.cloud.set_fault(fault);
         }
-        let members = self.plan.members();
         for (node, _) in &world.wraps {
             assert!(members.iter().any(|member| member.name == *node), "there is no {node} to wrap");
         }
@@ -227,7 +231,8 @@ impl World {
         let cloud = MemoryCloud::new();
         let mut buckets = BTreeMap::new();
         for member in plan.members() {
-            chain.register(member.keypair.hotkey(), member.stake_rao).expect("there is room in the subnet");
+            let stake_rao = scenario.stakes_rao.get(&member.name).copied().unwrap_or(member.stake_rao);
+            chain.register(member.keypair.hotkey(), stake_rao).expect("there is room in the subnet");
             buckets.insert(member.name.clone(), cloud.create_bucket(&member.name));
         }
         chain.register(plan.owner(), 0).expect("there is room in the subnet");

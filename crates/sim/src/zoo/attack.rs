@@ -1,6 +1,7 @@
 //! The attacks, and the one table of them: `--adversary`, `templar adversary` and the book's page read it.
 //!
-//! A new attack is a file below this one with a `KIND`, its `mod` line here, and its line in [`KINDS`].
+//! A new attack is a file below this one with a `KIND`, its `mod` line here, and its line in [`KINDS`]. Close relatives share a
+//! file.
 
 use std::str::FromStr;
 
@@ -9,30 +10,78 @@ use serde::{Deserialize, Deserializer};
 
 use crate::zoo::kind::Kind;
 
+pub mod absence;
 pub mod accept_all;
+pub mod censor;
+pub mod equivocator;
 pub mod false_checkpoint;
+pub mod fewer_steps;
+pub mod flood;
 pub mod forged_payload;
+pub mod framer;
 pub mod garbled_object;
+pub mod late;
 pub mod late_vote;
+pub mod lazy;
 pub mod malformed_bucket;
 pub mod malformed_vote;
+pub mod malformed_word;
 pub mod noise;
+pub mod norms;
+pub mod other_data;
+pub mod partial_bucket;
+pub mod past_steps;
+pub mod re_registrant;
+pub mod reversed;
+pub mod shared_training;
 pub mod stale_header;
 pub mod twin;
+pub mod unserver;
 pub mod withhold;
 
 /// Every kind that a rehearsal offers, by name.
 pub const KINDS: &[Kind] = &[
+    lazy::BLIND_VOTER,
+    censor::CENSOR,
+    shared_training::CLONES,
+    norms::DILUTER,
+    past_steps::ECHO,
+    equivocator::KIND,
+    absence::EVERY_THIRD,
     false_checkpoint::KIND,
+    flood::KIND,
     forged_payload::KIND,
+    framer::KIND,
+    censor::FRIEND,
     garbled_object::KIND,
+    fewer_steps::HALF_STEPS,
+    absence::IDLE,
+    late::KIND,
     late_vote::KIND,
+    lazy::LAZY,
     malformed_bucket::KIND,
     malformed_vote::KIND,
+    malformed_word::KIND,
+    norms::MEDIAN_PULLER,
+    past_steps::MOMENTUM,
     noise::KIND,
+    fewer_steps::ONE_STEP,
+    other_data::KIND,
+    partial_bucket::KIND,
+    absence::QUITTER,
+    re_registrant::KIND,
+    reversed::REVERSED,
+    norms::SCALER,
+    reversed::SLEEPER,
+    shared_training::SPLITTER,
     stale_header::KIND,
+    reversed::TENSOR_REVERSER,
+    fewer_steps::TENTH,
     twin::KIND,
+    fewer_steps::TWO_STEPS,
+    unserver::KIND,
     withhold::KIND,
+    withhold::PAYLOAD,
 ];
 
 impl FromStr for Kind {

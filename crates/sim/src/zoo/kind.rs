@@ -12,9 +12,9 @@ pub struct Kind {
     pub name: &'static str,
     /// Of whom it is an attack.
     pub role: Role,
-    /// What it tries, as a sentence about the node.
+    /// What it tries, in sentences about the node.
     pub tries: &'static str,
-    /// What stops it, as a sentence.
+    /// What stops it, in sentences. What nothing stops yet is called open.
     pub stopped_by: &'static str,
     /// The parts of a node that plays this part, made from honest ones. Whose parts they are is in there as well: name,
     /// hotkey and run.

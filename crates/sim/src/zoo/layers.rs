@@ -65,15 +65,18 @@ pub fn rewrite_commitments(setup: Setup, rewrite: impl FnMut(&mut [Vec<u8>]) + S
     Setup { chain: Arc::new(Rewriting { honest: setup.chain, rewrite: Mutex::new(Box::new(rewrite)) }), ..setup }
 }
 
-type Alter = Box<dyn FnMut(&TrainJob<'_>, &mut TrainOutcome) + Send>;
+/// What a trainer tells after each step, and how it learns that it is to stop.
+pub type OnStep<'a> = &'a mut dyn FnMut(&StepStats) -> ControlFlow<()>;
+
+type Train = Box<dyn FnMut(&mut dyn Trainer, &TrainJob<'_>, OnStep<'_>) -> Result<TrainOutcome, TrainError> + Send>;
 
 /// A trainer that learns something else.
-struct Altering {
+struct Retraining {
     honest: Box<dyn Trainer>,
-    alter: Alter,
+    train: Train,
 }
 
-impl TrainerLayer for Altering {
+impl TrainerLayer for Retraining {
     fn inner(&self) -> &dyn Trainer {
         &*self.honest
     }
@@ -82,20 +85,50 @@ impl TrainerLayer for Altering {
         &mut *self.honest
     }
 
-    fn train(
-        &mut self,
-        job: &TrainJob<'_>,
-        on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
-    ) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = self.honest.train(job, on_step)?;
-        (self.alter)(job, &mut outcome);
-        Ok(outcome)
+    fn train(&mut self, job: &TrainJob<'_>, on_step: OnStep<'_>) -> Result<TrainOutcome, TrainError> {
+        (self.train)(&mut *self.honest, job, on_step)
     }
 }
 
+/// The node, whose trainings are what `train` makes of its trainer and of a job.
+pub fn retrain(
+    setup: Setup,
+    train: impl FnMut(&mut dyn Trainer, &TrainJob<'_>, OnStep<'_>) -> Result<TrainOutcome, TrainError> + Send + 'static,
+) -> Setup {
+    Setup { trainer: Box::new(Retraining { honest: setup.trainer, train: Box::new(train) }), ..setup }
+}
+
 /// The node, with what it learned as `alter` leaves it.
-pub fn alter_training(setup: Setup, alter: impl FnMut(&TrainJob<'_>, &mut TrainOutcome) + Send + 'static) -> Setup {
-    Setup { trainer: Box::new(Altering { honest: setup.trainer, alter: Box::new(alter) }), ..setup }
+pub fn alter_training(setup: Setup, mut alter: impl FnMut(&TrainJob<'_>, &mut TrainOutcome) + Send + 'static) -> Setup {
+    retrain(setup, move |honest, job, on_step| {
+        let mut outcome = honest.train(job, on_step)?;
+        alter(job, &mut outcome);
+        Ok(outcome)
+    })
+}
+
+/// The node, which does not train: it claims all steps, and `make` makes its pseudo-gradient of nothing but the job.
+pub fn skip_training(setup: Setup, mut make: impl FnMut(&TrainJob<'_>) -> Vec<f32> + Send + 'static) -> Setup {
+    // Whoever has not looked at a text claims the loss of guessing.
+    let loss = f64::from(setup.spec.model.vocab_size).ln();
+    retrain(setup, move |_, job, _| {
+        let guess = StepStats { step: job.first_step, loss, grad_norm: 1.0, lr: 0.0, tokens: 0 };
+        let mut outcome = TrainOutcome { delta: make(job), steps: Vec::new(), tokens: 0 };
+        claim_all(job, guess, &mut outcome);
+        Ok(outcome)
+    })
+}
+
+/// Claims every step of the job, those that were not done as `like` was.
+pub fn claim_all(job: &TrainJob<'_>, like: StepStats, outcome: &mut TrainOutcome) {
+    let claimed = (job.first_step..).zip(job.batches).skip(outcome.steps.len());
+    outcome.steps.extend(claimed.map(|(step, batch)| StepStats { step, tokens: batch.tokens.len() as u64, ..like }));
+    outcome.tokens = outcome.steps.iter().map(|step| step.tokens).sum();
+}
+
+/// How many outer steps the base of a job has behind it: windows, but for those that were null.
+pub fn outer_steps(job: &TrainJob<'_>) -> u64 {
+    job.first_step / (job.batches.len() as u64).max(1)
 }
 
 /// The window and the name of an object, if a miner publishes it: `header`, `payload` or `key`.

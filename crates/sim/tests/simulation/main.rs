@@ -4,6 +4,7 @@
 
 mod audit;
 mod checkpoints;
+mod closed;
 mod crashes;
 mod damage;
 mod duties;

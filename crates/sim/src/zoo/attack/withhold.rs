@@ -1,5 +1,6 @@
-//! A contribution that nobody can open.
+//! Contributions of which a part is missing.
 
+use templar_node::pretrain::setup::Setup;
 use templar_record::event::Role;
 
 use crate::zoo::kind::Kind;
@@ -10,10 +11,21 @@ pub const KIND: Kind = Kind {
     role: Role::Miner,
     tries: "It commits, and never publishes the key: it takes a seat and shows nothing.",
     stopped_by: "The fault NotOpened: what is not opened does not count, and ranks below a bad contribution.",
-    wrap: |setup, _| {
-        forge_uploads(setup, |key, bytes| {
-            let is_key = published(key).is_some_and(|(_, object)| object == "key");
-            if is_key { Vec::new() } else { vec![(key.to_owned(), bytes)] }
-        })
-    },
+    wrap: |setup, _| wrap(setup, "key"),
 };
+
+pub const PAYLOAD: Kind = Kind {
+    name: "withhold-payload",
+    tries: "It commits and opens, and never uploads the payload.",
+    stopped_by: "The fault PayloadUnavailable: what nobody can fetch does not count.",
+    wrap: |setup, _| wrap(setup, "payload"),
+    ..KIND
+};
+
+/// A miner that never uploads `kept`.
+fn wrap(setup: Setup, kept: &'static str) -> Setup {
+    forge_uploads(setup, move |key, bytes| {
+        let is_kept = published(key).is_some_and(|(_, object)| object == kept);
+        if is_kept { Vec::new() } else { vec![(key.to_owned(), bytes)] }
+    })
+}
