@@ -7,10 +7,12 @@
 //! | what the nodes train with | [`engine`] |
 //! | failures of machines, links and services, drawn by seed | [`weather`] |
 //! | what must hold whatever happens | [`invariants`] |
+//! | one case of the proving ground, by seed or by command | [`case`] |
 //! | many seeds, and the shortest case that shows a failure | [`campaign`] |
 //! | what each adversary gains and costs | [`table`] |
 
 pub mod campaign;
+pub mod case;
 pub mod engine;
 pub mod invariants;
 pub mod scenario;

@@ -81,8 +81,7 @@ impl SyntheticTrainer {
 
     /// The loss of one sequence at `theta`; `on_pull` gets θ − target for each coordinate.
     fn visit(&self, theta: &[f32], sequence: &[u32], mut on_pull: impl FnMut(usize, f32)) -> f64 {
-        let mut stream =
-            Hasher::new("templar synthetic own target").update_value(sequence).clone().into_stream();
+        let mut stream = Hasher::new("templar synthetic own target").update_value(sequence).clone().into_stream();
         let topic = &self.topics[stream.below(TOPICS) as usize];
         let mut loss = 0.0;
         for (block, (theta, shared)) in theta.chunks(64).zip(self.shared.chunks(64)).enumerate() {
@@ -102,7 +101,8 @@ impl SyntheticTrainer {
 
     /// Mean loss of the batch at `theta`, and its gradient but for the factor 2 / n.
     fn gradient(&self, theta: &[f32], batch: &TokenBatch, step: u64) -> (f64, Vec<f32>) {
-        let mut noise = Hasher::new("templar synthetic noise").update_value(&(&batch.tokens, step)).clone().into_stream();
+        let mut noise =
+            Hasher::new("templar synthetic noise").update_value(&(&batch.tokens, step)).clone().into_stream();
         let noise = Signs::draw(theta.len(), &mut noise);
         let (mut loss, mut gradient) = (0.0, vec![0.0; theta.len()]);
         let share = 1.0 / batch.sequences as f32;

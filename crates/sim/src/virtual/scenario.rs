@@ -12,7 +12,7 @@ use templar_chain::DevConfig;
 use templar_node::frame::error::NodeError;
 use templar_node::pretrain::setup::Setup;
 use templar_protocol::clock::Schedule;
-use templar_protocol::run::RunSpec;
+use templar_protocol::run::{CodecKind, RunSpec};
 use templar_record::event::NodeEvent;
 use templar_record::recorder::Recorder;
 use templar_record::report::{Final, Report};
@@ -38,6 +38,8 @@ pub struct Scenario {
     pub engine: Engine,
     /// Contributions that count in a window, if not as many as by default; half as many again are in reserve.
     pub seats: Option<u32>,
+    /// How contributions become bytes, if not as by default.
+    pub codec: Option<CodecKind>,
     /// Changes the run before it starts.
     pub adjust: fn(&mut RunSpec),
     pub adjust_chain: fn(&mut DevConfig),
@@ -103,6 +105,7 @@ impl Scenario {
             plan,
             engine,
             seats: None,
+            codec: None,
             adjust: |_| {},
             adjust_chain: |_| {},
             incidents: Vec::new(),
@@ -146,8 +149,7 @@ impl Scenario {
         let plans = Plans { plan: &self.plan, engine, adjust: &adjust, adjust_chain };
         let mut world = World::new(&plans, folder, wraps, hear);
         let disturbances = self.disturbances.take();
-        lock(&ear).invariants =
-            disturbances.map(|known| Invariants::new(self.plan.seed, &world.spec, &members, known));
+        lock(&ear).invariants = disturbances.map(|known| Invariants::new(self.plan.seed, &world.spec, &members, known));
         if let Some(fault) = self.cloud_fault.take() {
             world.cloud.set_fault(fault);
         }
@@ -163,6 +165,9 @@ impl Scenario {
         (self.adjust)(spec);
         if let Some(seats) = self.seats {
             (spec.roster.gather, spec.roster.reserve) = (seats, seats / 2);
+        }
+        if let Some(codec) = self.codec {
+            spec.codec.kind = codec;
         }
     }
 

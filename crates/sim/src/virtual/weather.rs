@@ -199,7 +199,8 @@ impl Weather {
 fn crash(spell: &Spell, window_blocks: u64) -> [Incident; 2] {
     let end = spell.block + spell.blocks;
     let Spell { node, window, block, .. } = spell.clone();
-    let start = Incident { window: window + end / window_blocks, block: end % window_blocks, what: What::Start(node.clone()) };
+    let start =
+        Incident { window: window + end / window_blocks, block: end % window_blocks, what: What::Start(node.clone()) };
     [Incident { window, block, what: What::Kill(node) }, start]
 }
 

@@ -42,9 +42,8 @@ fn calm() -> Disturbances {
 
 #[test]
 fn two_states_are_seen_once_the_next_votes_have_confirmed_them() {
-    let history = |node, root: &[u8]| {
-        [(node, settled(0, root, certified(&[0]))), (node, settled(1, root, certified(&[0])))]
-    };
+    let history =
+        |node, root: &[u8]| [(node, settled(0, root, certified(&[0]))), (node, settled(1, root, certified(&[0])))];
     let both = |root: &[u8]| [history("miner-0", ROOT), history("validator-1", root)].concat();
     assert_eq!(violated(both(ROOT), calm()), []);
     assert_eq!(violated(both(b"other"), calm()), [Invariant::EqualRoots]);
@@ -62,9 +61,7 @@ fn two_states_are_seen_once_the_next_votes_have_confirmed_them() {
 
 #[test]
 fn two_readings_of_a_window_conflict() {
-    let both = |other: Verdict| {
-        [("miner-0", settled(3, ROOT, certified(&[0]))), ("miner-1", settled(3, ROOT, other))]
-    };
+    let both = |other: Verdict| [("miner-0", settled(3, ROOT, certified(&[0]))), ("miner-1", settled(3, ROOT, other))];
     assert_eq!(violated(both(certified(&[0])), calm()), []);
     assert_eq!(violated(both(Verdict::Withheld { accepted: vec![Uid(0)] }), calm()), []);
     assert_eq!(violated(both(certified(&[0, 1])), calm()), [Invariant::OneCertificate]);
@@ -121,7 +118,10 @@ fn a_violation_names_seed_window_and_node_and_is_told_once() {
     }
     let found = invariants.into_violations();
     let text = found[0].to_string();
-    assert!(found.len() == 1 && text.starts_with("seed 7, window 6, validator-0: nobody-excluded is violated"), "{text}");
+    assert!(
+        found.len() == 1 && text.starts_with("seed 7, window 6, validator-0: nobody-excluded is violated"),
+        "{text}"
+    );
 }
 
 #[test]
