@@ -144,8 +144,12 @@ impl Weather {
     /// What these failures explain.
     pub fn disturbances(&self, window_blocks: u64) -> Disturbances {
         let mut disturbances = Disturbances::default();
-        for Spell { node, window, block, blocks, .. } in &self.spells {
-            disturbances.add(node, *window, window + (block + blocks) / window_blocks);
+        for Spell { node, window, block, blocks, blow } in &self.spells {
+            let last = window + (block + blocks) / window_blocks;
+            disturbances.add(node, *window, last);
+            if matches!(blow, Blow::SlowLink { .. } | Blow::Flaky { .. }) {
+                disturbances.add_poor_link(node, *window, last);
+            }
         }
         disturbances
     }

@@ -105,6 +105,10 @@ fn only_a_lapse_is_explained_by_a_failure_of_its_own() {
     assert_eq!(violated(voted(0, FaultKind::SampleDigest), away()), [Invariant::NobodyBlamed]);
     assert_eq!(violated(voted(0, FaultKind::PayloadUnavailable), calm()), [], "that is its bucket's");
     assert_eq!(violated(voted(2, FaultKind::SampleDigest), calm()), [], "it is hostile");
+    let mut poor = calm();
+    poor.add_poor_link("validator-0", 5, 5);
+    assert_eq!(violated(voted(0, FaultKind::NotOpened), poor.clone()), []);
+    assert_eq!(violated(voted(0, FaultKind::NotCommitted), poor), [Invariant::NobodyBlamed]);
     let ended = [("miner-0", Event::Ended { window: 5, outcome: Outcome::NotAccepted })];
     assert_eq!(violated(ended.clone(), calm()), [Invariant::Heard]);
     assert_eq!(violated(ended, away()), []);
