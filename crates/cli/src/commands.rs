@@ -2,6 +2,7 @@
 
 pub(crate) mod adversary;
 pub(crate) mod bench;
+pub(crate) mod campaign;
 pub(crate) mod corpus;
 pub(crate) mod data;
 pub(crate) mod demo;
@@ -16,4 +17,5 @@ pub(crate) mod node;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod sim;
+pub(crate) mod table;
 pub(crate) mod tenure;

@@ -45,9 +45,14 @@ pub(crate) fn coded(code: &'static str) -> impl Fn(Report) -> Report {
     move |report| Report::new(Coded { code, cause: report.into() })
 }
 
-/// Whether the command line was wrong, which only the verb could tell.
-pub(crate) fn is_usage(report: &Report) -> bool {
-    code(report) == "usage"
+/// The exit code of a verb that failed.
+pub(crate) fn exit_code(report: &Report) -> u8 {
+    match code(report) {
+        // Only the verb could tell that the command line was wrong.
+        "usage" => 2,
+        "invariant" | "replay" => 3,
+        _ => 1,
+    }
 }
 
 /// Says that a signal ended the verb.

@@ -1,8 +1,8 @@
 //! `templar`: strangers' machines train one language model together.
 //!
 //! This crate is thin: a verb parses its arguments, calls a library crate, and shows the result. Exit codes: 0 done, 1
-//! failed (the message says what happened, to what, and what to do next), 2 wrong usage, 3 verified and found wrong, 130
-//! stopped by Ctrl-C, 141 stopped because whoever read standard output went away.
+//! failed (the message says what happened, to what, and what to do next), 2 wrong usage, 3 what was checked does not hold,
+//! 130 stopped by Ctrl-C, 141 stopped because whoever read standard output went away.
 
 mod cli;
 mod commands;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         (None, Ok(End::Done)) => ExitCode::SUCCESS,
         (None, Ok(End::Refuted)) => ExitCode::from(3),
         (None, Ok(End::Stopped)) => ExitCode::from(130),
-        (None, Err(report)) => ExitCode::from(if failure::is_usage(&report) { 2 } else { 1 }),
+        (None, Err(report)) => ExitCode::from(failure::exit_code(&report)),
     }
 }
 

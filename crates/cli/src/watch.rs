@@ -49,10 +49,17 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     pub(crate) fn new(windows: u64, loss: Loss) -> Self {
+        let bar = if is_json() { ProgressBar::hidden() } else { ProgressBar::new(windows * PARTS) };
+        Self::with(bar, windows, loss)
+    }
+
+    /// Without a bar: a simulation passes its windows faster than one could show.
+    pub(crate) fn simulation(windows: u64, loss: Loss) -> Self {
+        Self::with(ProgressBar::hidden(), windows, loss)
+    }
+
+    fn with(bar: ProgressBar, windows: u64, loss: Loss) -> Self {
         let style = ProgressStyle::with_template("{spinner} {prefix} {bar:15} {elapsed_precise} {msg}");
-        // A simulation passes its windows faster than a bar could show.
-        let is_plain = is_json() || loss == Loss::Synthetic;
-        let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new(windows * PARTS) };
         bar.set_style(style.expect("a constant template"));
         bar.set_prefix("starting");
         bar.enable_steady_tick(Duration::from_millis(200));

@@ -44,7 +44,7 @@ pub(crate) struct RehearsalArgs {
     validators: u16,
     /// Seed of everything random: keys, data, θ₀, blocks.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=i64::MAX as u64))]
-    seed: u64,
+    pub(crate) seed: u64,
     /// How contributions become bytes: topk-sign, topk-2bit or dense-f32.
     #[arg(long, env = "TEMPLAR_CODEC", default_value = "topk-sign", value_parser = codec)]
     pub(crate) codec: CodecKind,

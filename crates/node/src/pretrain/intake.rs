@@ -196,8 +196,9 @@ impl Intake {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
-    /// Ends all waiting: what is not here by now is a fault. Then rules out contributions that are an earlier one's copy.
-    pub fn close(&mut self) {
+    /// Ends all waiting: what is not here by now is a fault, or was not judged if this node asked too late for an answer. Then
+    /// rules out contributions that are an earlier one's copy.
+    pub fn close(&mut self, asked_late: bool) {
         let Phase::Opening { at_put, since } = &self.phase else { return };
         self.phase = Phase::Closed { at_put: at_put.clone(), since: *since };
         self.fetches = JoinSet::new();
@@ -205,6 +206,9 @@ impl Intake {
             if let Some(cause) = slot.silence() {
                 let (window, uid) = (self.window.number, slot.entry.uid.0);
                 tracing::info!(window, uid, cause, "a contribution could not be fetched");
+                if asked_late {
+                    slot.decide(Err(FaultKind::NotJudged));
+                }
             }
             slot.close();
         }

@@ -10,6 +10,7 @@ mod damage;
 mod duties;
 mod feedback;
 mod forger;
+mod ground;
 mod hostile;
 mod miners_ends;
 mod outages;

@@ -255,8 +255,13 @@ impl Judge {
             *began_at = head;
             intake.ask_afresh();
         }
+        let was_open = intake.put_hash().is_some();
         intake.read(ctx, head).await?;
         let put_hash = intake.put_hash();
+        // Away from the chain, it has asked for no key so far: as after an outage of its storage.
+        if !was_open && put_hash.is_some() && head >= last_call {
+            (doubt.asked_afresh_at, *began_at) = (Some(head), head);
+        }
         if let Some(cause) = ctx.access.broken() {
             doubt.lack = Abstention::OwnStorage { cause };
         } else {
@@ -282,7 +287,7 @@ impl Judge {
             ctx.access.isolate(cause).await;
             return Ok(());
         }
-        intake.close();
+        intake.close(*began_at >= ctx.schedule.put_deadline(window));
         let Round::Open { intake, began_at, .. } = std::mem::replace(&mut self.round, Round::ahead(window)) else {
             return Ok(());
         };
