@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use templar_chain::{Chain, ChainError, ChainLayer};
 use templar_node::pretrain::setup::Setup;
+use templar_protocol::bucket::BucketLocator;
 use templar_protocol::keys::Keypair;
+use templar_protocol::locator::{Locator, Role};
+use templar_protocol::roster::{EntryId, Snapshot};
 use templar_store::{Store, StoreError, StoreLayer};
 use templar_train::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, TrainerLayer};
 
@@ -137,6 +140,14 @@ pub fn published(key: &str) -> Option<(u64, &str)> {
     let (folder, window, object) = (segments.next()?, segments.next()?, segments.next()?);
     let is_whole = folder == "w" && segments.next().is_none();
     is_whole.then_some((window.parse().ok()?, object))
+}
+
+/// All miners that the chain lists, with their buckets, in the order of uids.
+pub fn listed_miners(now: &Snapshot) -> impl Iterator<Item = (EntryId, BucketLocator)> {
+    now.neurons.iter().filter_map(|neuron| {
+        let locator = Locator::decode(neuron.commitment.as_ref()?.fields.first()?).ok()?;
+        (locator.role == Role::Miner).then_some((neuron.entry, locator.bucket))
+    })
 }
 
 /// The window of which a header's word or a vote speaks.

@@ -21,7 +21,7 @@ pub const IDLE: Kind = Kind {
 pub const QUITTER: Kind = Kind {
     name: "quitter",
     tries: "It is honest through the first outer steps, then only stays listed, and lives on its record.",
-    stopped_by: "Presence: three missed seats in a row make its incentive count for nothing when seats are dealt. Its score falls only when it is drawn.",
+    stopped_by: "Presence: three missed seats in a row make its incentive count for nothing when seats are dealt. Windows without a contribution age its record, drawn or not.",
     wrap: |setup, _| wrap(setup, |job| outer_steps(job) < HONEST_STEPS),
     ..IDLE
 };
@@ -29,7 +29,7 @@ pub const QUITTER: Kind = Kind {
 pub const EVERY_THIRD: Kind = Kind {
     name: "every-third",
     tries: "It trains in every third window of those in which it has a seat, and is away in the others.",
-    stopped_by: "Nothing excludes it, and nothing need: what it does counts. Windows without a contribution lower its score when it is drawn.",
+    stopped_by: "Nothing excludes it, and nothing need: what it does counts, and the tokens of other windows are not paid.",
     wrap: |setup, _| {
         let mut seats = 0_u64;
         wrap(setup, move |_| {

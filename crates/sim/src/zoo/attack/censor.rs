@@ -1,11 +1,10 @@
 //! Validators that judge as suits them.
 
-use std::cmp::Reverse;
-
 use templar_record::event::Role;
 
 use crate::zoo::ballots::{When, rewrite_votes, rewrite_weights};
 use crate::zoo::kind::Kind;
+use crate::zoo::layers::listed_miners;
 
 pub const CENSOR: Kind = Kind {
     name: "censor",
@@ -21,10 +20,8 @@ pub const FRIEND: Kind = Kind {
     stopped_by: "The chain's stake-weighted median: weights of less than half of the stake pay nobody, and cost their validator its dividends. Open with half of it: then the friend is paid.",
     wrap: |setup, _| {
         rewrite_weights(setup, |weights, now| {
-            // Whoever has stake here is a validator.
-            let miners = now.neurons.iter().filter(|neuron| neuron.stake_rao == 0);
-            let friend = miners.min_by_key(|neuron| Reverse(neuron.entry.uid));
-            *weights = friend.map(|friend| (friend.entry.uid, u16::MAX)).into_iter().collect();
+            let friend = listed_miners(now).map(|(entry, _)| entry.uid).last();
+            *weights = friend.map(|friend| (friend, u16::MAX)).into_iter().collect();
         })
     },
     ..CENSOR

@@ -8,7 +8,7 @@ use crate::zoo::kind::Kind;
 use crate::zoo::layers::{claim_all, retrain};
 
 const STOPPED_BY: &str =
-    "Open: nobody checks the steps that a header claims. It earns what the fewer steps are worth to the loss.";
+    "Value: less than a quarter of the median's is not paid. Open: nobody checks the steps that a header claims, and three quarters of the median's value are paid like all of it.";
 
 pub const ONE_STEP: Kind = Kind {
     name: "one-step",

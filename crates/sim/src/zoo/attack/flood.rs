@@ -6,13 +6,12 @@ use async_trait::async_trait;
 use templar_chain::{Chain, ChainError, ChainLayer};
 use templar_node::pretrain::setup::Setup;
 use templar_protocol::keys::Keypair;
-use templar_protocol::locator::{Locator, Role as Duty};
 use templar_protocol::run::RunId;
 use templar_record::event::Role;
 use templar_store::{Store, keys};
 
 use crate::zoo::kind::Kind;
-use crate::zoo::layers::window_of;
+use crate::zoo::layers::{listed_miners, window_of};
 
 pub const KIND: Kind = Kind {
     name: "flood",
@@ -45,14 +44,11 @@ impl ChainLayer for Flooding {
     async fn submit_commitment(&self, key: &Keypair, netuid: u16, fields: Vec<Vec<u8>>) -> Result<(), ChainError> {
         if let Some(window) = fields.get(1).and_then(|word| window_of(word)) {
             let now = self.honest.snapshot(netuid, self.honest.head().await?.number).await?;
-            let others = now.neurons.iter().filter(|neuron| neuron.entry.hotkey != key.hotkey());
-            let mut locators =
-                others.filter_map(|other| Locator::decode(other.commitment.as_ref()?.fields.first()?).ok());
-            if let Some(victim) = locators.find(|locator| locator.role == Duty::Miner) {
+            if let Some((_, bucket)) = listed_miners(&now).find(|(entry, _)| entry.hotkey != key.hotkey()) {
                 let (store, payload) = (self.store.clone(), keys::window_payload(self.run, window));
                 tokio::spawn(async move {
                     for _ in 0..REQUESTS {
-                        let _ = store.get(&victim.bucket, &payload, BYTES_MAX).await;
+                        let _ = store.get(&bucket, &payload, BYTES_MAX).await;
                     }
                 });
             }

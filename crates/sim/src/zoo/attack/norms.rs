@@ -10,7 +10,7 @@ pub const SCALER: Kind = Kind {
     name: "scaler",
     role: Role::Miner,
     tries: "It sends what it learned × 2, 3, 4 or ¼, by another factor in each tensor, or as large as the bytes allow; each node of this kind in its way.",
-    stopped_by: "The clip cuts norms back to the median when the step is taken. Open: the score is taken before the clip, and pays for size.",
+    stopped_by: "The clip cuts norms back to the median when the step is taken, and more value than the median's is not paid more.",
     wrap: |setup, part| scale(setup, Size::ALL[part.nth % Size::ALL.len()]),
 };
 

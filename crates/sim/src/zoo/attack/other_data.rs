@@ -15,7 +15,7 @@ pub const KIND: Kind = Kind {
     name: "other-data",
     role: Role::Miner,
     tries: "It trains on samples of its own choice instead of those that it was given.",
-    stopped_by: "Open: the score only halves for a miner whose own samples gain no more than unseen ones, and chance decides much of that.",
+    stopped_by: "Open: a miner whose own samples gain no more than unseen ones is paid less, but chance decides much of that.",
     wrap: |setup, _| wrap(setup),
 };
 

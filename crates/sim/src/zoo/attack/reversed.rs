@@ -17,7 +17,7 @@ pub const REVERSED: Kind = Kind {
 pub const SLEEPER: Kind = Kind {
     name: "sleeper",
     tries: "It is honest through the first outer steps, then publishes the opposite of what it learned, paid by its record.",
-    stopped_by: "Scores fall, but slowly. Open: what it sends counts, because no loss enters acceptance.",
+    stopped_by: "Value: it falls with every evaluation. Open: until then it is paid, and what it sends counts, because no loss enters acceptance.",
     wrap: |setup, _| {
         alter_training(setup, |job, outcome| {
             if outer_steps(job) >= HONEST_STEPS {
@@ -31,7 +31,7 @@ pub const SLEEPER: Kind = Kind {
 pub const TENSOR_REVERSER: Kind = Kind {
     name: "tensor-reverser",
     tries: "It boosts what it learned of every other tensor and reverses the rest: harm that hides behind a gain.",
-    stopped_by: "The clip cuts what is boosted back to the median of all. Open: the score is taken before the clip and pays for the boost, and the reversed tensors count.",
+    stopped_by: "The clip cuts what is boosted back to the median of all. Open: value is measured before the clip, so the boost pays, and the reversed tensors count.",
     wrap: |setup, _| {
         let layout = setup.spec.layout();
         alter_training(setup, move |_, outcome| {

@@ -15,14 +15,14 @@ pub const SPLITTER: Kind = Kind {
     name: "splitter",
     role: Role::Miner,
     tries: "The first node of this kind trains; its positions are dealt out to all of them and scaled up, to be paid as if each had trained. In processes of their own, each deals out its own training.",
-    stopped_by: "Open: nothing in a header needs training, and the score pays for size.",
+    stopped_by: "Open: nothing in a header needs training, and pieces that are scaled up are worth as much as whole contributions.",
     wrap: |setup, part| train_once(setup, SPLITTER.name, part, deal),
 };
 
 pub const CLONES: Kind = Kind {
     name: "clones",
     tries: "All nodes of this kind send what the first one trained, each with one value of its own, so that no payload is another's copy. In processes of their own, each alters its own training.",
-    stopped_by: "Open: only exact copies are found. Each is scored as if it had trained.",
+    stopped_by: "Open: only exact copies are found. Each clone is paid as if it had trained, but for what its own samples show.",
     wrap: |setup, part| train_once(setup, CLONES.name, part, mark),
     ..SPLITTER
 };
