@@ -7,8 +7,7 @@ use templar_train::TrainJob;
 use crate::zoo::kind::Kind;
 use crate::zoo::layers::{claim_all, retrain};
 
-const STOPPED_BY: &str =
-    "Value: less than a quarter of the median's is not paid. Open: nobody checks the steps that a header claims, and three quarters of the median's value are paid like all of it.";
+const STOPPED_BY: &str = "Value: less than a quarter of the median's is not paid. Open: nobody checks the steps that a header claims, and three quarters of the median's value are paid like all of it.";
 
 pub const ONE_STEP: Kind = Kind {
     name: "one-step",
