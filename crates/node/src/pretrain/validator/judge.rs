@@ -62,6 +62,8 @@ struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
+    /// The block of the last look at the window.
+    looked_at: u64,
     /// Why this node does not vote, if it does not.
     lack: Abstention,
 }
@@ -240,7 +242,7 @@ impl Judge {
         }
         let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
         let heals = self.ctx.access.heals();
-        let doubt = Doubt { heals, asked_afresh_at: None, lack: Abstention::NoTimeLeft };
+        let doubt = Doubt { heals, asked_afresh_at: None, looked_at: head, lack: Abstention::NoTimeLeft };
         self.round = Round::Open { intake, doubt, began_at: head };
         Ok(())
     }
@@ -255,13 +257,13 @@ impl Judge {
             *began_at = head;
             intake.ask_afresh();
         }
-        let was_open = intake.put_hash().is_some();
-        intake.read(ctx, head).await?;
-        let put_hash = intake.put_hash();
-        // Away from the chain, it has asked for no key so far: as after an outage of its storage.
-        if !was_open && put_hash.is_some() && head >= last_call {
+        // Away from the chain, it has asked for no key since they are published: as after an outage of its storage.
+        if head >= last_call && doubt.looked_at <= ctx.schedule.put_deadline(window) + 1 {
             (doubt.asked_afresh_at, *began_at) = (Some(head), head);
         }
+        doubt.looked_at = head;
+        intake.read(ctx, head).await?;
+        let put_hash = intake.put_hash();
         if let Some(cause) = ctx.access.broken() {
             doubt.lack = Abstention::OwnStorage { cause };
         } else {
