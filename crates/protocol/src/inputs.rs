@@ -117,8 +117,9 @@ impl WindowInputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commitment::Commitment;
+    use crate::commitment::FIELD_BYTES_MAX;
     use crate::roster::Neuron;
+    use crate::run::VALIDATORS_MAX;
     use crate::testing::{entry, roster};
     use crate::word::fields;
 
@@ -141,8 +142,31 @@ mod tests {
         let found: Vec<Option<Hash32>> = inputs.miners.iter().map(|miner| miner.header).collect();
         assert_eq!(found, [Some(Hash32::of(b"header")), None]);
         assert_eq!(inputs.validators[0].ballot, [9; 3]);
+        let bytes = inputs.to_bytes();
+        assert_eq!(WindowInputs::from_bytes(&bytes, &inputs.digest()).as_ref(), Some(&inputs));
+        assert_eq!(WindowInputs::from_bytes(&[bytes, vec![0]].concat(), &inputs.digest()), None);
         let mut other = inputs.clone();
         other.validators[0].ballot.push(0);
         assert_ne!(other.digest(), inputs.digest());
+    }
+
+    /// What a validator archives per window; the operators' page has the figure.
+    #[test]
+    fn inputs_of_a_full_subnet_are_small_and_the_bound_holds_for_every_subnet() {
+        let miner = MinerInput {
+            entry: entry(1),
+            incentive: 1,
+            work_class: 0,
+            bucket: Hash32::default(),
+            header: Some(Hash32::default()),
+        };
+        let validator = ValidatorInput { entry: entry(2), stake_rao: 1, ballot: vec![0; FIELD_BYTES_MAX] };
+        let bytes = |miners: usize, validators: usize| {
+            let hash = Hash32::default();
+            let (miners, validators) = (vec![miner.clone(); miners], vec![validator.clone(); validators]);
+            WindowInputs { window: 1, snapshot_hash: hash, put_hash: hash, miners, validators }.to_bytes().len() as u64
+        };
+        assert_eq!(bytes(192, 64), 80 + 192 * 110 + 64 * 182);
+        assert!(bytes(192, 64) < 33_000 && bytes(1 << 16, VALIDATORS_MAX) < INPUTS_BYTES_MAX);
     }
 }
