@@ -10,6 +10,8 @@ const VALUE_MAX: f64 = 2.0;
 /// noise earns by chance; above the second, chance alone tells equally honest miners apart.
 const VALUE_FROM: f64 = 0.25;
 const VALUE_FULL: f64 = 0.75;
+/// Advantage on own samples from which tokens count in full. An honest miner's is 0.4 ± 0.3, and chance is 0.
+const ADVANTAGE_FULL: f64 = -0.25;
 
 /// Moving averages of one roster entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -54,9 +56,9 @@ impl Rating {
         self.mean_value().map_or(0.0, above)
     }
 
-    /// Below 1 for a miner whose own samples improve less often than unseen ones: it trains on something else.
+    /// Below 1 for a miner whose own samples improve much less often than unseen ones: it trains on something else.
     pub fn own_factor(&self) -> f64 {
-        (1.0 + self.own_advantage).clamp(0.0, 1.0)
+        ((1.0 + self.own_advantage) / (1.0 + ADVANTAGE_FULL)).clamp(0.0, 1.0)
     }
 
     /// Tokens per window that are paid.

@@ -27,7 +27,7 @@ use crate::show::count;
 pub(crate) struct Replay {
     /// The event log of a validator or of a network (JSON lines, as `--json` prints them), or the folder of a network.
     #[arg(value_name = "LOG")]
-    log: PathBuf,
+    record: PathBuf,
 }
 
 /// Explain a miner's pay: every factor, the windows behind it, and what would raise it.
@@ -35,7 +35,7 @@ pub(crate) struct Replay {
 pub(crate) struct Explain {
     /// The event log of a validator or of a network (JSON lines, as `--json` prints them), or the folder of a network.
     #[arg(value_name = "LOG")]
-    log: PathBuf,
+    record: PathBuf,
     /// The miner.
     #[arg(long, value_parser = whole::<u16>(0..=u64::from(u16::MAX)))]
     uid: u16,
@@ -50,11 +50,11 @@ pub(crate) struct Explain {
 impl Replay {
     pub(crate) fn run(self) -> Result<End> {
         let mut replay = Replaying::default();
-        for event in events(&self.log)? {
+        for event in events(&self.record)? {
             replay.take(&event?);
         }
         let accounts = replay.accounts();
-        ensure_any(&self.log, accounts.len())?;
+        ensure_any(&self.record, accounts.len())?;
         let differences: usize = accounts.values().map(|account| account.differences.len()).sum();
         if is_json() {
             let validators: Vec<_> = accounts.iter().map(|(name, account)| account_json(name, account)).collect();
@@ -73,7 +73,7 @@ impl Replay {
         }
         if differences > 0 {
             let what = count(differences, "entry").replace("entrys", "entries");
-            return Err(coded("replay")(eyre!("{what} of {} do not follow from the record", self.log.display())));
+            return Err(coded("replay")(eyre!("{what} of {} do not follow from the record", self.record.display())));
         }
         if !is_json() {
             say!("every fault and every weight follows from the record, bit for bit");
@@ -99,14 +99,14 @@ fn account_json(name: &str, account: &Account) -> serde_json::Value {
 impl Explain {
     pub(crate) fn run(self) -> Result<End> {
         let mut explainer = Explainer::new(Uid(self.uid), self.window);
-        for event in events(&self.log)? {
+        for event in events(&self.record)? {
             explainer.take(&event?);
         }
         let mut explanations = explainer.explanations();
         if let Some(name) = &self.validator {
             explanations.retain(|explanation| explanation.validator == *name);
         }
-        ensure_any(&self.log, explanations.len())?;
+        ensure_any(&self.record, explanations.len())?;
         if is_json() {
             say!("{}", json!({ "uid": self.uid, "window": self.window, "validators": explanations }));
             return Ok(End::Done);

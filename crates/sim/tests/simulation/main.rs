@@ -15,6 +15,7 @@ mod hostile;
 mod miners_ends;
 mod outages;
 mod own_bucket;
+mod pay;
 mod presence;
 mod protocol;
 mod published;
@@ -25,12 +26,19 @@ mod withheld;
 mod words;
 mod zoo;
 
+use std::time::Duration;
+
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, NodeEvent};
 use templar_record::outcome::Outcome as End;
 use templar_record::report::WindowReport;
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
+
+/// Virtual time from the first operation on the cloud to a block of a window.
+fn time(window: u64, block: u64) -> Duration {
+    Duration::from_secs(12 * (20 + 20 * window + block - 1))
+}
 
 fn run(scenario: Scenario) -> Outcome {
     let folder = tempfile::tempdir().unwrap();

@@ -16,12 +16,7 @@ use templar_sim::zoo::failure::outage::{clock, during};
 use templar_sim::zoo::failure::skewed_clock;
 use templar_store::{Fault, Op, OpKind};
 
-use crate::{any, assert_one_history, certified, count, ends, run, trained, voted};
-
-/// Virtual time at which a block of a window comes.
-fn time(window: u64, block: u64) -> Duration {
-    Duration::from_secs(12 * (20 + 20 * window + block - 1))
-}
+use crate::{any, assert_one_history, certified, count, ends, run, time, trained, voted};
 
 /// When which node told something.
 #[derive(Clone, Default)]

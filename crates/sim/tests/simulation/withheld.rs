@@ -11,15 +11,10 @@ use templar_sim::zoo::failure::outage::during;
 use templar_sim::zoo::layers::{forge_uploads, published};
 use templar_store::{Fault, OpKind};
 
-use crate::{any, assert_one_history, certified, count, ends, faults_of, run};
+use crate::{any, assert_one_history, certified, count, ends, faults_of, run, time};
 
 fn withheld(event: &Event) -> bool {
     matches!(event, Event::Settled { window: 1, verdict: Verdict::Withheld { .. }, .. })
-}
-
-/// Virtual time at which a block of a window comes.
-fn time(window: u64, block: u64) -> Duration {
-    Duration::from_secs(12 * (20 + 20 * window + block - 1))
 }
 
 fn nodes(outcome: &Outcome) -> Vec<String> {
