@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     fn scoring() -> ScoringSpec {
-        spec().scoring
+        ScoringSpec { budget_tokens: 300, burn_uid: 99, ..spec().scoring }
     }
 
     /// An honest validator's log of some windows.

@@ -33,7 +33,7 @@ mod tests {
         assert_eq!(RunSpec::from_toml(&run.to_toml()).unwrap(), run);
         let commented = format!("# a comment\n{}", run.to_toml().replace(" = ", "   =   "));
         assert_eq!(RunSpec::from_toml(&commented).unwrap().id(), run.id());
-        assert_eq!(run.id().to_string(), "378d6589b0fa4f8601edceb9343fea34dea1a119b32b6a84cfb30d9d7113b908");
+        assert_eq!(run.id().to_string(), "5e94f7d6ef5dbd8518713b55995145ab38383c7f1a9114a7697704b17fa24dd7");
     }
 
     #[test]
