@@ -143,7 +143,7 @@ async fn a_bucket_that_takes_objects_without_a_credential_is_found_out_without_s
         }
         heads
     });
-    let write = Credential { access_key_id: "owner".into(), secret_access_key: "of it".into() };
+    let write = Credential { access_key_id: "owner".into(), secret_access_key: "own".into() };
     let options = S3Options { retries: 0, ..S3Options::default() };
     let store = S3Store::new(OwnBucket { locator: locator(&endpoint), write }, options).unwrap();
     for who in [Stranger::Published, Stranger::Nobody] {
