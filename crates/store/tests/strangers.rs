@@ -132,15 +132,18 @@ async fn a_bucket_that_takes_objects_without_a_credential_is_found_out_without_s
         let mut heads = Vec::new();
         for _ in 0..2 {
             let (mut socket, _) = listener.accept().await.unwrap();
-            let mut head = vec![0; 4096];
-            let read = socket.read(&mut head).await.unwrap();
-            heads.push(String::from_utf8_lossy(&head[..read]).to_ascii_lowercase());
+            // Head and body may come apart; what is left unread resets the connection.
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\nx") {
+                assert!(socket.read_buf(&mut request).await.unwrap() > 0, "it hangs up early");
+            }
+            heads.push(String::from_utf8_lossy(&request).to_ascii_lowercase());
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{HEADERS}\r\n");
             socket.write_all(answer.as_bytes()).await.unwrap();
         }
         heads
     });
-    let write = Credential { access_key_id: "owner".into(), secret_access_key: "of it".into() };
+    let write = Credential { access_key_id: "owner".into(), secret_access_key: "own".into() };
     let options = S3Options { retries: 0, ..S3Options::default() };
     let store = S3Store::new(OwnBucket { locator: locator(&endpoint), write }, options).unwrap();
     for who in [Stranger::Published, Stranger::Nobody] {
