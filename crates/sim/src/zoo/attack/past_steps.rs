@@ -9,7 +9,7 @@ pub const ECHO: Kind = Kind {
     name: "echo",
     role: Role::Miner,
     tries: "It never trains: it sends what θ moved by since its last contribution, in the hope that the same again still helps.",
-    stopped_by: "Scores: only what still lowers the loss is paid, and that is little. Open where steps keep their direction for long, because a header proves no training.",
+    stopped_by: "Value: a step that is taken again overshoots, so it earns next to nothing. Open: it counts all the same, because no loss enters acceptance.",
     wrap: |setup, _| {
         let mut movement = Movement::default();
         skip_training(setup, move |job| movement.to(job.theta))
