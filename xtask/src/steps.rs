@@ -27,6 +27,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", what: "tests: the README's command", run: || cargo(&["test", "--workspace", "--release"]) },
     Step { name: "properties", what: "property tests, longer", run: search::properties },
     Step { name: "reader", what: "contributions, read by the second reader", run: reader },
+    Step { name: "campaign", what: "200 seeds of the proving ground", run: campaign },
     Step { name: "demo", what: "a short demo, and its report", run: demo },
 ];
 
@@ -95,6 +96,11 @@ fn reader() -> Result<(), Failure> {
     samples.sort();
     let mut command = command(python::reader()?, &["tools/read_contribution.py"]);
     finish(command.args(samples))
+}
+
+/// Each seed is a small network under its own weather and with its own adversaries; a failing one prints how to repeat it.
+fn campaign() -> Result<(), Failure> {
+    cargo(&["run", "--release", "--", "sim", "--campaign", "200"])
 }
 
 fn demo() -> Result<(), Failure> {

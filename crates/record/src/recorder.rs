@@ -35,11 +35,16 @@ pub struct Neuron {
     pub emission_rao: u64,
 }
 
+/// Windows that stay open behind the newest one that a node has settled.
+const OPEN_WINDOWS: u64 = 64;
+
 /// Collects events into a report.
 #[derive(Debug)]
 pub struct Recorder {
     participants: Vec<Participant>,
     windows: BTreeMap<u64, Gathered>,
+    /// Windows of which nothing more is expected, without what each node told of them: a long run needs no more memory.
+    closed: BTreeMap<u64, WindowReport>,
     nodes: BTreeMap<String, NodeState>,
 }
 
@@ -79,17 +84,22 @@ struct NodeState {
     faults: Vec<FaultCount>,
     /// By miner: the newest score that this validator gave.
     scores: BTreeMap<Uid, f64>,
+    /// How many closed windows ended in which way for it.
+    ended: BTreeMap<String, u64>,
 }
 
 impl Recorder {
     pub fn new(participants: Vec<Participant>) -> Self {
-        Self { participants, windows: BTreeMap::new(), nodes: BTreeMap::new() }
+        Self { participants, windows: BTreeMap::new(), closed: BTreeMap::new(), nodes: BTreeMap::new() }
     }
 
     pub fn record(&mut self, event: &NodeEvent) {
         let name = event.node.clone();
         let node = self.nodes.entry(name.clone()).or_default();
         event.event.count_faults(&mut node.faults);
+        if window_of(&event.event).is_some_and(|window| self.closed.contains_key(&window)) {
+            return;
+        }
         match &event.event {
             Event::Started { uid, state_root, .. } => {
                 node.starts += 1;
@@ -131,6 +141,7 @@ impl Recorder {
                 let (payload_bytes, values, tokens) = (*payload_bytes, *values, *tokens);
                 let settled = Settled { state_root, verdict, payload_bytes, values, tokens };
                 self.windows.entry(*window).or_default().settled.insert(name, settled);
+                self.close_before(window.saturating_sub(OPEN_WINDOWS));
             }
             Event::Validated { window, loss, bits_per_byte } => {
                 self.windows.entry(*window).or_default().validated.insert(name, (*loss, *bits_per_byte));
@@ -139,14 +150,28 @@ impl Recorder {
         }
     }
 
+    fn close_before(&mut self, window: u64) {
+        while let Some(first) = self.windows.first_entry()
+            && *first.key() < window
+        {
+            let (window, gathered) = first.remove_entry();
+            for (name, outcome) in &gathered.outcomes {
+                *self.nodes.entry(name.clone()).or_default().ended.entry(outcome.kind().to_owned()).or_default() += 1;
+            }
+            self.closed.insert(window, gathered.report(window));
+        }
+    }
+
     /// How many nodes have settled `window`.
     pub fn settled(&self, window: u64) -> usize {
-        self.windows.get(&window).map_or(0, |gathered| gathered.settled.len())
+        let closed = self.closed.get(&window).map_or(0, |closed| closed.settled_by as usize);
+        self.windows.get(&window).map_or(closed, |gathered| gathered.settled.len())
     }
 
     /// Whether θ after `window` was validated.
     pub fn validated(&self, window: u64) -> bool {
-        self.windows.get(&window).is_some_and(|gathered| !gathered.validated.is_empty())
+        let closed = self.closed.get(&window).is_some_and(|closed| closed.val_loss.is_some());
+        self.windows.get(&window).map_or(closed, |gathered| !gathered.validated.is_empty())
     }
 
     /// How a window ended for a node, if it has reported that.
@@ -161,6 +186,9 @@ impl Recorder {
 
     /// What is known about a window so far.
     pub fn window(&self, window: u64) -> WindowReport {
+        if let Some(closed) = self.closed.get(&window) {
+            return closed.clone();
+        }
         self.windows.get(&window).unwrap_or(&Gathered::default()).report(window)
     }
 
@@ -176,7 +204,9 @@ impl Recorder {
     ) -> Report {
         // Nodes go on for a moment after the last planned window.
         let reached = self.windows.range(..windows_planned);
-        let windows: Vec<WindowReport> = reached.map(|(window, gathered)| gathered.report(*window)).collect();
+        let reached = reached.map(|(window, gathered)| gathered.report(*window));
+        let closed = self.closed.range(..windows_planned).map(|(_, closed)| closed.clone());
+        let windows: Vec<WindowReport> = closed.chain(reached).collect();
         let last_window = windows_planned.saturating_sub(1);
         let nodes =
             self.participants.iter().filter_map(|participant| self.node(participant, last_window, neurons)).collect();
@@ -232,11 +262,26 @@ impl Recorder {
 impl Recorder {
     /// How many windows up to `last_window` ended in which way for `node`.
     fn outcomes(&self, node: &str, last_window: u64) -> BTreeMap<String, u64> {
-        let mut counts = BTreeMap::new();
+        let mut counts = self.nodes.get(node).map(|node| node.ended.clone()).unwrap_or_default();
         for outcome in self.windows.range(..=last_window).filter_map(|(_, gathered)| gathered.outcomes.get(node)) {
             *counts.entry(outcome.kind().to_owned()).or_default() += 1;
         }
         counts
+    }
+}
+
+/// The window that an event is about, if its part in a report is one of a window's.
+fn window_of(event: &Event) -> Option<u64> {
+    match event {
+        Event::Opened { window }
+        | Event::Ended { window, .. }
+        | Event::Trained { window, .. }
+        | Event::Sealed { window, .. }
+        | Event::Voted { window, .. }
+        | Event::Misvoted { window, .. }
+        | Event::Settled { window, .. }
+        | Event::Validated { window, .. } => Some(*window),
+        _ => None,
     }
 }
 
@@ -306,84 +351,4 @@ impl Gathered {
 }
 
 #[cfg(test)]
-mod tests {
-    use templar_protocol::testing::spec;
-
-    use super::*;
-
-    fn told(node: &str, event: Event) -> NodeEvent {
-        NodeEvent { node: node.to_owned(), event }
-    }
-
-    #[test]
-    fn a_diverged_node_that_reports_last_does_not_change_the_report() {
-        let settled = |root: &[u8], accepted: Vec<Uid>, tokens| Event::Settled {
-            window: 0,
-            verdict: Verdict::Certified { accepted, excluded: vec![] },
-            state_root: Hash32::of(root),
-            payload_bytes: 10 * tokens,
-            values: 1,
-            tokens,
-        };
-        let validated = |loss| Event::Validated { window: 0, loss, bits_per_byte: loss };
-        let mut recorder = Recorder::new(Vec::new());
-        for event in [
-            told("b", settled(b"one", vec![Uid(1)], 7)),
-            told("c", settled(b"one", vec![Uid(1)], 7)),
-            told("c", validated(2.0)),
-            told("a", settled(b"other", vec![], 9)),
-            told("a", validated(1.0)),
-        ] {
-            recorder.record(&event);
-        }
-        let window = recorder.window(0);
-        assert_eq!((window.state_root, window.settled_by, window.agreed_by), (Hash32::of(b"one"), 3, 2));
-        assert_eq!((window.accepted, window.tokens, window.payload_bytes), (vec![Uid(1)], 7, 70));
-        assert_eq!(window.val_loss, Some(2.0));
-    }
-
-    #[test]
-    fn a_window_without_events_does_not_shift_the_others() {
-        let mut recorder = Recorder::new(Vec::new());
-        recorder.record(&told("a", Event::Weighed { window: 0, forgotten: Vec::new(), weights: Vec::new() }));
-        recorder.record(&told("a", Event::Sealed { window: 3, payload_bytes: 1, comm_s: 2.0 }));
-        recorder.record(&told("a", Event::Sealed { window: 9, payload_bytes: 1, comm_s: 2.0 }));
-        let report = recorder.finish(&spec(), 1, 9, &[], (vec![], 0), Final::default());
-        let numbers: Vec<u64> = report.windows.iter().map(|window| window.window).collect();
-        assert_eq!((report.windows_planned, numbers), (9, vec![3]));
-        assert_eq!((recorder.window(5).window, recorder.window(5).settled_by), (5, 0));
-    }
-
-    #[test]
-    fn what_opened_and_found_no_seat_is_counted() {
-        let started =
-            |uid| Event::Started { uid: Uid(uid), role: Role::Miner, settled: 0, state_root: Hash32::default() };
-        let mut recorder = Recorder::new(Vec::new());
-        let verdict = Verdict::Certified { accepted: vec![Uid(0), Uid(9)], excluded: vec![] };
-        for event in [
-            told("a", started(0)),
-            told("b", started(1)),
-            told("a", Event::Opened { window: 0 }),
-            told("b", Event::Opened { window: 0 }),
-            told("b", Event::Ended { window: 0, outcome: Outcome::NoSeat { seats: 2 } }),
-            told(
-                "v",
-                Event::Settled {
-                    window: 0,
-                    verdict,
-                    state_root: Hash32::of(b"r"),
-                    payload_bytes: 2,
-                    values: 1,
-                    tokens: 1,
-                },
-            ),
-        ] {
-            recorder.record(&event);
-        }
-        let window = recorder.window(0);
-        // Nothing else is heard from uid 9.
-        assert_eq!((window.opened, window.no_seat), (vec![Uid(0), Uid(1), Uid(9)], 1));
-        assert_eq!((recorder.uid("b"), recorder.uid("v")), (Some(Uid(1)), None));
-        assert_eq!(recorder.outcome(0, "b"), Some(&Outcome::NoSeat { seats: 2 }));
-    }
-}
+mod tests;

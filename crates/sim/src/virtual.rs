@@ -4,6 +4,7 @@
 //! |---|---|
 //! | one simulation: who takes part, what happens, what came of it | [`scenario`] |
 //! | the nodes and what they share | [`world`] |
+//! | what all nodes read from the chain alike, read once | `memo` |
 //! | what the nodes train with | [`engine`] |
 //! | failures of machines, links and services, drawn by seed | [`weather`] |
 //! | what must hold whatever happens | [`invariants`] |
@@ -15,6 +16,7 @@ pub mod campaign;
 pub mod case;
 pub mod engine;
 pub mod invariants;
+mod memo;
 pub mod scenario;
 pub mod table;
 pub mod weather;

@@ -18,6 +18,7 @@ use templar_sim::local::kept::{Definition, MINERS_MAX, Ring, VALIDATORS_MAX, WIN
 use templar_sim::local::needs::{self, Machine};
 use templar_sim::local::network::{Network, NoTheta, Outcome, Text};
 use templar_sim::plan::Plan;
+use templar_sim::r#virtual::scenario::NODES_MAX;
 use templar_sim::zoo::attack::Several;
 
 use crate::commands::corpus::CorpusArgs;
@@ -37,7 +38,7 @@ pub(crate) struct RehearsalArgs {
     #[arg(long, env = "TEMPLAR_WINDOWS", default_value_t = 12, value_parser = whole::<u64>(1..=WINDOWS_MAX))]
     pub(crate) windows: u64,
     /// Miners.
-    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = whole::<u16>(1..=u64::from(MINERS_MAX)))]
+    #[arg(long, env = "TEMPLAR_MINERS", default_value_t = 4, value_parser = whole::<u16>(1..=u64::from(NODES_MAX) - 1))]
     miners: u16,
     /// Validators.
     #[arg(long, env = "TEMPLAR_VALIDATORS", default_value_t = 2, value_parser = whole::<u16>(1..=u64::from(VALIDATORS_MAX)))]
@@ -67,6 +68,18 @@ impl RehearsalArgs {
             preset,
             adversaries: self.adversary.iter().flat_map(|several| vec![several.kind; several.count.into()]).collect(),
         })
+    }
+
+    /// Checks that there are at most so many miners, and that a chain has room for all nodes.
+    pub(crate) fn check_size(&self, miners_max: u16) -> Result<()> {
+        let (miners, nodes) = (self.miners, self.miners + self.validators);
+        let too_many =
+            (miners > miners_max).then(|| format!("--miners {miners}: it must be {miners_max} or fewer here"));
+        let no_room = (nodes > NODES_MAX).then(|| format!("{nodes} nodes: a subnet has room for {NODES_MAX}"));
+        match too_many.or(no_room) {
+            Some(wrong) => Err(coded("usage")(eyre!("{wrong}"))),
+            None => Ok(()),
+        }
     }
 
     fn check_adversaries(&self, role: Role, plural: &str, nodes: usize) -> Result<()> {
@@ -163,6 +176,7 @@ impl NetworkArgs {
     /// The network that was asked for, in `folder`, if it fits this machine and its results have a place to go.
     pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
         let mut preset = preset(&self.preset)?;
+        self.rehearsal.check_size(MINERS_MAX)?;
         let text = self.corpus.text(&mut preset).map_err(coded("data"))?;
         let plan = self.rehearsal.plan(preset)?;
         // Nodes on this machine share its cores.

@@ -6,7 +6,7 @@ use serde_json::json;
 use templar_protocol::run::CodecKind;
 use templar_sim::r#virtual::case::Case;
 use templar_sim::r#virtual::engine::Engine;
-use templar_sim::r#virtual::scenario::{Outcome, Scenario};
+use templar_sim::r#virtual::scenario::{NODES_MAX, Outcome, Scenario};
 use templar_sim::r#virtual::weather::{Faults, Weather};
 
 use crate::commands::campaign::CampaignArgs;
@@ -71,6 +71,7 @@ impl Sim {
     }
 
     fn scenario(&self) -> Result<(Scenario, Weather)> {
+        self.rehearsal.check_size(NODES_MAX)?;
         let plan = self.rehearsal.plan(self.trainer.preset())?;
         let case = Case {
             seed: plan.seed,

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use templar_chain::DevConfig;
+use templar_chain::call::UIDS_MAX;
 use templar_node::frame::error::NodeError;
 use templar_node::pretrain::setup::Setup;
 use templar_protocol::clock::Schedule;
@@ -29,6 +30,9 @@ use crate::r#virtual::world::{BLOCK, Plans, World};
 pub use crate::r#virtual::world::{Incident, What, Wrap};
 use crate::zoo::attack::partial_bucket;
 use crate::zoo::failure::outage::CloudFault;
+
+/// Most miners and validators together: the subnet has no more uids.
+pub const NODES_MAX: u16 = UIDS_MAX;
 
 /// A callback for every event as it comes, with what all events add up to so far.
 pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
@@ -136,7 +140,10 @@ impl Scenario {
     }
 
     async fn simulate(mut self, folder: &Path) -> Outcome {
-        let members = self.plan.members();
+        let mut members = self.plan.members();
+        for member in &mut members {
+            member.stake_rao = self.stakes_rao.get(&member.name).copied().unwrap_or(member.stake_rao);
+        }
         let wraps = std::mem::take(&mut self.wraps);
         for (node, _) in &wraps {
             assert!(members.iter().any(|member| member.name == *node), "there is no {node} to wrap");

@@ -106,13 +106,15 @@ impl Table {
             let Network { miners, validators, counts, seats } = network(role);
             let kinds = self.kinds.iter().filter(|kind| kind.role == role);
             let hostile = kinds.flat_map(|kind| counts.map(|count| (Some(*kind), count)));
-            for (kind, count) in [(None, 0)].into_iter().chain(hostile) {
+            for (kind, count) in counts.map(|count| (None, count)).into_iter().chain(hostile) {
                 for (seats, seed) in seats.into_iter().flat_map(|seats| self.seeds().map(move |seed| (seats, seed))) {
                     let key = Key { kind: kind.map(|kind| kind.name), role: role_name(role), count, seats, seed };
+                    // The honest network has nobody in their place, rather than somebody better.
+                    let absent = |of: Role| if kind.is_none() && role == of { count } else { 0 };
                     let case = Case {
                         seed,
-                        miners,
-                        validators,
+                        miners: miners - absent(Role::Miner),
+                        validators: validators - absent(Role::Validator),
                         windows: WINDOWS,
                         adversaries: kind.map_or_else(Vec::new, |kind| vec![kind; count]),
                         faults: Faults::None,

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::plan::{Member, Plan};
 use crate::r#virtual::engine::Engine;
+use crate::r#virtual::memo::Memo;
 
 /// Virtual time between two blocks.
 pub const BLOCK: Duration = Duration::from_secs(12);
@@ -67,6 +68,7 @@ pub(crate) struct World {
     pub(crate) spec: RunSpec,
     engine: Engine,
     pub(crate) chain: DevChain,
+    memo: Memo,
     pub(crate) cloud: Arc<MemoryCloud>,
     dataset: Arc<Dataset>,
     folder: PathBuf,
@@ -122,7 +124,21 @@ impl World {
         let folder = folder.to_path_buf();
         let (running, failures) = (BTreeMap::new(), Vec::new());
         let engine = plans.engine;
-        Self { spec, engine, chain, cloud, dataset, folder, buckets, wraps, running, failures, sender, collector }
+        Self {
+            spec,
+            engine,
+            chain,
+            memo: Memo::default(),
+            cloud,
+            dataset,
+            folder,
+            buckets,
+            wraps,
+            running,
+            failures,
+            sender,
+            collector,
+        }
     }
 
     pub(crate) fn state_folder(&self, node: &str) -> PathBuf {
@@ -138,7 +154,7 @@ impl World {
             role: member.role,
             spec: self.spec.clone(),
             keypair: member.keypair.clone(),
-            chain: Arc::new(self.chain.clone()),
+            chain: self.memo.over(Arc::new(self.chain.clone())),
             pacer: Some(Pacer::Dev(self.chain.clone())),
             store,
             dataset: self.dataset.clone(),

@@ -29,7 +29,7 @@ pub(super) fn network(role: Role) -> Network {
 /// One simulation of the table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
-    /// None for the honest network that others are compared with.
+    /// None for the network of honest nodes alone, without `count` of them, that others are compared with.
     pub(super) kind: Option<&'static str>,
     pub(super) role: &'static str,
     pub(super) count: usize,

@@ -46,7 +46,7 @@ fn introduction(seeds: usize, engine: Engine) -> String {
         "# What each adversary gains\n\n<!-- Written by `templar sim --table`; do not edit. -->\n\n\
          Each cell has three figures: with about 10, 30 and 45 % of the miners or, for kinds of validators, of the stake. \
          They are means over {seeds} seeds of {WINDOWS} windows with the trainer `{engine}`. *Pay* is an adversary's in \
-         units of an honest node's of its role. *Final loss* is relative to the same network without adversaries. *Honest \
+         units of an honest node's of its role. *Final loss* is relative to the same network without them, of fewer nodes. *Honest \
          excluded* counts windows in which an honest node was excluded or denied. A *hole* is pay above {:.0} %, a final \
          loss more than {:.0} % higher, an honest node excluded, or a window that is not certified; at which shares stands \
          with it. [Adversaries](../adversaries.md) says what each kind tries.\n\n\
@@ -60,7 +60,7 @@ fn introduction(seeds: usize, engine: Engine) -> String {
 
 fn group<'a>(cells: &'a Cells, kind: Kind, count: usize, seats: u32, seeds: &[u64]) -> Group<'a> {
     let role = role_name(kind.role);
-    let honest = |seed| cells.get(&Key { kind: None, role, count: 0, seats, seed });
+    let honest = |seed| cells.get(&Key { kind: None, role, count, seats, seed });
     let found = |seed| cells.get(&Key { kind: Some(kind.name), role, count, seats, seed });
     Group { cells: seeds.iter().filter_map(|&seed| Some((found(seed)?, honest(seed)))).collect() }
 }
@@ -142,7 +142,8 @@ mod tests {
             let key = Key { kind, role: "miner", count, seats: 20, seed: 1 };
             cells.cells.insert(key.words(), cell);
         };
-        put(None, 0, cell(1.0, 2.0));
+        put(None, 2, cell(1.0, 2.0));
+        put(None, 6, cell(1.0, 2.0));
         put(Some("noise"), 2, cell(0.01, 2.0));
         put(Some("noise"), 6, cell(0.2, 2.1));
         let text = page(&cells, &[noise::KIND], &[1], Engine::Surrogate);
