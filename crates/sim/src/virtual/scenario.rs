@@ -100,7 +100,9 @@ impl Ear {
         if let Some(on_event) = &mut self.on_event {
             on_event(&event, &self.recorder);
         }
-        self.log.as_mut().into_iter().for_each(|log| log.push(event.clone()));
+        if let Some(log) = &mut self.log {
+            log.push(event);
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Payloads that most validators accept and that cannot be had: the window's step is withheld, and the run goes on.
 
-use std::time::Duration;
-
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Verdict};
 use templar_record::outcome::Outcome as End;
