@@ -242,7 +242,7 @@ mod tests {
     fn a_log_that_begins_at_a_restart_is_replayed_from_there() {
         let events = log(30);
         let mut book = PayBook::default();
-        for event in &events[..1 + 4 * 20] {
+        for event in &events[..=4 * 20] {
             match event {
                 Event::Judged { judgement } => book.settle(judgement, &scoring()),
                 Event::Evaluated { evaluations, .. } => book.evaluate(evaluations, &scoring()),
