@@ -113,7 +113,9 @@ impl Invariants {
             }
             Event::Ended { window, outcome } => self.on_ended(node, *window, outcome),
             Event::Voted { window, faults, .. } => {
-                faults.iter().for_each(|fault| self.on_fault(node, *window, fault));
+                for fault in faults {
+                    self.on_fault(node, *window, fault);
+                }
             }
             Event::Misvoted { window, uid, cause, .. } => self.on_blame(node, *window, *uid, "its vote", cause),
             Event::Unlisted { window, uid, cause, .. } => self.on_blame(node, *window, *uid, "its bucket", cause),
@@ -155,12 +157,12 @@ impl Invariants {
         if reading.is_none() && self.has_quorum(window) {
             self.fail(Invariant::Progress, window, node, || format!("it reads {verdict:?}"));
         }
-        self.compare(node, window, reading);
+        self.compare(node, window, &reading);
     }
 
-    fn compare(&mut self, node: &str, window: u64, reading: Reading) {
+    fn compare(&mut self, node: &str, window: u64, reading: &Reading) {
         let (first, known) = self.readings.entry(window).or_insert_with(|| (node.to_owned(), reading.clone())).clone();
-        let agree = match (&known, &reading) {
+        let agree = match (&known, reading) {
             (None, None) => true,
             (Some((accepted, excluded)), Some((other, others))) => {
                 accepted == other && (excluded.is_none() || others.is_none() || excluded == others)

@@ -92,13 +92,13 @@ struct Ear {
 }
 
 impl Ear {
-    fn hear(&mut self, event: NodeEvent) {
-        self.recorder.record(&event);
+    fn hear(&mut self, event: &NodeEvent) {
+        self.recorder.record(event);
         if let Some(invariants) = &mut self.invariants {
-            invariants.hear(&event);
+            invariants.hear(event);
         }
         if let Some(on_event) = &mut self.on_event {
-            on_event(&event, &self.recorder);
+            on_event(event, &self.recorder);
         }
         self.log.as_mut().into_iter().for_each(|log| log.push(event.clone()));
     }
@@ -155,7 +155,7 @@ impl Scenario {
             log: self.keep_log.then(Vec::new),
         }));
         let listener = ear.clone();
-        let hear = move |event| lock(&listener).hear(event);
+        let hear = move |event| lock(&listener).hear(&event);
         let adjust = |spec: &mut RunSpec| self.adjust_spec(spec);
         let (engine, adjust_chain) = (self.engine, self.adjust_chain);
         let stakes_rao = &self.stakes_rao;

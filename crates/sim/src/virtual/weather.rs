@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::run::RunSpec;
 use templar_store::{Fault, Op};
 use tokio::time::Instant;
@@ -242,7 +242,7 @@ impl Spell {
 /// The weather of a scenario that is otherwise whole, in which it is then checked what must hold.
 pub fn befall(scenario: &mut Scenario, level: Faults) -> Weather {
     let plan = &scenario.plan;
-    let RunSpec { windows, chain, .. } = plan.spec_without_root(Default::default(), Default::default());
+    let RunSpec { windows, chain, .. } = plan.spec_without_root(Hash32::default(), Hash32::default());
     let weather = Weather::draw(plan.seed, level, &plan.members(), plan.windows, windows.blocks);
     weather.befall(scenario, chain.start_block, windows.blocks);
     scenario.disturbances = Some(weather.disturbances(windows.blocks));
