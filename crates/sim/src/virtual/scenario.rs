@@ -31,8 +31,8 @@ pub use crate::r#virtual::world::{Incident, What, Wrap};
 use crate::zoo::attack::partial_bucket;
 use crate::zoo::failure::outage::CloudFault;
 
-/// Most miners and validators together: the subnet has no more uids.
-pub const NODES_MAX: u16 = UIDS_MAX;
+/// Most miners and validators together: one uid of the subnet is its owner's.
+pub const NODES_MAX: u16 = UIDS_MAX - 1;
 
 /// A callback for every event as it comes, with what all events add up to so far.
 pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
