@@ -31,8 +31,8 @@ pub use crate::r#virtual::world::{Incident, What, Wrap};
 use crate::zoo::attack::partial_bucket;
 use crate::zoo::failure::outage::CloudFault;
 
-/// Most miners and validators together: the subnet has no more uids.
-pub const NODES_MAX: u16 = UIDS_MAX;
+/// Most miners and validators together: one uid of the subnet is its owner's.
+pub const NODES_MAX: u16 = UIDS_MAX - 1;
 
 /// A callback for every event as it comes, with what all events add up to so far.
 pub type OnEvent = Box<dyn FnMut(&NodeEvent, &Recorder) + Send>;
@@ -92,16 +92,16 @@ struct Ear {
 }
 
 impl Ear {
-    fn hear(&mut self, event: NodeEvent) {
-        self.recorder.record(&event);
+    fn hear(&mut self, event: &NodeEvent) {
+        self.recorder.record(event);
         if let Some(invariants) = &mut self.invariants {
-            invariants.hear(&event);
+            invariants.hear(event);
         }
         if let Some(on_event) = &mut self.on_event {
-            on_event(&event, &self.recorder);
+            on_event(event, &self.recorder);
         }
         if let Some(log) = &mut self.log {
-            log.push(event);
+            log.push(event.clone());
         }
     }
 }
@@ -157,7 +157,7 @@ impl Scenario {
             log: self.keep_log.then(Vec::new),
         }));
         let listener = ear.clone();
-        let hear = move |event| lock(&listener).hear(event);
+        let hear = move |event| lock(&listener).hear(&event);
         let adjust = |spec: &mut RunSpec| self.adjust_spec(spec);
         let (engine, adjust_chain) = (self.engine, self.adjust_chain);
         let stakes_rao = &self.stakes_rao;

@@ -10,8 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use templar_protocol::hash::Hash32;
-use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::run::RunSpec;
 use templar_store::{Fault, Op};
 use tokio::time::Instant;
