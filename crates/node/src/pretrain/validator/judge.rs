@@ -279,10 +279,12 @@ impl Judge {
         if put_hash.is_none() || !(intake.is_resolved() || is_called) {
             return Ok(());
         }
-        // It must be known whose fault the silence is before anybody is blamed for it. This node's access may have come back in
-        // this very block: what several buckets left unanswered is asked once more.
-        let asks_again = head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silent() > 1;
-        if asks_again || intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
+        // It must be known whose fault the silence is before anybody is blamed for it.
+        if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
+            return Ok(());
+        }
+        // This node's access may have come back in this very block: what several buckets left unanswered is asked once more.
+        if head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silent() > 1 {
             return Ok(());
         }
         // An own bucket nearby answers whatever the clock says: see `frame::access`.
