@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use templar_protocol::fault::{FaultKind, Party};
-use templar_record::judgement::{Decision, Judged, Judgement};
+use templar_record::judgement::{Decision, Judged, Judgement, StakeVote};
 
 /// What a judged contribution costs its miner, besides the tokens that do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,13 +52,13 @@ const OWN_FAILURES_MAX: f64 = 0.25;
 /// The charge on one candidate of a window.
 pub fn charge(judged: &Judged, decision: Decision) -> Charge {
     let Some(fault) = judged.fault else { return Charge::Nothing };
-    if judged.passed || fault.attributed_to() == Party::Validator {
+    if judged.vote == StakeVote::Passed || fault.attributed_to() == Party::Validator {
         return Charge::OwnFailure;
     }
-    match decision {
+    match (decision, judged.vote) {
+        (Decision::Certified | Decision::Withheld, StakeVote::Refused) => Charge::of(fault),
         // Nobody knows what most of the stake saw.
-        Decision::Null => Charge::Nothing,
-        Decision::Certified | Decision::Withheld => Charge::of(fault),
+        _ => Charge::Nothing,
     }
 }
 
@@ -76,7 +76,8 @@ mod tests {
     use super::*;
 
     fn judged(passed: bool, fault: Option<FaultKind>) -> Judged {
-        Judged { entry: entry(0), passed, tokens: 1, fault }
+        let vote = if passed { StakeVote::Passed } else { StakeVote::Refused };
+        Judged { entry: entry(0), vote, tokens: 1, fault }
     }
 
     #[test]
@@ -92,6 +93,8 @@ mod tests {
         }
         assert_eq!(of(false, FaultKind::NotJudged), Charge::OwnFailure);
         assert_eq!(charge(&judged(false, Some(FaultKind::NotOpened)), Decision::Null), Charge::Nothing);
+        let split = Judged { vote: StakeVote::Split, ..judged(false, Some(FaultKind::NotOpened)) };
+        assert_eq!(charge(&split, Decision::Certified), Charge::Nothing, "half of the stake saw it open");
         assert!(Charge::Hidden.value() < Charge::Bad.value());
     }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::{EntryId, Uid};
 use templar_record::event::{Event, NodeEvent};
-use templar_record::judgement::{Decision, Evaluation, Judgement};
+use templar_record::judgement::{Decision, Evaluation, Judgement, StakeVote};
 
 use crate::charge::{Charge, charge, is_void};
 use crate::rating::{Rating, own_improvement, unseen_improvement};
@@ -177,7 +177,7 @@ fn part(judgement: &Judgement, uid: Uid) -> Part {
     if judgement.decision != Decision::Certified {
         return Part::Undecided(judgement.decision);
     }
-    match (judged.passed, judged.fault) {
+    match (judged.vote == StakeVote::Passed, judged.fault) {
         (true, fault) => Part::Passed { tokens: judged.tokens, own_failure: fault.is_some() },
         (false, None) => Part::NotPassed,
         (false, Some(fault)) if is_void(judgement) => Part::Faulted(fault, Charge::OwnFailure),

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use borsh::{BorshDeserialize, BorshSerialize};
 use templar_protocol::roster::{EntryId, Uid};
 use templar_protocol::run::ScoringSpec;
-use templar_record::judgement::{Decision, Evaluation, Judgement};
+use templar_record::judgement::{Decision, Evaluation, Judgement, StakeVote};
 
 use crate::charge::{charge, is_void};
 use crate::rating::{Rating, own_improvement, unseen_improvement};
@@ -50,7 +50,9 @@ impl PayBook {
         self.windows_weight = spec.memory * self.windows_weight + (1.0 - spec.memory);
         let mut passed: BTreeMap<EntryId, u64> = BTreeMap::new();
         if judgement.decision == Decision::Certified {
-            passed.extend(judgement.miners.iter().filter(|of| of.passed).map(|of| (of.entry, of.tokens)));
+            passed.extend(
+                judgement.miners.iter().filter(|of| of.vote == StakeVote::Passed).map(|of| (of.entry, of.tokens)),
+            );
         }
         for entry in passed.keys() {
             self.ratings.entry(*entry).or_default();
@@ -174,9 +176,9 @@ mod tests {
     }
 
     fn window(window: u64, passed: &[u16], faults: &[(u16, FaultKind)]) -> Judgement {
-        let judged = |uid, passed, fault| Judged { entry: entry(uid), passed, tokens: SLICE, fault };
-        let good = passed.iter().map(|&uid| judged(uid, true, None));
-        let bad = faults.iter().map(|&(uid, fault)| judged(uid, false, Some(fault)));
+        let judged = |uid, vote, fault| Judged { entry: entry(uid), vote, tokens: SLICE, fault };
+        let good = passed.iter().map(|&uid| judged(uid, StakeVote::Passed, None));
+        let bad = faults.iter().map(|&(uid, fault)| judged(uid, StakeVote::Refused, Some(fault)));
         Judgement { window, decision: Decision::Certified, miners: good.chain(bad).collect() }
     }
 

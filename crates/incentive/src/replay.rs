@@ -174,7 +174,7 @@ impl Account {
 mod tests {
     use templar_protocol::fault::Party;
     use templar_protocol::testing::{entry, spec};
-    use templar_record::judgement::{Decision, Evaluation, Judged};
+    use templar_record::judgement::{Decision, Evaluation, Judged, StakeVote};
 
     use super::*;
 
@@ -190,7 +190,7 @@ mod tests {
             let fault = (window % 3 == 1).then_some(FaultKind::NotOpened);
             let judged = |uid, fault: Option<FaultKind>| Judged {
                 entry: entry(uid),
-                passed: fault.is_none(),
+                vote: if fault.is_none() { StakeVote::Passed } else { StakeVote::Refused },
                 tokens: 100,
                 fault,
             };

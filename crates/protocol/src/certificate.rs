@@ -128,6 +128,30 @@ pub fn certify(
     finish(Outcome::Certified { root, accepted, spare, excluded, denied })
 }
 
+/// The candidates whose contributions more than half of all stake voted on and did not accept. What one validator sees may be
+/// its own link's doing; this is what most of the stake saw.
+pub fn refused(
+    certificate: &Certificate,
+    roster: &Roster,
+    candidates: &[Candidate],
+    standing: &Standing,
+    ballots: &Ballots,
+) -> Vec<EntryId> {
+    let Some(root) = certificate.root() else { return Vec::new() };
+    let counts = |entry: &EntryId| !standing.denies(entry, certificate.window);
+    let stake_rao = |entry: &EntryId| {
+        let validator = roster.validators.iter().find(|validator| validator.entry == *entry && counts(entry));
+        validator.map_or(0, |validator| u128::from(validator.stake_rao))
+    };
+    let is_against = |vote: &Vote, nth: usize| vote.root == root && !vote.accept[nth];
+    let against_rao = |nth: usize| -> u128 {
+        let against = ballots.iter().filter(|(_, vote)| vote.as_ref().is_ok_and(|vote| is_against(vote, nth)));
+        against.map(|(entry, _)| stake_rao(entry)).sum()
+    };
+    let entries = candidates.iter().map(|candidate| candidate.entry).enumerate();
+    entries.filter(|(nth, _)| 2 * against_rao(*nth) > certificate.total_stake_rao).map(|(_, entry)| entry).collect()
+}
+
 impl Certificate {
     /// Whose contributions count; nobody's in a null window.
     pub fn accepted(&self) -> &[EntryId] {
@@ -185,6 +209,19 @@ mod tests {
 
     fn outcome(votes: &[Result<Vote, WordError>]) -> Outcome {
         certify(20, &ballots(votes)).outcome
+    }
+
+    #[test]
+    fn most_of_all_stake_must_refuse_what_counts_as_refused() {
+        let (no, yes, absent) = (vote(b"a", [true, false]), vote(b"a", [true; 2]), Err(WordError::Absent));
+        let refused = |votes: &[Result<Vote, WordError>]| {
+            let ballots = ballots(votes);
+            let (roster, candidates) = (roster(2, VALIDATORS), candidates(2));
+            super::refused(&certify(20, &ballots), &roster, &candidates, &Standing::default(), &ballots)
+        };
+        assert_eq!(refused(&[no.clone(), no.clone(), no.clone(), absent.clone()]), [entry(1)]);
+        assert_eq!(refused(&[no.clone(), no.clone(), yes, absent.clone()]), []);
+        assert_eq!(refused(&[no.clone(), no, absent.clone(), absent]), [], "nothing is certified");
     }
 
     #[test]

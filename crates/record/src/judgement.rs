@@ -27,12 +27,23 @@ pub struct Judgement {
     pub miners: Vec<Judged>,
 }
 
+/// What the validators' votes say of a contribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StakeVote {
+    /// Most of all stake accepted it, whether it counts or is spare.
+    Passed,
+    /// Most of all stake voted and did not accept it.
+    Refused,
+    /// Neither: nobody knows whether most of the stake saw anything wrong.
+    Split,
+}
+
 /// A candidate of a settled window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judged {
     pub entry: EntryId,
-    /// Whether most of the stake accepted its contribution, whether that counts or is spare.
-    pub passed: bool,
+    pub vote: StakeVote,
     /// Tokens that it was trained on, by its header; those of a whole slice if this validator has no header of it.
     pub tokens: u64,
     /// What this validator found wrong with it; [`FaultKind::NotJudged`] if it did not look.

@@ -186,13 +186,13 @@ fn a_guest_with_nothing_but_its_folder_and_its_key_takes_part() {
     let guest = guest.wait_with_output().unwrap();
     let said = String::from_utf8(guest.stdout).unwrap();
     assert!(guest.status.success(), "{said}");
-    for part in ["final result of uid 3: contributions counted in ", "score ", "weight ", "paid "] {
+    for part in ["final result of uid 4: contributions counted in ", "score ", "weight ", "paid "] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let report = report(&path);
     assert_certified(&report);
-    let counted = windows(&report).iter().filter(|window| window["accepted"].as_array().unwrap().contains(&json!(3)));
-    assert!(counted.count() > 0, "uid 3 is the guest's: {}", report["windows"]);
+    let counted = windows(&report).iter().filter(|window| window["accepted"].as_array().unwrap().contains(&json!(4)));
+    assert!(counted.count() > 0, "uid 4 is the guest's: {}", report["windows"]);
     let guest = &report["nodes"][3];
     assert_eq!((&guest["name"], &guest["behaviour"]), (&json!("guest-0"), &json!("guest")));
     assert!(guest["emission"].as_f64().unwrap() > 0.0 && guest["score"].as_f64().unwrap() > 0.0, "{guest}");

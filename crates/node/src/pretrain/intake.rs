@@ -180,11 +180,6 @@ impl Intake {
         self.slots.iter().find_map(Slot::silence)
     }
 
-    /// How many buckets have not served their contribution yet and are silent.
-    pub fn silent(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.silence().is_some()).count()
-    }
-
     /// Why this node is isolated, if it is: several candidates are committed, and no bucket of any of them answers.
     pub fn isolation(&self) -> Option<String> {
         let candidates = || self.slots.iter().take(self.window.candidates.len());

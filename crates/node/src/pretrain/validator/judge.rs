@@ -283,8 +283,8 @@ impl Judge {
         if intake.silence().is_some() && ctx.access.examine(head) != Finding::Works {
             return Ok(());
         }
-        // This node's access may have come back in this very block: what several buckets left unanswered is asked once more.
-        if head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silent() > 1 {
+        // This node's access may have come back in this very block: what a bucket left unanswered is asked once more.
+        if head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silence().is_some() {
             return Ok(());
         }
         // An own bucket nearby answers whatever the clock says: see `frame::access`.

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use templar_protocol::certificate::refused;
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::EntryId;
-use templar_record::judgement::{Decision, Judged, Judgement};
+use templar_record::judgement::{Decision, Judged, Judgement, StakeVote};
 
 use crate::frame::context::Context;
 use crate::pretrain::fetch::Opened;
@@ -25,6 +26,8 @@ pub(super) fn judgement(
         Some(_) if !settled.is_applied => Decision::Withheld,
         Some(_) => Decision::Certified,
     };
+    let Settled { window, ballots, .. } = settled;
+    let refused = refused(certificate, &window.roster, &window.candidates, &window.base.standing, ballots);
     let contributions = contributions(intake, applied);
     let slice_tokens = ctx.spec.slice_samples() * u64::from(ctx.spec.model.seq_len);
     let judged = |entry: EntryId| {
@@ -32,9 +35,16 @@ pub(super) fn judgement(
         let tokens = opened.map_or(slice_tokens, |(_, opened)| opened.header.header.tokens);
         let found = intake.and_then(|intake| intake.verdicts().find(|(of, _)| **of == entry));
         let fault = found.map_or(Some(FaultKind::NotJudged), |(_, verdict)| verdict.err());
-        Judged { entry, passed: certificate.passed(&entry), tokens, fault }
+        let vote = if certificate.passed(&entry) {
+            StakeVote::Passed
+        } else if refused.contains(&entry) {
+            StakeVote::Refused
+        } else {
+            StakeVote::Split
+        };
+        Judged { entry, vote, tokens, fault }
     };
-    let miners = settled.window.candidates.iter().map(|candidate| judged(candidate.entry)).collect();
+    let miners = window.candidates.iter().map(|candidate| judged(candidate.entry)).collect();
     Judgement { window: certificate.window, decision, miners }
 }
 
