@@ -29,6 +29,9 @@ use crate::pretrain::intake::rescue::{Rescue, Rescued};
 use crate::pretrain::intake::slot::{Fetched, Slot};
 use crate::pretrain::window::Window;
 
+/// If more than one in so many buckets is silent at the end, this node's own link is to blame.
+const OWN_SILENCE: usize = 4;
+
 /// The slots of one window, one for each candidate, in their order.
 #[derive(Debug)]
 pub struct Intake {
@@ -196,17 +199,20 @@ impl Intake {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
-    /// Ends all waiting: what is not here by now is a fault, or was not judged if this node asked too late for an answer. Then
-    /// rules out contributions that are an earlier one's copy.
+    /// Ends all waiting: what is not here by now is a fault, or was not judged if this node asked too late for an answer, or if
+    /// it would blame a miner while so many buckets are silent that its own link is the likelier cause. Then rules out
+    /// contributions that are an earlier one's copy.
     pub fn close(&mut self, asked_late: bool) {
         let Phase::Opening { at_put, since } = &self.phase else { return };
         self.phase = Phase::Closed { at_put: at_put.clone(), since: *since };
         self.fetches = JoinSet::new();
+        let silent = self.slots.iter().filter(|slot| slot.silence().is_some()).count();
+        let is_own_link = silent > 1 && silent * OWN_SILENCE > self.slots.len();
         for slot in &mut self.slots {
             if let Some(cause) = slot.silence() {
                 let (window, uid) = (self.window.number, slot.entry.uid.0);
                 tracing::info!(window, uid, cause, "a contribution could not be fetched");
-                if asked_late {
+                if asked_late || is_own_link && slot.verdict().err() == Some(FaultKind::NotOpened) {
                     slot.decide(Err(FaultKind::NotJudged));
                 }
             }
