@@ -72,8 +72,8 @@ impl Replay {
             }
         }
         if differences > 0 {
-            let what = count(differences, "entry").replace("entrys", "entries");
-            return Err(coded("replay")(eyre!("{what} of {} do not follow from the record", self.record.display())));
+            let what = count(differences, "difference");
+            return Err(coded("replay")(eyre!("{}: {what} from what follows from the record", self.record.display())));
         }
         if !is_json() {
             say!("every fault and every weight follows from the record, bit for bit");
