@@ -43,6 +43,8 @@ pub(crate) fn on_signal_leaving(folder: Option<PathBuf>) -> watch::Receiver<bool
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 /// A temporary folder of a verb that [`end_at_once`] ends.
 static TEMPORARY: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// Attempts to remove it.
+const REMOVALS_MAX: u32 = 50;
 /// How long the last document may take: whoever should read it may not.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -63,8 +65,13 @@ pub(crate) fn end_at_once() {
         // Before the verb can fail because its folder is gone.
         failure::tell_stopped();
         if let Some(folder) = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Whatever cannot be removed stays, as after a SIGKILL.
-            let _ = std::fs::remove_dir_all(folder);
+            // The verb is still at work there, and may add a file meanwhile. Whatever cannot be removed stays, as after a SIGKILL.
+            for _ in 0..REMOVALS_MAX {
+                if std::fs::remove_dir_all(&folder).is_ok() || !folder.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         std::process::exit(130);
     });
