@@ -199,6 +199,13 @@ impl Intake {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
+    /// Asks once more, as if for the first time, for keys whose bucket is silent: a request from an outage of this node may hang
+    /// for long after it.
+    pub fn ask_for_keys_afresh(&mut self) {
+        let is_due = |slot: &&mut Slot| slot.silence().is_some() && slot.verdict().err() == Some(FaultKind::NotOpened);
+        self.slots.iter_mut().filter(is_due).for_each(Slot::ask_afresh);
+    }
+
     /// Ends all waiting: what is not here by now is a fault, or was not judged if this node asked too late for an answer, or if
     /// it would blame a miner while so many buckets are silent that its own link is the likelier cause. Then rules out
     /// contributions that are an earlier one's copy.

@@ -197,7 +197,9 @@ impl Invariants {
         // To drip a key is no cheaper than to keep it, so a validator that does not get one in time takes it for kept; its
         // own poor link looks the same. Others outvote it.
         let is_own_link = fault.kind == FaultKind::NotOpened && self.disturbances.has_poor_link(node, window);
-        let is_explained = is_own_link || may_lapse && !self.disturbances.is_calm(&blamed, window);
+        // Without a calm quorum, nobody may serve the state that it needs to take part.
+        let is_behind = may_lapse && !(self.disturbances.is_calm(&blamed, window) && self.has_quorum(window));
+        let is_explained = is_own_link || is_behind;
         if fault.attributed_to == Party::Miner && !is_explained {
             self.fail(Invariant::NobodyBlamed, window, node, || format!("it blames {blamed}: {}", fault.kind));
         }
@@ -288,7 +290,9 @@ impl Invariants {
 
     /// Whether validators with more than half of all stake are honest and without a failure.
     fn has_quorum(&self, window: u64) -> bool {
-        let is_calm = |name: &str| self.disturbances.is_calm(name, window);
+        // With overlap, votes on a window are cast in the next one.
+        let voted_in = window + self.spec.windows.vote_block / self.spec.windows.blocks;
+        let is_calm = |name: &str| (window..=voted_in).all(|window| self.disturbances.is_calm(name, window));
         let calm_rao: u64 =
             self.honest.iter().filter(|(name, _)| is_calm(name)).map(|(_, known)| known.stake_rao).sum();
         2 * calm_rao > self.stake_rao

@@ -62,6 +62,8 @@ struct Doubt {
     /// How often the access had come back when contributions were last asked for as if for the first time, and when.
     heals: u64,
     asked_afresh_at: Option<u64>,
+    /// The block in which keys of silent buckets were asked for once more.
+    keys_asked_afresh_at: Option<u64>,
     /// The block of the last look at the window.
     looked_at: u64,
     /// Why this node does not vote, if it does not.
@@ -242,7 +244,13 @@ impl Judge {
         }
         let intake = Intake::new(&self.ctx, loaded, &base.theta).await;
         let heals = self.ctx.access.heals();
-        let doubt = Doubt { heals, asked_afresh_at: None, looked_at: head, lack: Abstention::NoTimeLeft };
+        let doubt = Doubt {
+            heals,
+            asked_afresh_at: None,
+            keys_asked_afresh_at: None,
+            looked_at: head,
+            lack: Abstention::NoTimeLeft,
+        };
         self.round = Round::Open { intake, doubt, began_at: head };
         Ok(())
     }
@@ -285,6 +293,10 @@ impl Judge {
         }
         // This node's access may have come back in this very block: what a bucket left unanswered is asked once more.
         if head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silence().is_some() {
+            if doubt.keys_asked_afresh_at.replace(head) != Some(head) {
+                intake.ask_for_keys_afresh();
+                intake.fetch(ctx, head);
+            }
             return Ok(());
         }
         // An own bucket nearby answers whatever the clock says: see `frame::access`.
