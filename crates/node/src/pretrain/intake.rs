@@ -199,11 +199,10 @@ impl Intake {
         self.slots.iter_mut().for_each(Slot::ask_afresh);
     }
 
-    /// Asks once more, as if for the first time, for keys whose bucket is silent: a request from an outage of this node may hang
-    /// for long after it.
-    pub fn ask_for_keys_afresh(&mut self) {
+    /// Asks once more for keys whose bucket is silent: a request from an outage of this node may hang for long after it.
+    pub fn ask_again_for_keys(&mut self) {
         let is_due = |slot: &&mut Slot| slot.silence().is_some() && slot.verdict().err() == Some(FaultKind::NotOpened);
-        self.slots.iter_mut().filter(is_due).for_each(Slot::ask_afresh);
+        self.slots.iter_mut().filter(is_due).for_each(Slot::ask_again);
     }
 
     /// Ends all waiting: what is not here by now is a fault, or was not judged if this node asked too late for an answer, or if

@@ -234,6 +234,14 @@ impl Slot {
         }
     }
 
+    /// Asks once more, and takes its bucket for silent until it answers.
+    pub(super) fn ask_again(&mut self) {
+        self.abort();
+        if let Stage::Coming(coming) = &mut self.stage {
+            coming.activity = Activity::Idle { looked_at: None };
+        }
+    }
+
     /// Ends the fetch that is under way. It may have ended already, and wait to be taken in.
     fn abort(&mut self) {
         self.generation += 1;

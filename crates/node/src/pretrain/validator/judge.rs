@@ -63,7 +63,7 @@ struct Doubt {
     heals: u64,
     asked_afresh_at: Option<u64>,
     /// The block in which keys of silent buckets were asked for once more.
-    keys_asked_afresh_at: Option<u64>,
+    keys_asked_again_at: Option<u64>,
     /// The block of the last look at the window.
     looked_at: u64,
     /// Why this node does not vote, if it does not.
@@ -247,7 +247,7 @@ impl Judge {
         let doubt = Doubt {
             heals,
             asked_afresh_at: None,
-            keys_asked_afresh_at: None,
+            keys_asked_again_at: None,
             looked_at: head,
             lack: Abstention::NoTimeLeft,
         };
@@ -293,8 +293,8 @@ impl Judge {
         }
         // This node's access may have come back in this very block: what a bucket left unanswered is asked once more.
         if head == last_call && head + 1 < ctx.schedule.vote_deadline(window) && intake.silence().is_some() {
-            if doubt.keys_asked_afresh_at.replace(head) != Some(head) {
-                intake.ask_for_keys_afresh();
+            if doubt.keys_asked_again_at.replace(head) != Some(head) {
+                intake.ask_again_for_keys();
                 intake.fetch(ctx, head);
             }
             return Ok(());
