@@ -13,7 +13,7 @@ use templar_record::judgement::{Decision, Judged, Judgement, StakeVote};
 pub enum Charge {
     /// Nothing: it passed, it was absent, it fell behind, or its storage failed.
     Nothing,
-    /// This validator failed where most of the stake did not, or did not look.
+    /// This validator failed, or did not look, where most of the stake did not fail.
     OwnFailure,
     /// It is bad, and the miner made it: as much as a contribution that undoes what a median one does.
     Bad,
@@ -30,8 +30,8 @@ impl Charge {
             FaultKind::NotCommitted | FaultKind::WrongBase | FaultKind::Possession => Self::Nothing,
             _ => match fault.attributed_to() {
                 Party::Miner => Self::Bad,
-                Party::Validator => Self::OwnFailure,
-                Party::Storage | Party::Chain => Self::Nothing,
+                // What most of the stake could not judge either is not this validator's failure alone.
+                Party::Validator | Party::Storage | Party::Chain => Self::Nothing,
             },
         }
     }
@@ -52,7 +52,7 @@ const OWN_FAILURES_MAX: f64 = 0.25;
 /// The charge on one candidate of a window.
 pub fn charge(judged: &Judged, decision: Decision) -> Charge {
     let Some(fault) = judged.fault else { return Charge::Nothing };
-    if judged.vote == StakeVote::Passed || fault.attributed_to() == Party::Validator {
+    if judged.vote == StakeVote::Passed {
         return Charge::OwnFailure;
     }
     match (decision, judged.vote) {
@@ -91,7 +91,12 @@ mod tests {
         for nobodys in [FaultKind::PayloadUnavailable, FaultKind::NotCommitted, FaultKind::Possession] {
             assert_eq!(of(false, nobodys), Charge::Nothing, "{nobodys:?}");
         }
-        assert_eq!(of(false, FaultKind::NotJudged), Charge::OwnFailure);
+        assert_eq!(of(true, FaultKind::NotJudged), Charge::OwnFailure);
+        assert_eq!(
+            of(false, FaultKind::NotJudged),
+            Charge::Nothing,
+            "nobody could judge it: no miner voids a window by that"
+        );
         assert_eq!(charge(&judged(false, Some(FaultKind::NotOpened)), Decision::Null), Charge::Nothing);
         let split = Judged { vote: StakeVote::Split, ..judged(false, Some(FaultKind::NotOpened)) };
         assert_eq!(charge(&split, Decision::Certified), Charge::Nothing, "half of the stake saw it open");

@@ -19,18 +19,19 @@ pub fn draw<T: Clone>(stream: &mut Stream, items: &[T], count: usize) -> Vec<T> 
     items
 }
 
-/// At most `count` of `miners`: first those that were `new` to the validator, since nobody is paid before it was
-/// evaluated, then the others; the stream's lot orders equal ones.
+/// At most `count` of `miners`: up to half of them, rounded up, are some that are new to the validator, since nobody is paid
+/// before it was evaluated; the lot among all others decides the rest, so that newcomers cannot keep the others from being
+/// watched.
 pub fn draw_miners(
     stream: &mut Stream,
     miners: &[EntryId],
     is_new: impl Fn(&EntryId) -> bool,
     count: usize,
 ) -> Vec<EntryId> {
-    let mut drawn = draw(stream, miners, miners.len());
-    drawn.sort_by_key(|entry| !is_new(entry));
-    drawn.truncate(count);
-    drawn
+    let (new, known): (Vec<EntryId>, Vec<EntryId>) =
+        draw(stream, miners, miners.len()).into_iter().partition(|entry| is_new(entry));
+    let first = count.div_ceil(2).min(new.len()).max(count.saturating_sub(known.len()).min(new.len()));
+    new[..first].iter().chain(&known).copied().take(count).collect()
 }
 
 #[cfg(test)]
@@ -48,5 +49,10 @@ mod tests {
         };
         assert!((0..20).all(|seed| drawn(seed).len() == 3 && drawn(seed)[0] == entry(7)));
         assert!((1..20).any(|seed| drawn(seed) != drawn(0)));
+        let of = |new: u16, count| {
+            let drawn = draw_miners(&mut draws(&Hash32::of(b"x"), &entry(99)), &miners, |of| of.uid.0 < new, count);
+            (drawn.iter().filter(|of| of.uid.0 < new).count(), drawn.len())
+        };
+        assert_eq!([of(8, 4), of(9, 4), of(10, 4), of(1, 4)], [(2, 4), (3, 4), (4, 4), (1, 4)]);
     }
 }

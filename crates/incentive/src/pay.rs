@@ -46,7 +46,7 @@ impl PayBook {
         if judgement.window < self.settled {
             return;
         }
-        self.settled = judgement.window + 1;
+        self.settled = judgement.window.saturating_add(1);
         self.windows_weight = spec.memory * self.windows_weight + (1.0 - spec.memory);
         let mut passed: BTreeMap<EntryId, u64> = BTreeMap::new();
         if judgement.decision == Decision::Certified {
