@@ -3,7 +3,7 @@
 //! A preset is only a starting point of a `run.toml`; nothing refers to it by name once the run exists.
 
 use templar_protocol::layout::ModelSpec;
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, Optimiser};
 
 /// A shape and the inner optimiser's settings for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,6 +180,12 @@ fn inner() -> InnerSpec {
         warmup_steps: 1_500,
         decay_steps: 140_000,
         final_lr_fraction: 0.1,
+        optimiser: Optimiser::Adamw,
+        muon_lr: MUON_LR,
+        muon_momentum: MUON_MOMENTUM,
+        muon_weight_decay: MUON_WEIGHT_DECAY,
+        reset_every_windows: 0,
+        reset_warmup_steps: 0,
     }
 }
 

@@ -54,6 +54,22 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_the_later_keys_is_the_same_run() {
+        let run = spec();
+        let later: Vec<&RunKey> = KEYS.iter().filter(|key| key.is_as_before.is_some()).collect();
+        let is_later = |line: &str| {
+            later.iter().any(|key| line.starts_with(&format!("{} = ", key.key.rsplit('.').next().unwrap())))
+        };
+        let text = run.to_toml();
+        let before: String = text.split_inclusive('\n').filter(|line| !is_later(line)).collect();
+        assert!(before.lines().count() + later.len() == text.lines().count() && !later.is_empty());
+        assert_eq!(RunSpec::from_toml(&before).unwrap(), run);
+        let mut other = run.clone();
+        other.inner.reset_every_windows = 1;
+        assert_ne!(other.id(), run.id());
+    }
+
+    #[test]
     fn errors_name_the_key_and_the_range() {
         assert_eq!(error(|run| run.windows.put_block = 40), "`windows.put_block` is 40, but must lie in 3 ..= 16");
         assert_eq!(

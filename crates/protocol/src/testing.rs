@@ -7,8 +7,8 @@ use crate::keys::Keypair;
 use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
-    ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec,
-    ScoringSpec, Theta0Spec, WindowSpec,
+    ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, MeanOver,
+    Optimiser, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec, Theta0Spec, WindowSpec,
 };
 
 /// A small valid run.
@@ -46,6 +46,12 @@ pub fn spec() -> RunSpec {
             warmup_steps: 10,
             decay_steps: 1000,
             final_lr_fraction: 0.1,
+            optimiser: Optimiser::Adamw,
+            muon_lr: MUON_LR,
+            muon_momentum: MUON_MOMENTUM,
+            muon_weight_decay: MUON_WEIGHT_DECAY,
+            reset_every_windows: 0,
+            reset_warmup_steps: 0,
         },
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
         windows: WindowSpec {

@@ -3,7 +3,10 @@
 use std::fmt::{self, Display, Write as _};
 
 use crate::hash::{Hash32, Hasher};
-use crate::run::spec::{CANDIDATES_MAX, CHUNK_MAX, PROTOCOL_VERSION, RunSpec, SENT_MAX, SENT_MIN};
+use crate::run::spec::{
+    CANDIDATES_MAX, CHUNK_MAX, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, Optimiser, PROTOCOL_VERSION, RunSpec,
+    SENT_MAX, SENT_MIN,
+};
 
 use Bound::{At, Of};
 
@@ -16,6 +19,9 @@ pub struct RunKey {
     /// What is counted or measured; empty where the value is a plain number.
     pub unit: &'static str,
     pub doc: &'static str,
+    /// For a key that came after the first release of this protocol version: whether a run behaves as it did before the
+    /// key existed. It is left out of the hash then, and may be left out of the file.
+    pub is_as_before: Option<fn(&RunSpec) -> bool>,
 }
 
 /// What a key can be set to, and how to find it in a run.
@@ -80,8 +86,8 @@ const INTEGER_MAX: u64 = i64::MAX as u64;
 #[rustfmt::skip] // A table: one key per line.
 pub static KEYS: &[RunKey] = &[
     integer("protocol", |run| run.protocol.into(), (At(PROTOCOL_VERSION as u64), At(PROTOCOL_VERSION as u64)), "", "The version of the protocol. It says nothing about the version of the binary."),
-    RunKey { key: "name", values: Values::Text { get: |run| &run.name, bytes_max: 64 }, unit: "", doc: "A name for people." },
-    RunKey { key: "chain.genesis", values: Values::Hash(|run| run.chain.genesis), unit: "", doc: "Hash of the chain's block 0." },
+    RunKey { key: "name", values: Values::Text { get: |run| &run.name, bytes_max: 64 }, unit: "", doc: "A name for people.", is_as_before: None },
+    RunKey { key: "chain.genesis", values: Values::Hash(|run| run.chain.genesis), unit: "", doc: "Hash of the chain's block 0.", is_as_before: None },
     integer("chain.netuid", |run| run.chain.netuid.into(), (At(0), At(u16::MAX as u64)), "", "The subnet."),
     integer("chain.start_block", |run| run.chain.start_block, (At(1), At(1 << 40)), "block", "First block of window 0."),
     integer("model.vocab_size", |run| run.model.vocab_size.into(), (At(2), At(1 << 20)), "tokens", "Tokens that the model knows."),
@@ -93,12 +99,12 @@ pub static KEYS: &[RunKey] = &[
     integer("model.seq_len", |run| run.model.seq_len.into(), (At(2), At(1 << 20)), "tokens", "Longest sequence."),
     number("model.rope_theta", |run| run.model.rope_theta, (At(1.0), At(1e12)), "", "Base of the rotary position embedding."),
     number("model.norm_eps", |run| run.model.norm_eps, (At(1e-12), At(1e-1)), "", "What RMS norms add to the mean square."),
-    RunKey { key: "model.tied_embeddings", values: Values::Switch(|run| run.model.tied_embeddings), unit: "", doc: "Whether the output projection is the embedding itself." },
+    RunKey { key: "model.tied_embeddings", values: Values::Switch(|run| run.model.tied_embeddings), unit: "", doc: "Whether the output projection is the embedding itself.", is_as_before: None },
     integer("theta0.seed", |run| run.theta0.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the initial parameters."),
-    RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`." },
-    RunKey { key: "data.manifest", values: Values::Hash(|run| run.data.manifest), unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples." },
+    RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`.", is_as_before: None },
+    RunKey { key: "data.manifest", values: Values::Hash(|run| run.data.manifest), unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples.", is_as_before: None },
     integer("data.seed", |run| run.data.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the order of the samples, epoch by epoch."),
-    RunKey { key: "codec.kind", values: Values::Choice { get: |run| run.codec.kind as u8, names: &["topk-sign", "dense-f32", "topk-2bit"] }, unit: "", doc: "How a contribution becomes bytes." },
+    RunKey { key: "codec.kind", values: Values::Choice { get: |run| run.codec.kind as u8, names: &["topk-sign", "dense-f32", "topk-2bit"] }, unit: "", doc: "How a contribution becomes bytes.", is_as_before: None },
     integer("codec.chunk", |run| run.codec.chunk.into(), (At(16), At(CHUNK_MAX as u64)), "values", "Values per chunk."),
     integer("codec.k", |run| run.codec.k.into(), (At(1), Of("codec.chunk", |run| run.codec.chunk.into())), "values", "Values sent per full chunk."),
     number("codec.error_decay", |run| run.codec.error_decay, (At(0.0), At(1.0)), "", "β: how much of the error feedback survives a window."),
@@ -115,8 +121,14 @@ pub static KEYS: &[RunKey] = &[
     integer("inner.warmup_steps", |run| run.inner.warmup_steps, (At(0), At(1 << 40)), "steps", "Inner steps of the linear warm-up."),
     integer("inner.decay_steps", |run| run.inner.decay_steps, (At(1), At(1 << 40)), "steps", "Inner steps from the end of the warm-up to the end of the cosine."),
     number("inner.final_lr_fraction", |run| run.inner.final_lr_fraction, (At(0.0), At(1.0)), "of lr", "Learning rate after the cosine."),
+    RunKey { key: "inner.optimiser", values: Values::Choice { get: |run| run.inner.optimiser as u8, names: &["adamw", "muon"] }, unit: "", doc: "How gradients become inner steps: AdamW everywhere, or Muon for the matrices of the layers and AdamW for the rest.", is_as_before: Some(|run| run.inner.optimiser == Optimiser::Adamw) },
+    number("inner.muon_lr", |run| run.inner.muon_lr, (At(1e-9), At(1.0)), "", "Learning rate of Muon after the warm-up; it follows the schedule of `inner.lr`.").added(|run| same(run.inner.muon_lr, MUON_LR)),
+    number("inner.muon_momentum", |run| run.inner.muon_momentum, (At(0.0), At(0.9999)), "", "How much of Muon's momentum survives a step.").added(|run| same(run.inner.muon_momentum, MUON_MOMENTUM)),
+    number("inner.muon_weight_decay", |run| run.inner.muon_weight_decay, (At(0.0), At(1.0)), "", "Decoupled weight decay of the matrices that Muon updates.").added(|run| same(run.inner.muon_weight_decay, MUON_WEIGHT_DECAY)),
+    integer("inner.reset_every_windows", |run| run.inner.reset_every_windows, (At(0), At(1_000_000)), "windows", "The inner optimiser forgets its moments before every window whose number is a multiple of this; 0: never.").added(|run| run.inner.reset_every_windows == 0),
+    integer("inner.reset_warmup_steps", |run| run.inner.reset_warmup_steps, (At(0), Of("inner.steps", |run| run.inner.steps.into())), "steps", "Inner steps after a reset over which the learning rate rises linearly to its value.").added(|run| run.inner.reset_warmup_steps == 0),
     number("outer.rate", |run| run.outer.rate, (At(1e-6), At(16.0)), "", "α: the outer learning rate."),
-    RunKey { key: "outer.mean_over", values: Values::Choice { get: |run| run.outer.mean_over as u8, names: &["peers", "senders"] }, unit: "", doc: "What a coordinate's sum is divided by: the number of all contributing peers, or of those that sent it." },
+    RunKey { key: "outer.mean_over", values: Values::Choice { get: |run| run.outer.mean_over as u8, names: &["peers", "senders"] }, unit: "", doc: "What a coordinate's sum is divided by: the number of all contributing peers, or of those that sent it.", is_as_before: None },
     integer("outer.min_senders", |run| run.outer.min_senders.into(), (At(1), At(CANDIDATES_MAX as u64)), "peers", "With `outer.mean_over = \"senders\"`, a coordinate is divided by at least this many."),
     integer("windows.blocks", |run| run.windows.blocks, (At(10), At(1_000_000)), "blocks", "Length of a window."),
     integer("windows.snapshot_lag_blocks", |run| run.windows.snapshot_lag_blocks, (At(1), Of("the lower of windows.blocks and chain.start_block", |run| run.windows.blocks.min(run.chain.start_block))), "blocks", "How long before a window its roster is fixed. The window's seed is known from then on, never earlier than the start of the previous window."),
@@ -147,7 +159,7 @@ const fn integer(
     unit: &'static str,
     doc: &'static str,
 ) -> RunKey {
-    RunKey { key, values: Values::Integer { get, min, max }, unit, doc }
+    RunKey { key, values: Values::Integer { get, min, max }, unit, doc, is_as_before: None }
 }
 
 const fn number(
@@ -157,7 +169,18 @@ const fn number(
     unit: &'static str,
     doc: &'static str,
 ) -> RunKey {
-    RunKey { key, values: Values::Number { get, min, max }, unit, doc }
+    RunKey { key, values: Values::Number { get, min, max }, unit, doc, is_as_before: None }
+}
+
+impl RunKey {
+    const fn added(mut self, is_as_before: fn(&RunSpec) -> bool) -> Self {
+        self.is_as_before = Some(is_as_before);
+        self
+    }
+}
+
+fn same(value: f64, before: f64) -> bool {
+    value.to_bits() == before.to_bits()
 }
 
 /// The on-chain record of the next window replaces this window's, which must have been read before that; and if the
@@ -264,7 +287,8 @@ pub fn page() -> String {
     let mut page = "# Keys of run.toml\n\n\
         This page is generated from the table in [`keys.rs`](../crates/protocol/src/run/keys.rs), which also validates runs: \
         `TEMPLAR_BLESS=1 cargo test --release -p templar-protocol golden` rewrites it.\n\n\
-        All keys are required, and no others are allowed. `templar run init` writes a file with this project's defaults; \
+        No other keys are allowed. All are required but those marked *later*, which came after the first runs of this protocol\n\
+        version: without them a run is as before. `templar run init` writes a file with this project's defaults; \
         `--set KEY=VALUE` gives a key another value there.\n"
         .to_owned();
     let mut section = "-";
@@ -276,7 +300,8 @@ pub fn page() -> String {
             let _ = write!(page, "\n## {title}\n\n| key | value | meaning |\n|---|---|---|\n");
         }
         let name = key.key.rsplit('.').next().unwrap_or(key.key);
-        let _ = writeln!(page, "| `{name}` | {} | {} |", key.allowed(), key.doc);
+        let later = if key.is_as_before.is_some() { " *(later)*" } else { "" };
+        let _ = writeln!(page, "| `{name}`{later} | {} | {} |", key.allowed(), key.doc);
     }
     page
 }

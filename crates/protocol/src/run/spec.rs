@@ -118,7 +118,19 @@ pub struct CodecSpec {
     pub max_abs: f64,
 }
 
-/// The inner optimiser: AdamW with linear warm-up and cosine decay, clipped by the global norm.
+/// How gradients become inner steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[borsh(use_discriminant = true)]
+pub enum Optimiser {
+    /// "Decoupled Weight Decay Regularization" for every tensor.
+    #[default]
+    Adamw = 1,
+    /// The momentum's matrix sign for the matrices of the layers; AdamW for embeddings, output projection and norms.
+    Muon = 2,
+}
+
+/// The inner optimiser, with linear warm-up and cosine decay, clipped by the global norm.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InnerSpec {
@@ -140,6 +152,38 @@ pub struct InnerSpec {
     pub decay_steps: u64,
     /// Learning rate after the cosine, as a fraction of `lr`.
     pub final_lr_fraction: f64,
+    #[serde(default)]
+    pub optimiser: Optimiser,
+    /// Muon's learning rate at the place of `lr`, whose schedule it follows.
+    #[serde(default = "muon_lr")]
+    pub muon_lr: f64,
+    #[serde(default = "muon_momentum")]
+    pub muon_momentum: f64,
+    #[serde(default = "muon_weight_decay")]
+    pub muon_weight_decay: f64,
+    /// The optimiser forgets its moments before every window whose number is a multiple of this; 0: never.
+    #[serde(default)]
+    pub reset_every_windows: u64,
+    /// Steps after a reset over which the learning rate rises linearly to its value.
+    #[serde(default)]
+    pub reset_warmup_steps: u64,
+}
+
+/// What the keys of Muon are where a run does not name them.
+pub const MUON_LR: f64 = 0.02;
+pub const MUON_MOMENTUM: f64 = 0.95;
+pub const MUON_WEIGHT_DECAY: f64 = 0.01;
+
+fn muon_lr() -> f64 {
+    MUON_LR
+}
+
+fn muon_momentum() -> f64 {
+    MUON_MOMENTUM
+}
+
+fn muon_weight_decay() -> f64 {
+    MUON_WEIGHT_DECAY
 }
 
 /// What the sum of contributions is divided by, coordinate by coordinate.

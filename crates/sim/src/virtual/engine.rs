@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use templar_model::presets::Preset;
+use templar_model::presets::{self, Preset};
 use templar_protocol::layout::ModelSpec;
 use templar_protocol::run::{InnerSpec, RunSpec};
 use templar_record::engine::EngineStats;
@@ -93,14 +93,10 @@ pub fn tiny_preset() -> Preset {
         batch_sequences: 4,
         micro_batch_sequences: 4,
         lr: 1e-3,
-        beta1: 0.9,
         beta2: 0.95,
-        epsilon: 1e-8,
         weight_decay: 0.0,
-        clip_norm: 1.0,
         warmup_steps: 0,
-        decay_steps: 1000,
-        final_lr_fraction: 0.1,
+        ..presets::preset("nano").expect("a preset").inner
     };
     Preset { name: "tiny", model, inner }
 }
