@@ -29,5 +29,6 @@ pub mod data;
 pub mod peers;
 pub mod positions;
 pub mod quality;
+pub mod strategies;
 mod timing;
 pub mod train;

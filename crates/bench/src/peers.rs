@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 use templar_data::grammar::Grammar;
 use templar_model::presets::Preset;
-use templar_protocol::hash::{Hasher, Stream};
+use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::layout::Layout;
 use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
 
@@ -15,6 +15,7 @@ use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
 pub struct Text {
     train: Vec<u32>,
     held_out: Vec<u32>,
+    hash: Hash32,
 }
 
 impl Text {
@@ -26,7 +27,12 @@ impl Text {
         let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
         assert!(tokens.len() >= 10_000, "a text of {} bytes is too short to learn from", tokens.len());
         let (train, held_out) = tokens.split_at(tokens.len() / 10 * 9);
-        Self { train: train.to_vec(), held_out: held_out.to_vec() }
+        Self { train: train.to_vec(), held_out: held_out.to_vec(), hash: Hash32::of(text.as_bytes()) }
+    }
+
+    /// BLAKE3 of the whole text.
+    pub fn hash(&self) -> Hash32 {
+        self.hash
     }
 
     /// The built-in corpus.
@@ -91,6 +97,32 @@ impl Peers {
             Ok(trainer.train(&job, &mut |_| ControlFlow::Continue(()))?.delta)
         };
         self.trainers.par_iter_mut().zip(&mut self.streams).map(work).collect()
+    }
+
+    /// One window of data-parallel training: the first peer's optimiser steps along the mean gradient of the batches that
+    /// [`Peers::window`] would have dealt to all of them. Returns the new θ.
+    pub fn window_together(&mut self, theta: &[f32]) -> Result<Vec<f32>, TrainError> {
+        let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
+        let sequences = inner.batch_sequences as usize;
+        let mut dealt = |stream: &mut Stream| -> Vec<TokenBatch> {
+            (0..inner.steps).map(|_| draw(&self.text.train, stream, sequences, seq_len)).collect()
+        };
+        let dealt: Vec<Vec<TokenBatch>> = self.streams.iter_mut().map(&mut dealt).collect();
+        let batches: Vec<TokenBatch> = (0..inner.steps as usize)
+            .map(|step| {
+                let tokens = dealt.iter().flat_map(|batches| batches[step].tokens.iter().copied()).collect();
+                TokenBatch::new(sequences * dealt.len(), seq_len, tokens).expect("a rectangle by construction")
+            })
+            .collect();
+        let job = TrainJob { theta, batches: &batches, first_step: self.steps_done };
+        self.steps_done += u64::from(inner.steps);
+        let delta = self.trainers[0].train(&job, &mut |_| ControlFlow::Continue(()))?.delta;
+        Ok(theta.iter().zip(delta).map(|(theta, delta)| theta - delta).collect())
+    }
+
+    /// H.
+    pub fn steps_per_window(&self) -> u64 {
+        self.preset.inner.steps.into()
     }
 
     /// Mean loss on held-out text in nats per token, over `sequences` sequences that are the same in every call.

@@ -2,6 +2,7 @@
 
 mod codec;
 mod data;
+mod strategies;
 mod train;
 
 use clap::Subcommand;
@@ -16,6 +17,9 @@ pub(crate) enum Bench {
     Codec(codec::Codec),
     /// Datasets: text to tokens per second, against the tokenizers crate's own speed, and how fast they are checked.
     Data(data::Data),
+    /// Ways of training on several machines (data parallel, DiLoCo, MuLoCo, SparseLoCo, ours), each at its best rates:
+    /// the loss after equal tokens. Takes hours; goes on from --file.
+    Strategies(strategies::Strategies),
     /// The built-in engine: tokens per second of training and of evaluation, and where the time goes.
     Train(train::Train),
 }
@@ -25,6 +29,7 @@ impl Bench {
         match self {
             Self::Codec(codec) => codec.run(),
             Self::Data(data) => data.run(),
+            Self::Strategies(strategies) => strategies.run(),
             Self::Train(train) => train.run(),
         }
     }
