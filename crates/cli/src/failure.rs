@@ -118,7 +118,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             | NodeError::LocalRecord { .. }
             | NodeError::DiskFull { .. } => "local-state",
             NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
-            NodeError::WrongTheta0 { .. } => "run",
+            NodeError::WrongTheta0 { .. } | NodeError::NoWeights { .. } | NodeError::Weights(_) => "run",
             NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
             NodeError::PublishedKeyWrites { .. } | NodeError::AnybodyWrites { .. } => "credentials",
             NodeError::Bucket(_) | NodeError::Store(_) => "storage",
@@ -130,7 +130,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         return Some(match error {
             ConnectError::Chain { .. } => "chain",
             ConnectError::Store(_) => "storage",
-            ConnectError::Dataset(_) => "data",
+            ConnectError::Dataset(_) | ConnectError::Weights(_) => "data",
             ConnectError::Engine(_) => "engine",
             _ => "node",
         });

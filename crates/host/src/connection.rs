@@ -1,5 +1,6 @@
 //! Connects a node to its network: what `templar miner` and `templar validator` take, and what a demo gives its nodes.
 
+use std::mem::Discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +11,14 @@ use templar_node::frame::context::Compute;
 use templar_node::frame::dataset::{self, DatasetError};
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Saving;
+use templar_node::frame::weights::{self, Weights, WeightsError};
 use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Keypair;
-use templar_protocol::run::RunSpec;
+use templar_protocol::run::{RunSpec, Theta0Source};
 use templar_record::event::{NodeEvent, Role};
 use templar_store::{OwnBucket, S3Options, S3Store, Store, StoreError, is_loopback};
 use templar_train::{CpuTrainer, TorchTrainer, TrainError, Trainer};
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 use crate::engine::Engine;
 use crate::home::{Home, replace_secret};
 
-/// Pauses between attempts to fetch a dataset: doubled each time, from the first to the second.
+/// Pauses between attempts to fetch the dataset or weights: from the first to the second.
 const WAIT_FIRST: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -57,6 +59,8 @@ pub enum ConnectError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Dataset(#[from] DatasetError),
+    #[error("{0}")]
+    Weights(#[from] WeightsError),
     #[error("{0}")]
     Engine(#[from] TrainError),
 }
@@ -95,6 +99,12 @@ impl Connection {
         let store: Arc<dyn Store> = Arc::new(S3Store::new(self.bucket, options)?);
         let log = |bytes| tracing::info!(bytes, "a piece of the dataset has arrived");
         let dataset = wait_for_dataset(&*store, &self.data, &self.spec.data.manifest, &self.data_folder, log).await?;
+        let weights = match self.spec.theta0.source {
+            Theta0Source::Seed => None,
+            Theta0Source::Weights => {
+                Some(wait_for_weights(&*store, &self.data, &self.spec, &self.state_folder.join("weights")).await?)
+            }
+        };
         let trainer = trainer(self.engine, &self.spec).await?;
         Ok(Setup {
             name: self.name,
@@ -105,6 +115,7 @@ impl Connection {
             chain: Arc::new(chain) as Arc<dyn Chain>,
             store,
             dataset: Arc::new(dataset),
+            weights,
             trainer,
             state_folder: self.state_folder,
             disk: Disk::Durable,
@@ -125,19 +136,53 @@ async fn wait_for_dataset(
     folder: &Path,
     mut progress: impl FnMut(u64),
 ) -> Result<Dataset, DatasetError> {
-    let (mut pause, mut told) = (WAIT_FIRST, None);
+    let mut pauses = Pauses::new("dataset");
     loop {
         match dataset::fetch(store, bucket, manifest, folder, &mut progress).await {
-            Err(DatasetError::Store(error)) if heals(&error) => {
-                // Once for each kind of reason: the clock's figures differ each time.
-                if told.replace(std::mem::discriminant(&error)) != Some(std::mem::discriminant(&error)) {
-                    tracing::warn!("the dataset cannot be fetched so far ({error}); trying again until it can");
-                }
-            }
+            Err(DatasetError::Store(error)) if heals(&error) => pauses.wait(&error).await,
             fetched => return fetched,
         }
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(WAIT_MAX);
+    }
+}
+
+/// The same for the weights that a run starts from.
+async fn wait_for_weights(
+    store: &dyn Store,
+    bucket: &BucketLocator,
+    spec: &RunSpec,
+    folder: &Path,
+) -> Result<Weights, WeightsError> {
+    let (layout, root) = (spec.layout(), spec.theta0.root);
+    let progress = |bytes| tracing::info!(bytes, "a part of the weights that the run starts from has arrived");
+    let mut pauses = Pauses::new("weights");
+    loop {
+        match weights::fetch(store, bucket, &layout, root, folder, progress).await {
+            Err(WeightsError::Store(error)) if heals(&error) => pauses.wait(&error).await,
+            fetched => return fetched,
+        }
+    }
+}
+
+/// Pauses between attempts, doubled each time.
+struct Pauses {
+    what: &'static str,
+    next: Duration,
+    told: Option<Discriminant<StoreError>>,
+}
+
+impl Pauses {
+    fn new(what: &'static str) -> Self {
+        Self { what, next: WAIT_FIRST, told: None }
+    }
+
+    /// Says why once for each kind of reason: a clock's figures differ each time.
+    async fn wait(&mut self, error: &StoreError) {
+        let kind = std::mem::discriminant(error);
+        if self.told.replace(kind) != Some(kind) {
+            tracing::warn!("the {} cannot be fetched so far ({error}); trying again until it can", self.what);
+        }
+        tokio::time::sleep(self.next).await;
+        self.next = (2 * self.next).min(WAIT_MAX);
     }
 }
 

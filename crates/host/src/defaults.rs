@@ -4,7 +4,7 @@ use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{
     ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
-    Theta0Spec, WindowSpec,
+    Theta0Source, Theta0Spec, WindowSpec,
 };
 
 /// Stake of each validator in a local network. A neuron needs half of it to be a validator.
@@ -55,7 +55,7 @@ pub fn run_defaults(
         protocol: PROTOCOL_VERSION,
         name: name.to_owned(),
         model: preset.model.clone(),
-        theta0: Theta0Spec { seed: theta0_seed, root: Hash32::default() },
+        theta0: Theta0Spec { seed: theta0_seed, root: Hash32::default(), source: Theta0Source::Seed },
         data,
         codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 },
         inner: preset.inner.clone(),

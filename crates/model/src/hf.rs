@@ -13,7 +13,7 @@ mod tokenizer;
 
 pub use export::{export, export_logits};
 pub use files::ExportError;
-pub use import::{ImportError, end_of_text, import};
+pub use import::{ImportError, end_of_text, import, import_shape};
 pub use tokenizer::{TokenizerFile, export_tokenizer};
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | its record on the chain: bucket, header hash, vote | [`publisher`] |
 //! | whether strangers could write into its bucket | [`published`] |
 //! | its copy of the run's dataset | [`dataset`] |
+//! | the weights that the run starts from, if it starts from any | [`weights`] |
 //! | whether its own access to storage works | [`access`] |
 //! | what long computations must know while they run | [`signals`] |
 //! | the stream of events that it emits | [`events`] |
@@ -28,3 +29,4 @@ pub mod publisher;
 pub mod records;
 pub mod signals;
 mod theta;
+pub mod weights;

@@ -48,6 +48,7 @@
 //!     pacer: None,
 //!     store: Arc::new(cloud.store(cloud.create_bucket("miner-0"))),
 //!     dataset: Arc::new(dataset),
+//!     weights: None,
 //!     state_folder: folder.path().join("state"),
 //!     disk: Disk::Durable,
 //!     saving: Saving::Exact,

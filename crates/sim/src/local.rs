@@ -4,7 +4,7 @@
 //! runs the nodes up to the last window. [`demo`] runs them in one process, [`localnet`] each in its own process.
 //! [`guest`] is somebody else's node. [`needs`] checks whether this machine can hold a network at all, [`kept`] keeps
 //! in its folder what it needs to resume after a kill, [`export`] makes the result from that folder, and [`audit`] verifies
-//! its history.
+//! its history. [`initial`] reads the model that a run starts from.
 
 pub mod audit;
 pub mod crew;
@@ -12,6 +12,7 @@ pub mod demo;
 pub mod error;
 pub mod export;
 pub mod guest;
+pub mod initial;
 pub mod kept;
 mod last_words;
 mod listing;

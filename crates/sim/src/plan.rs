@@ -95,7 +95,7 @@ impl Plan {
     }
 
     /// [`Plan::spec`] with zeros for the root of θ₀, which takes minutes for large models.
-    pub(crate) fn spec_without_root(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
+    pub fn spec_without_root(&self, genesis: Hash32, manifest: Hash32) -> RunSpec {
         let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
         let data = DataSpec { manifest, seed: self.seed };
         let mut spec = run_defaults("local", &self.preset, chain, data, self.seed, local_windows());

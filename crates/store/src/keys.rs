@@ -99,6 +99,16 @@ pub fn data(hash: &Hash32) -> String {
     format!("v1/data/{hash}")
 }
 
+/// The digests of all parts of the weights with this root, which runs may start from, one after the other.
+pub fn weights_parts(root: &Hash32) -> String {
+    format!("v1/weights/{root}/parts")
+}
+
+/// One part of the weights with this root.
+pub fn weights_part(root: &Hash32, part: u32) -> String {
+    format!("v1/weights/{root}/{part:05}")
+}
+
 /// Checks the grammar of keys: segments of `a-z`, `0-9`, `.`, `_` and `-`, joined by single slashes; no segment is
 /// `.` or `..`. So no key can leave its bucket, differ by case alone, or need escaping in a URL.
 pub fn check(key: &str) -> Result<(), StoreError> {
@@ -156,6 +166,8 @@ mod tests {
             (checkpoint_parts(run, &hash), format!("v1/{r}/checkpoint/{h}/parts")),
             (checkpoint_theta(run, &hash, 42), format!("v1/{r}/checkpoint/{h}/theta/00042")),
             (data(&hash), format!("v1/data/{h}")),
+            (weights_parts(&hash), format!("v1/weights/{h}/parts")),
+            (weights_part(&hash, 7), format!("v1/weights/{h}/00007")),
         ];
         for (name, expected) in names {
             assert_eq!(name, expected);

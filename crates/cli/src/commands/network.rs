@@ -9,11 +9,13 @@ use serde_json::{Value, from_value};
 use templar_host::engine::EngineName;
 use templar_model::presets::{self, Preset};
 use templar_node::pretrain::checkpoint::Retention;
+use templar_protocol::hash::Hash32;
 use templar_protocol::layout::Layout;
 use templar_protocol::run::CodecKind;
 use templar_record::event::Role;
 use templar_record::report::Report;
 use templar_sim::local::error::NetworkError;
+use templar_sim::local::initial;
 use templar_sim::local::kept::{Definition, MINERS_MAX, Ring, VALIDATORS_MAX, WINDOWS_MAX};
 use templar_sim::local::needs::{self, Machine};
 use templar_sim::local::network::{Network, NoTheta, Outcome, Text};
@@ -105,6 +107,15 @@ pub(crate) fn codec(name: &str) -> Result<CodecKind, serde_json::Error> {
     from_value(Value::from(name))
 }
 
+/// A key of `run.toml` and its value.
+pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it has no `=`; write KEY=VALUE, such as outer.rate=0.65")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Keys of `run.toml` that are computed.
+pub(crate) const DERIVED: [&str; 3] = ["theta0.root", "theta0.source", "data.manifest"];
+
 /// A preset by its name.
 pub(crate) fn preset(name: &str) -> Result<Preset> {
     presets::preset(name)
@@ -120,6 +131,13 @@ pub(crate) struct NetworkArgs {
     /// Size of the model: nano, micro, 150m, 1b, 7b, 8b or 72b.
     #[arg(long, env = "TEMPLAR_PRESET", default_value = "nano")]
     preset: String,
+    /// Start from this model's weights, in its shape: a folder in Hugging Face's layout, such as one of --out, or the
+    /// folder of a network that was kept.
+    #[arg(long, env = "TEMPLAR_FROM", value_name = "DIR", conflicts_with = "preset")]
+    from: Option<PathBuf>,
+    /// Give a key of the run another value, such as outer.rate=0.65 (several allowed; docs/run-keys.md has all).
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
     #[command(flatten)]
     corpus: CorpusArgs,
     /// Engines of the nodes, miners first; the last one applies to all remaining nodes: builtin or torch.
@@ -177,14 +195,20 @@ impl NetworkArgs {
     pub(crate) fn network(&self, folder: &Folder) -> Result<Network> {
         let mut preset = preset(&self.preset)?;
         self.rehearsal.check_size(MINERS_MAX)?;
+        if let Some(from) = &self.from {
+            preset = Preset { name: "its shape", model: initial::shape(from)?, ..preset };
+        }
         let text = self.corpus.text(&mut preset).map_err(coded("data"))?;
-        let plan = self.rehearsal.plan(preset)?;
+        let mut plan = self.rehearsal.plan(preset)?;
+        self.adjust(&mut plan).map_err(coded("usage"))?;
         // Nodes on this machine share its cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = u32::try_from((cores / (plan.miners + plan.validators)).max(1)).ok();
         let network = Network {
             plan,
             codec: self.rehearsal.codec,
+            set: self.set.clone(),
+            from: self.from.clone(),
             text,
             folder: folder.path().to_path_buf(),
             engines: self.torch.engines(&self.engine, threads).map_err(coded("usage"))?,
@@ -195,6 +219,20 @@ impl NetworkArgs {
         self.out.check(temporary)?;
         self.rehearsal.report.check(temporary)?;
         Ok(network)
+    }
+
+    /// What --set says about model and inner steps, which decide what is prepared before there is a run.
+    fn adjust(&self, plan: &mut Plan) -> Result<()> {
+        let mut spec = plan.spec_without_root(Hash32::default(), Hash32::default());
+        let vocabulary = spec.model.vocab_size;
+        for (key, value) in &self.set {
+            let derived = DERIVED.contains(&key.as_str()) || key.starts_with("chain.") || key.starts_with("theta0.");
+            ensure!(!derived, "--set {key}: a local network decides that itself");
+            spec.set(key, value).wrap_err_with(|| format!("--set {key}={value}"))?;
+        }
+        ensure!(spec.model.vocab_size >= vocabulary, "--set model.vocab_size: the text has {vocabulary} tokens");
+        (plan.preset.model, plan.preset.inner) = (spec.model, spec.inner);
+        Ok(())
     }
 
     pub(crate) fn folder(&self) -> Result<Folder> {

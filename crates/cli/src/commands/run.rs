@@ -1,21 +1,27 @@
-//! `templar run init|show|verify`
+//! `templar run init|show|verify|publish`
 
 mod audit;
+mod publish;
+mod weights;
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, ContextCompat as _, Result, ensure};
 use serde_json::json;
 use templar_data::{Dataset, Split};
 use templar_host::defaults::{mainnet_windows, run_defaults};
+use templar_model::presets::Preset;
 use templar_node::frame::dataset;
+use templar_node::frame::weights::Weights;
 use templar_protocol::hash::Hash32;
-use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec};
+use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::run::{ChainSpec, CodecKind, DataSpec, RunSpec, Theta0Source};
+use templar_sim::local::initial;
 
-use crate::commands::network::{codec, preset};
+use crate::commands::network::{DERIVED, assignment, codec, preset};
 use crate::end::End;
 use crate::failure::coded;
 use crate::files::read_run;
@@ -31,6 +37,8 @@ pub(crate) enum Run {
     Show(Show),
     /// Check a run.toml: every value, θ₀'s root, and the dataset if one is given; or all of the run's history.
     Verify(Verify),
+    /// Put a run's dataset, and the weights that it starts from, into a bucket from which its nodes fetch them.
+    Publish(publish::Publish),
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +64,13 @@ pub(crate) struct Init {
     /// Folder of the prepared dataset.
     #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
     dataset: PathBuf,
+    /// Start from this model's weights, in its shape: a folder in Hugging Face's layout, or the folder of a network that
+    /// `demo` or `localnet` kept.
+    #[arg(long, env = "TEMPLAR_FROM", value_name = "DIR", conflicts_with = "preset")]
+    from: Option<PathBuf>,
+    /// With --from: where the weights are written for `run publish`; without it, beside the run's file, in `weights`.
+    #[arg(long, env = "TEMPLAR_WEIGHTS", value_name = "DIR", requires = "from")]
+    weights: Option<PathBuf>,
     /// Seed of θ₀ and of the order of the data.
     #[arg(long, env = "TEMPLAR_SEED", default_value_t = 0, value_parser = whole::<u64>(0..=i64::MAX as u64))]
     seed: u64,
@@ -82,6 +97,9 @@ pub(crate) struct Verify {
     /// Folder of the dataset to check against the run.
     #[arg(long, alias = "data", env = "TEMPLAR_DATASET", value_name = "DIR")]
     dataset: Option<PathBuf>,
+    /// For a run that starts from weights: the folder that `run init --from` wrote.
+    #[arg(long, env = "TEMPLAR_WEIGHTS", value_name = "DIR")]
+    weights: Option<PathBuf>,
     /// Recompute every certificate and state of the run, from what its validators have archived. With --chain or
     /// --folder; exit code 3 if the history does not check out.
     #[arg(long, env = "TEMPLAR_FROM_GENESIS")]
@@ -94,21 +112,13 @@ pub(crate) struct Verify {
     folder: Option<PathBuf>,
 }
 
-/// Keys that `run init` computes.
-const DERIVED: [&str; 2] = ["theta0.root", "data.manifest"];
-
-/// A key and its value.
-fn assignment(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("it has no `=`; write KEY=VALUE, such as outer.rate=0.65")?;
-    Ok((key.trim().to_owned(), value.trim().to_owned()))
-}
-
 impl Run {
     pub(crate) fn run(self) -> Result<End> {
         match self {
             Self::Init(init) => init.run().map(|()| End::Done),
             Self::Show(show) => show.run().map(|()| End::Done),
             Self::Verify(verify) => verify.run(),
+            Self::Publish(publish) => publish.run().map(|()| End::Done),
         }
     }
 }
@@ -120,7 +130,14 @@ impl Init {
         let dataset =
             Dataset::open(&self.dataset).wrap_err_with(|| format!("dataset in {}", self.dataset.display()))?;
         let manifest = dataset.manifest();
-        preset.fit(manifest.seq_len, manifest.vocab_size);
+        match &self.from {
+            None => preset.fit(manifest.seq_len, manifest.vocab_size),
+            Some(from) => {
+                let model = ModelSpec { seq_len: manifest.seq_len, ..initial::shape(from)? };
+                preset = Preset { name: "its shape", model, ..preset };
+            }
+        }
+        let layout = Layout::llama(&preset.model);
         let chain = ChainSpec { genesis: self.genesis, netuid: self.netuid, start_block: self.start_block };
         let data = DataSpec { manifest: manifest.hash(), seed: self.seed };
         let mut spec = run_defaults(&self.name, &preset, chain, data, self.seed, mainnet_windows());
@@ -128,13 +145,16 @@ impl Init {
         for (key, value) in &self.set {
             ensure!(
                 !DERIVED.contains(&key.as_str()),
-                "`{key}` cannot be set: it follows from the dataset, or from `model` and `theta0.seed`"
+                "`{key}` cannot be set: it follows from the dataset, from `model` and `theta0.seed`, or from --from"
             );
             spec.set(key, value).wrap_err_with(|| format!("--set {key}={value}"))?;
         }
         spec.validate()?;
         dataset::check(&spec, manifest)?;
-        spec.theta0.root = theta0_root(&spec);
+        match &self.from {
+            None => spec.theta0.root = theta0_root(&spec),
+            Some(from) => self.start_from(from, &layout, &mut spec)?,
+        }
         std::fs::write(&self.out, spec.to_toml())
             .wrap_err_with(|| format!("{} cannot be written", self.out.display()))?;
         if is_json() {
@@ -142,6 +162,28 @@ impl Init {
         } else {
             say!("run {} written to {}", spec.id(), self.out.display());
         }
+        Ok(())
+    }
+}
+
+impl Init {
+    /// Writes the weights for `run publish`, and their root into the run.
+    fn start_from(&self, from: &Path, layout: &Layout, spec: &mut RunSpec) -> Result<()> {
+        ensure!(
+            spec.layout() == *layout,
+            "--set changes the shape of the model in {}: its tensors would not fit the run",
+            from.display()
+        );
+        let folder = self.weights.clone().unwrap_or_else(|| self.out.with_file_name("weights"));
+        let is_free = std::fs::read_dir(&folder).map_or(true, |mut entries| entries.next().is_none());
+        ensure!(is_free, "{} is not empty: name another folder with --weights", folder.display());
+        let (_, theta) = initial::model(from)?;
+        spec.theta0.source = Theta0Source::Weights;
+        spec.theta0.root = Weights::write(&folder, layout, &theta)?.root();
+        eprintln!(
+            "the weights that the run starts from are in {}; `templar run publish` uploads them",
+            folder.display()
+        );
         Ok(())
     }
 }
@@ -170,6 +212,11 @@ impl Show {
             spec.model.hidden_size,
             spec.model.vocab_size
         );
+        let start = match spec.theta0.source {
+            Theta0Source::Seed => format!("seed {}", spec.theta0.seed),
+            Theta0Source::Weights => format!("weights with root {}", spec.theta0.root),
+        };
+        say!("start     {start}");
         say!("data      manifest {}", spec.data.manifest);
         say!(
             "window    {} blocks: put by block {}, vote by block {}, a delay of {} {}",
@@ -196,13 +243,12 @@ impl Verify {
             return audit::of_folder(folder);
         }
         let spec = read_run(&self.file)?;
-        let root = theta0_root(&spec);
-        ensure!(
-            root == spec.theta0.root,
-            "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or belongs to another protocol version",
-            spec.theta0.root,
-            spec.theta0.seed
-        );
+        let weights = weights::open(&spec, self.weights.as_deref())?;
+        match &weights {
+            Some(weights) => weights::check(weights, &spec.layout())?,
+            None if spec.theta0.source == Theta0Source::Weights && self.from_genesis => {}
+            None => check_theta0(&spec)?,
+        }
         let mut samples = None;
         if let Some(folder) = &self.dataset {
             let dataset = Dataset::open(folder).wrap_err_with(|| format!("dataset in {}", folder.display()))?;
@@ -211,7 +257,7 @@ impl Verify {
         }
         if self.from_genesis {
             let chain = self.chain.wrap_err("--from-genesis needs --chain URL, or --folder DIR of a kept network");
-            return audit::of_chain(spec, &chain.map_err(coded("usage"))?, samples);
+            return audit::of_chain(spec, &chain.map_err(coded("usage"))?, samples, weights);
         }
         if is_json() {
             say!("{}", json!({ "run_id": spec.id(), "ok": true }));
@@ -220,6 +266,23 @@ impl Verify {
         }
         Ok(End::Done)
     }
+}
+
+/// Compares θ₀ with the root in the run.
+fn check_theta0(spec: &RunSpec) -> Result<()> {
+    ensure!(
+        spec.theta0.source == Theta0Source::Seed,
+        "the run starts from weights with root {}: name their folder with --weights, so that they can be checked",
+        spec.theta0.root
+    );
+    let root = theta0_root(spec);
+    ensure!(
+        root == spec.theta0.root,
+        "`theta0.root` is {}, but seed {} gives {root}: the file was changed by hand, or belongs to another protocol version",
+        spec.theta0.root,
+        spec.theta0.seed
+    );
+    Ok(())
 }
 
 /// The root of θ₀, with progress on standard error if it takes long.

@@ -56,8 +56,7 @@ pub enum ImportError {
 
 /// Reads `config.json` and the weights of a folder; parameters come back in canonical order.
 pub fn import(dir: &Path) -> Result<(ModelSpec, Vec<f32>), ImportError> {
-    let path = dir.join(CONFIG);
-    let spec = config::read(&read_json(&path)?).map_err(|why| ImportError::Config { path, why })?;
+    let spec = import_shape(dir)?;
     let layout = Layout::llama(&spec);
     let mut files = vec![];
     for name in weight_files(dir)? {
@@ -69,6 +68,12 @@ pub fn import(dir: &Path) -> Result<(ModelSpec, Vec<f32>), ImportError> {
         files[file].append(&mut theta, tensor, &info)?;
     }
     Ok((spec, theta))
+}
+
+/// Reads `config.json` alone.
+pub fn import_shape(dir: &Path) -> Result<ModelSpec, ImportError> {
+    let path = dir.join(CONFIG);
+    config::read(&read_json(&path)?).map_err(|why| ImportError::Config { path, why })
 }
 
 /// The token that ends a text, by the folder's `generation_config.json`, else by its `config.json`. Of several, the first.

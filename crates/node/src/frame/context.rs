@@ -12,7 +12,7 @@ use templar_protocol::bucket::BucketLocator;
 use templar_protocol::clock::Schedule;
 use templar_protocol::keys::Keypair;
 use templar_protocol::roster::{EntryId, Snapshot};
-use templar_protocol::run::{RunId, RunSpec};
+use templar_protocol::run::{RunId, RunSpec, Theta0Source};
 use templar_store::{Store, StoreError, keys};
 
 use crate::frame::access::{Access, Finding, Tally};
@@ -20,6 +20,7 @@ use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
 use crate::frame::published::Published;
+use crate::frame::weights::Weights;
 use templar_record::event::Event;
 use templar_record::trouble::Trouble;
 
@@ -56,6 +57,8 @@ pub struct Context {
     pub chain: Arc<dyn Chain>,
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
+    /// Present if the run starts from weights.
+    pub weights: Option<Weights>,
     pub codec: Codec,
     pub events: Events,
     pub compute: Compute,
@@ -82,6 +85,7 @@ impl Context {
         chain: Arc<dyn Chain>,
         store: Arc<dyn Store>,
         dataset: Arc<Dataset>,
+        weights: Option<Weights>,
         events: Events,
         compute: Compute,
     ) -> Result<Self, NodeError> {
@@ -90,11 +94,29 @@ impl Context {
             return Err(NodeError::WrongChain { found: genesis, expected: spec.chain.genesis });
         }
         dataset::check(&spec, dataset.manifest())?;
+        let weights = weights.filter(|weights| weights.root() == spec.theta0.root);
+        if spec.theta0.source == Theta0Source::Weights && weights.is_none() {
+            return Err(NodeError::NoWeights { root: spec.theta0.root });
+        }
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
         let access = Access::new(store.clone(), events.clone(), keys::windows(run));
         let published = Published::new(&store, &events, run);
-        Ok(Self { spec, run, schedule, keypair, chain, store, dataset, codec, events, compute, access, published })
+        Ok(Self {
+            spec,
+            run,
+            schedule,
+            keypair,
+            chain,
+            store,
+            dataset,
+            weights,
+            codec,
+            events,
+            compute,
+            access,
+            published,
+        })
     }
 
     pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {

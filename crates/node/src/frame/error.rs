@@ -9,6 +9,7 @@ use templar_store::StoreError;
 use templar_train::TrainError;
 
 use crate::frame::records::RecordError;
+use crate::frame::weights::WeightsError;
 
 /// An error of a node. Those that [`NodeError::is_fatal`] does not name are retried at the next block.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,12 @@ pub enum NodeError {
         "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
     )]
     WrongTheta0 { seed: u64, found: Hash32, expected: Hash32 },
+    #[error(
+        "the run starts from weights with root {root}, and none were given: name the folder that `run init --from` wrote"
+    )]
+    NoWeights { root: Hash32 },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     #[error("hotkey {hotkey} is not registered in subnet {netuid}: register it, then restart")]
     NotRegistered { hotkey: Hotkey, netuid: u16 },
     #[error("this node's bucket cannot be published: {0}")]
@@ -89,6 +96,8 @@ impl NodeError {
                 | Self::WrongDataset { .. }
                 | Self::DatasetDoesNotFitModel { .. }
                 | Self::WrongTheta0 { .. }
+                | Self::NoWeights { .. }
+                | Self::Weights(_)
                 | Self::Bucket(_)
                 | Self::PublishedKeyWrites { .. }
                 | Self::AnybodyWrites { .. }
@@ -108,7 +117,7 @@ impl NodeError {
             | Self::AnybodyWrites { .. }
             | Self::Store(_)
             | Self::OwnStorage => Part::Storage,
-            Self::Train(_) | Self::WrongTheta0 { .. } => Part::Training,
+            Self::Train(_) | Self::WrongTheta0 { .. } | Self::NoWeights { .. } | Self::Weights(_) => Part::Training,
             Self::WrongDataset { .. } | Self::DatasetDoesNotFitModel { .. } | Self::Data(_) => Part::Data,
             Self::InUse { .. } | Self::Local { .. } | Self::LocalRecord { .. } | Self::DiskFull { .. } => {
                 Part::LocalDisk

@@ -24,6 +24,7 @@ use templar_protocol::run::RunSpec;
 use templar_protocol::state::{RunState, STATE_BYTES_MAX};
 use templar_store::{Store, keys};
 
+use crate::frame::weights::Weights;
 pub use crate::pretrain::audit::chain::Compared;
 use crate::pretrain::audit::chain::Records;
 pub use crate::pretrain::audit::error::AuditError;
@@ -45,6 +46,8 @@ pub struct Auditor {
     pub sources: Vec<Source>,
     /// Training samples of the dataset; without them the cursor is taken from the certified states.
     pub samples: Option<u64>,
+    /// For a run that starts from weights; without them, θ is known from the first checkpoint on.
+    pub weights: Option<Weights>,
 }
 
 /// How far an audit is.
@@ -69,7 +72,7 @@ impl Auditor {
     /// Walks the whole history. Takes as long as the downloads and the outer steps of all windows.
     pub async fn run(self, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Audited, AuditError> {
         let began = Instant::now();
-        let Self { spec, chain, store, sources, samples } = self;
+        let Self { spec, chain, store, sources, samples, weights } = self;
         let found = chain.genesis().await?;
         if found != spec.chain.genesis {
             return Err(AuditError::WrongChain { found, expected: spec.chain.genesis });
@@ -82,7 +85,7 @@ impl Auditor {
         let all = Schedule::new(&spec).settled_before(tip_window);
         let sources = Sources::new(store, sources);
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
-        let parameters = Parameters::new(&spec, codec, &sources).await?;
+        let parameters = Parameters::new(&spec, codec, weights, &sources).await?;
         let mut walk = Walk { spec: &spec, sources: &sources, records, parameters, windows: Windows::default() };
         let verdict = match walk.back(tip, all, progress).await {
             Ok(links) => walk.forward(links, samples, progress).await.err().unwrap_or(Verdict::Verified),

@@ -19,6 +19,7 @@ use crate::frame::events::Events;
 use crate::frame::files::Disk;
 use crate::frame::local::{Local, Saving};
 use crate::frame::signals::Signals;
+use crate::frame::weights::Weights;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::validator::{Validator, ValidatorOptions};
 
@@ -35,6 +36,8 @@ pub struct Setup {
     pub pacer: Option<Pacer>,
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
+    /// For a run that starts from weights.
+    pub weights: Option<Weights>,
     pub trainer: Box<dyn Trainer>,
     /// The folder of its local state, by run and hotkey.
     pub state_folder: PathBuf,
@@ -64,8 +67,8 @@ impl Setup {
 
     async fn work(self, signals: Signals) -> Result<(), NodeError> {
         let events = Events::new(self.name, self.events);
-        let ctx =
-            Context::new(self.spec, self.keypair, self.chain, self.store, self.dataset, events, self.compute).await?;
+        let Self { spec, keypair, chain, store, dataset, weights, compute, .. } = self;
+        let ctx = Context::new(spec, keypair, chain, store, dataset, weights, events, compute).await?;
         let ctx = Arc::new(ctx);
         ctx.published.at_start().await?;
         let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey(), self.disk)?;

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write as _};
 use crate::hash::{Hash32, Hasher};
 use crate::run::spec::{
     CANDIDATES_MAX, CHUNK_MAX, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, Optimiser, PROTOCOL_VERSION, RunSpec,
-    SENT_MAX, SENT_MIN,
+    SENT_MAX, SENT_MIN, Theta0Source,
 };
 
 use Bound::{At, Of};
@@ -101,7 +101,8 @@ pub static KEYS: &[RunKey] = &[
     number("model.norm_eps", |run| run.model.norm_eps, (At(1e-12), At(1e-1)), "", "What RMS norms add to the mean square."),
     RunKey { key: "model.tied_embeddings", values: Values::Switch(|run| run.model.tied_embeddings), unit: "", doc: "Whether the output projection is the embedding itself.", is_as_before: None },
     integer("theta0.seed", |run| run.theta0.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the initial parameters."),
-    RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`.", is_as_before: None },
+    RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`, or from the weights.", is_as_before: None },
+    RunKey { key: "theta0.source", values: Values::Choice { get: |run| run.theta0.source as u8, names: &["seed", "weights"] }, unit: "", doc: "Where the initial parameters come from: from `theta0.seed`, or from weights that are served beside the dataset (`run init --from`).", is_as_before: Some(|run| run.theta0.source == Theta0Source::Seed) },
     RunKey { key: "data.manifest", values: Values::Hash(|run| run.data.manifest), unit: "", doc: "BLAKE3 of the dataset's canonical manifest, which names tokenizer, shards and samples.", is_as_before: None },
     integer("data.seed", |run| run.data.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the order of the samples, epoch by epoch."),
     RunKey { key: "codec.kind", values: Values::Choice { get: |run| run.codec.kind as u8, names: &["topk-sign", "dense-f32", "topk-2bit"] }, unit: "", doc: "How a contribution becomes bytes.", is_as_before: None },

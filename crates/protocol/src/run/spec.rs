@@ -71,6 +71,18 @@ pub struct ChainSpec {
     pub start_block: u64,
 }
 
+/// Where the initial parameters come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[borsh(use_discriminant = true)]
+pub enum Theta0Source {
+    /// Our own generator.
+    #[default]
+    Seed = 1,
+    /// Somebody's weights, which are served beside the dataset.
+    Weights = 2,
+}
+
 /// The initial parameters: the generator's seed, and the root that the parameters must have.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,6 +90,8 @@ pub struct Theta0Spec {
     pub seed: u64,
     /// `state_root` of θ₀.
     pub root: Hash32,
+    #[serde(default)]
+    pub source: Theta0Source,
 }
 
 /// What is trained on.

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use templar_chain::{ChainError, DevChain};
 use templar_data::{Dataset, OpenError, Split};
+use templar_node::frame::weights::{Weights, WeightsError};
 use templar_node::pretrain::audit::{Auditor, Source};
+use templar_protocol::run::Theta0Source;
 use templar_record::event::Role;
 use templar_store::{S3Options, S3Server, S3Store, ServerError, StoreError};
 
 use crate::local::kept::{Kept, KeptError};
-use crate::local::services::{DATA_BUCKET, bucket};
+use crate::local::services::{DATA_BUCKET, WEIGHTS, bucket};
 
 /// A network's folder, open for an audit. No other process may use it meanwhile, and nothing in it changes.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub enum ServeError {
     Server(#[from] ServerError),
     #[error("storage: {0}")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
 }
 
 /// Serves the network in `folder`, and sets up its audit, which reads from its validators' buckets.
@@ -56,7 +60,11 @@ pub async fn serve(folder: &Path) -> Result<(Served, Auditor), ServeError> {
     let sources = everybody.iter().filter(|(_, role)| *role == Role::Validator);
     let sources = sources.map(|(name, _)| Source { owner: (*name).to_owned(), bucket: own(name).locator }).collect();
     let store = Arc::new(S3Store::new(own(DATA_BUCKET), S3Options::default())?);
-    let auditor = Auditor { spec, chain: Arc::new(chain), store, sources, samples: Some(samples) };
+    let weights = match spec.theta0.source {
+        Theta0Source::Seed => None,
+        Theta0Source::Weights => Some(Weights::open(&folder.join(WEIGHTS), &spec.layout(), spec.theta0.root)?),
+    };
+    let auditor = Auditor { spec, chain: Arc::new(chain), store, sources, samples: Some(samples), weights };
     Ok((Served { s3, _kept: kept }, auditor))
 }
 

@@ -320,6 +320,8 @@ mod tests {
         let network = Network {
             plan,
             codec: CodecKind::TopkSign,
+            set: Vec::new(),
+            from: None,
             text: Text::BuiltIn,
             folder: folder.path().to_path_buf(),
             engines: Vec::new(),

@@ -5,9 +5,11 @@ use std::path::Path;
 use templar_chain::ChainError;
 use templar_data::{OpenError, PrepareError};
 use templar_node::frame::dataset::DatasetError;
-use templar_protocol::run::RunSpecError;
+use templar_node::frame::weights::WeightsError;
+use templar_protocol::run::{RunSpecError, SetError};
 use templar_store::{ServerError, StoreError};
 
+use crate::local::initial::InitialError;
 use crate::local::kept::KeptError;
 
 /// Why a local network did not start or run.
@@ -32,6 +34,12 @@ pub enum NetworkError {
     Io { path: String, source: std::io::Error },
     #[error("the development chain makes no more blocks: {0}")]
     Blocks(ChainError),
+    #[error("`{key}`: {source}")]
+    Set { key: String, source: SetError },
+    #[error(transparent)]
+    Initial(#[from] InitialError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     #[error(transparent)]
     Kept(#[from] KeptError),
 }
@@ -39,7 +47,10 @@ pub enum NetworkError {
 impl NetworkError {
     /// Whether it happened before anything ran, so that there is nothing to look into.
     pub fn is_before_start(&self) -> bool {
-        matches!(self, Self::Prepare(_) | Self::Spec(_) | Self::Kept(_))
+        matches!(
+            self,
+            Self::Prepare(_) | Self::Spec(_) | Self::Set { .. } | Self::Initial(_) | Self::Weights(_) | Self::Kept(_)
+        )
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {

@@ -28,7 +28,7 @@ use crate::local::kept::files::{LOCK, RUN, io, replace, text};
 use crate::plan::Member;
 
 /// What an earlier start may have left of a network that was never set up.
-const LEFTOVERS: [&str; 6] = ["dataset", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
+const LEFTOVERS: [&str; 7] = ["dataset", "weights", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
 
 /// A network's folder, locked for this process.
 #[derive(Debug)]

@@ -176,7 +176,16 @@ mod tests {
         let preset = presets::preset(preset).unwrap();
         let plan = Plan { miners: 4, validators: 2, windows: 1, seed: 0, preset, adversaries: Vec::new() };
         let (codec, text) = (CodecKind::TopkSign, Text::BuiltIn);
-        Network { plan, codec, text, folder: "/net".into(), engines: Vec::new(), retention: Retention::default() }
+        Network {
+            plan,
+            codec,
+            set: Vec::new(),
+            from: None,
+            text,
+            folder: "/net".into(),
+            engines: Vec::new(),
+            retention: Retention::default(),
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ use crate::plan::Plan;
 pub struct Network {
     pub plan: Plan,
     pub codec: CodecKind,
+    /// Keys of the run with other values than the default, such as `outer.rate`.
+    pub set: Vec<(String, String)>,
+    /// A model that the run starts from: its folder, or that of a network that was kept.
+    pub from: Option<PathBuf>,
     pub text: Text,
     /// The folder of its files: chain, buckets, and a folder per node.
     pub folder: PathBuf,

@@ -11,12 +11,13 @@ use templar_data::{Dataset, Grammar, PrepareOptions, Progress, prepare, prepare_
 use templar_host::connection::Connection;
 use templar_host::engine::Engine;
 use templar_node::frame::dataset;
+use templar_node::frame::weights::Weights;
 use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::validator::ValidatorOptions;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::hash::Hash32;
 use templar_protocol::keys::Hotkey;
-use templar_protocol::run::RunSpec;
+use templar_protocol::run::{RunSpec, Theta0Source};
 use templar_record::event::Role;
 use templar_store::{BucketSpec, OwnBucket, S3Options, S3Server, S3Store, ServerError, dev_credentials};
 use tokio::sync::watch;
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::local::error::NetworkError;
 use crate::local::guest::Guest;
+use crate::local::initial;
 use crate::local::kept::{Definition, Kept, Ring};
 use crate::local::listing::Listing;
 use crate::local::network::{Network, News, Text, Work};
@@ -33,6 +35,8 @@ use crate::plan::{Member, Plan, stake_rao};
 /// Bytes of text of the built-in corpus.
 const CORPUS_BYTES: u64 = 4_000_000;
 pub(crate) const DATA_BUCKET: &str = "data";
+/// Folder of the weights that the run starts from, if it starts from any.
+pub(crate) const WEIGHTS: &str = "weights";
 /// Held-out samples on which θ is validated after each window.
 const VALIDATION_SAMPLES: u64 = 64;
 
@@ -103,7 +107,12 @@ impl Services {
         let s3 = start_s3(network, address, guests, &members, kept.definition.buckets).await?;
         if kept.spec.is_none() {
             let own = s3.own_bucket(DATA_BUCKET).expect("its bucket was asked for");
-            dataset::publish(&S3Store::new(own, S3Options::default())?, dataset).await?;
+            let store = S3Store::new(own, S3Options::default())?;
+            dataset::publish(&store, dataset).await?;
+            if spec.theta0.source == Theta0Source::Weights {
+                let weights = Weights::open(&folder.join(WEIGHTS), &spec.layout(), spec.theta0.root)?;
+                weights.publish(&store, &spec.layout(), |_| ()).await?;
+            }
         }
         register(&chain, &members, plan.owner(), guests)?;
         let rpc = start_rpc(&chain, address, kept.definition.chain).await?;
@@ -269,18 +278,28 @@ async fn spec(
     }
     let mut spec = network.plan.spec_without_root(genesis, manifest);
     spec.codec.kind = network.codec;
+    for (key, value) in &network.set {
+        spec.set(key, value).map_err(|source| NetworkError::Set { key: key.clone(), source })?;
+    }
     spec.validate()?;
+    let (from, folder) = (network.from.clone(), network.folder.join(WEIGHTS));
     let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {
         let layout = spec.layout();
+        if let Some(from) = from {
+            let (_, theta) = initial::model(&from)?;
+            spec.theta0.source = Theta0Source::Weights;
+            spec.theta0.root = Weights::write(&folder, &layout, &theta)?.root();
+            return Ok(Some(spec));
+        }
         let parameters = layout.len() as u64;
         let watch = |done_parameters| tell(Work::Theta0 { done_parameters, parameters });
         match layout.theta0_root_watched(&spec.model, spec.theta0.seed, watch) {
             ControlFlow::Continue(root) => spec.theta0.root = root,
-            ControlFlow::Break(()) => return None,
+            ControlFlow::Break(()) => return Ok(None),
         }
-        Some(spec)
+        Ok(Some(spec))
     };
-    Ok(beside(work, stop, tell).await.flatten())
+    beside(work, stop, tell).await.unwrap_or(Ok(None))
 }
 
 /// Does long work on its own thread, so that `stop` is noticed meanwhile, and reports its progress. `None` if `stop`

@@ -158,6 +158,7 @@ impl World {
             pacer: Some(Pacer::Dev(self.chain.clone())),
             store,
             dataset: self.dataset.clone(),
+            weights: None,
             trainer,
             state_folder: self.state_folder(&member.name),
             disk: Disk::Volatile,

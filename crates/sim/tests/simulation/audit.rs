@@ -81,6 +81,7 @@ impl Ended {
             chain,
             store: Arc::new(self.store("auditor")),
             sources: validators.iter().map(source).collect(),
+            weights: None,
             samples: Some(self.samples),
         };
         wait(auditor.run(&mut |_| {})).unwrap()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use color_eyre::eyre::{Context, Result, eyre};
 use serde_json::{Value, json};
 use templar_chain::{Chain, RpcChain};
+use templar_node::frame::weights::Weights;
 use templar_node::pretrain::audit::{self, Audited, Auditor, Progress as Moment, Spans, Verdict};
 use templar_protocol::run::{RunId, RunSpec};
 use templar_sim::local::audit::serve;
@@ -32,14 +33,14 @@ pub(super) async fn of_folder(folder: &Path) -> Result<End> {
 
 /// Audits a run through a chain and the buckets that it names.
 #[tokio::main]
-pub(super) async fn of_chain(spec: RunSpec, url: &str, samples: Option<u64>) -> Result<End> {
+pub(super) async fn of_chain(spec: RunSpec, url: &str, samples: Option<u64>, weights: Option<Weights>) -> Result<End> {
     let chain = RpcChain::connect(url).await.wrap_err_with(|| format!("the chain at {url} cannot be used"))?;
     let chain: Arc<dyn Chain> = Arc::new(chain);
     let sources = audit::sources(&*chain, &spec).await?;
     // Buckets are on loopback only in a local network, whose chain is there, too.
     let options = S3Options { allow_http_loopback: is_loopback(url), ..S3Options::default() };
     let (run, store) = (spec.id(), Arc::new(S3Store::reader(options)?));
-    Ok(tell(run, &watched(Auditor { spec, chain, store, sources, samples }).await?))
+    Ok(tell(run, &watched(Auditor { spec, chain, store, sources, samples, weights }).await?))
 }
 
 /// Runs an audit, with progress on standard error if it takes long.
@@ -65,7 +66,7 @@ async fn watched(auditor: Auditor) -> Result<Audited> {
     }
     forward.finish();
     audited.map_err(|error| match error {
-        audit::AuditError::WrongTheta0 { .. } => coded("run")(error.into()),
+        audit::AuditError::WrongTheta0 { .. } | audit::AuditError::Weights(_) => coded("run")(error.into()),
         error => coded("chain")(eyre!(error)),
     })
 }

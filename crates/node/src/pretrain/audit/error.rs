@@ -3,6 +3,8 @@
 use templar_chain::ChainError;
 use templar_protocol::hash::Hash32;
 
+use crate::frame::weights::WeightsError;
+
 /// Why an audit has no verdict.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,4 +24,6 @@ pub enum AuditError {
         "θ₀ of seed {seed} has root {found}, but the run says {expected}: this build does not speak the run's protocol"
     )]
     WrongTheta0 { seed: u64, found: Hash32, expected: Hash32 },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
 }

@@ -1,6 +1,9 @@
 //! θ of an audit: computed again from the payloads that counted as long as they are served, and taken up again at a
 //! checkpoint where they are not.
 
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
 use futures::StreamExt;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_protocol::audit::{Link, Replayed};
@@ -8,13 +11,14 @@ use templar_protocol::hash::Hash32;
 use templar_protocol::header::{HEADER_BYTES_MAX, SignedHeader};
 use templar_protocol::layout::{PART_VALUES, part_hash};
 use templar_protocol::roster::EntryId;
-use templar_protocol::run::{RunId, RunSpec};
+use templar_protocol::run::{RunId, RunSpec, Theta0Source};
 use templar_protocol::seal::{SEAL_OVERHEAD_BYTES, SealKey};
 use templar_protocol::state::RunState;
 use templar_store::keys;
 
 use crate::frame::context::Compute;
 use crate::frame::files::from_bytes;
+use crate::frame::weights::{Weights, WeightsError};
 use crate::pretrain::audit::error::AuditError;
 use crate::pretrain::audit::sources::Sources;
 use crate::pretrain::fetch::PARALLEL_FETCHES;
@@ -29,14 +33,29 @@ pub(super) struct Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// θ₀, checked.
-    pub(super) async fn new(spec: &'a RunSpec, codec: Codec, sources: &'a Sources) -> Result<Self, AuditError> {
+    /// θ₀, checked. Without the weights that a run starts from, θ is known from the first checkpoint on.
+    pub(super) async fn new(
+        spec: &'a RunSpec,
+        codec: Codec,
+        weights: Option<Weights>,
+        sources: &'a Sources,
+    ) -> Result<Self, AuditError> {
+        if spec.theta0.source == Theta0Source::Weights && weights.is_none() {
+            return Ok(Self { spec, run: spec.id(), codec, sources, theta: None });
+        }
         let (work, model, seed) = (codec.clone(), spec.model.clone(), spec.theta0.seed);
-        let make = move || {
-            let theta = work.layout().theta0(&model, seed);
-            (work.layout().state_root(&theta), theta)
+        let make = move || -> Result<_, WeightsError> {
+            let watch = |_| ControlFlow::<Infallible>::Continue(());
+            let theta = match weights {
+                None => work.layout().theta0(&model, seed),
+                Some(weights) => {
+                    let ControlFlow::Continue(theta) = weights.read(work.layout(), watch);
+                    theta?
+                }
+            };
+            Ok((work.layout().state_root(&theta), theta))
         };
-        let (found, theta) = Compute::Threads.run(make).await;
+        let (found, theta) = Compute::Threads.run(make).await?;
         let expected = spec.theta0.root;
         if found != expected {
             return Err(AuditError::WrongTheta0 { seed, found, expected });

@@ -55,6 +55,12 @@ pub struct Definition {
     pub seed: u64,
     /// The text to train on; empty for the built-in corpus.
     data: Vec<String>,
+    /// Keys of the run with other values than the default.
+    #[serde(default)]
+    set: Vec<String>,
+    /// The model that the run starts from.
+    #[serde(default)]
+    from: Option<String>,
     /// This may change from start to start.
     pub windows: u64,
     /// Where chain and buckets were last served, so that guests find them there again.
@@ -79,7 +85,7 @@ pub struct Invited {
 impl Definition {
     /// Describes a network that `verb` runs.
     pub fn new(ring: Ring, network: &Network, guests: &[Guest]) -> Self {
-        let Network { plan, codec, text, .. } = network;
+        let Network { plan, codec, set, from, text, .. } = network;
         let guest = |guest: &Guest| Invited { name: guest.name.clone(), role: guest.role, hotkey: guest.hotkey };
         Self {
             format: FORMAT,
@@ -91,6 +97,8 @@ impl Definition {
             adversaries: plan.adversaries.clone(),
             seed: plan.seed,
             data: text.described(),
+            set: set.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            from: from.as_ref().map(full),
             windows: plan.windows,
             chain: None,
             buckets: None,
@@ -182,6 +190,7 @@ impl Definition {
     pub(super) fn difference(&self, now: &Self) -> Option<(&'static str, String, String)> {
         let adversaries = |of: &Self| of.adversaries.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let data = |of: &Self| of.data.join(" ");
+        let from = |of: &Self| of.from.clone().unwrap_or_default();
         let codec = |of: &Self| {
             toml::Value::try_from(of.codec)
                 .map_or_else(|_| String::new(), |name| name.as_str().unwrap_or_default().to_owned())
@@ -194,6 +203,8 @@ impl Definition {
             ("codec", codec(self), codec(now)),
             ("adversary", adversaries(self), adversaries(now)),
             ("data", data(self), data(now)),
+            ("set", self.set.join(" "), now.set.join(" ")),
+            ("from", from(self), from(now)),
         ];
         let named = |text: String| if text.is_empty() { "not given".to_owned() } else { text };
         let mut pairs = pairs.into_iter();
@@ -218,10 +229,13 @@ impl Definition {
     }
 }
 
+fn full(path: &PathBuf) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string()
+}
+
 impl Text {
     /// The text as the options name it, with full paths.
     fn described(&self) -> Vec<String> {
-        let full = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
         match self {
             Self::BuiltIn => Vec::new(),
             Self::Prepared(folder) => vec![full(folder)],

@@ -15,7 +15,16 @@ use crate::r#virtual::scenario::tiny_preset;
 fn network(seed: u64, windows: u64) -> Network {
     let plan = Plan { miners: 1, validators: 1, windows, seed, preset: tiny_preset(), adversaries: Vec::new() };
     let (codec, text) = (CodecKind::TopkTwoBit, Text::BuiltIn);
-    Network { plan, codec, text, folder: PathBuf::new(), engines: Vec::new(), retention: Retention::default() }
+    Network {
+        plan,
+        codec,
+        set: Vec::new(),
+        from: None,
+        text,
+        folder: PathBuf::new(),
+        engines: Vec::new(),
+        retention: Retention::default(),
+    }
 }
 
 fn open(folder: &Path, network: &Network) -> Result<Kept, KeptError> {
