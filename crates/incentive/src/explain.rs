@@ -1,6 +1,6 @@
 //! One miner's pay, factor by factor: what one validator's record says, and what would raise it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
 use templar_protocol::fault::FaultKind;
@@ -21,6 +21,8 @@ pub struct Explainer {
     uid: Uid,
     /// The last window that is looked at, if not all are.
     until: Option<u64>,
+    /// Validators that are past it: a book that they open later is not of then.
+    past: BTreeSet<String>,
     replay: Replay,
     /// By validator, oldest first.
     windows: BTreeMap<String, VecDeque<WindowOfMiner>>,
@@ -105,7 +107,7 @@ pub enum Advice {
 
 impl Explainer {
     pub fn new(uid: Uid, until: Option<u64>) -> Self {
-        Self { uid, until, replay: Replay::default(), windows: BTreeMap::new() }
+        Self { uid, until, past: BTreeSet::new(), replay: Replay::default(), windows: BTreeMap::new() }
     }
 
     /// Takes in the next event of the log.
@@ -116,6 +118,12 @@ impl Explainer {
             _ => None,
         };
         if window.zip(self.until).is_some_and(|(window, until)| window > until) {
+            if !self.past.contains(&event.node) {
+                self.past.insert(event.node.clone());
+            }
+            return;
+        }
+        if matches!(event.event, Event::BookOpened { .. }) && self.past.contains(&event.node) {
             return;
         }
         self.replay.take(event);
@@ -128,6 +136,10 @@ impl Explainer {
 
     fn judge(&mut self, node: &str, judgement: &Judgement) {
         let windows = self.windows.entry(node.to_owned()).or_default();
+        // A node that went back settles windows again, and its book keeps what it had.
+        if windows.back().is_some_and(|newest| newest.window >= judgement.window) {
+            return;
+        }
         let part = part(judgement, self.uid);
         windows.push_back(WindowOfMiner { window: judgement.window, part, improvement: None });
         if windows.len() > WINDOWS_MAX {
@@ -218,4 +230,42 @@ fn advice(rating: &Rating, windows: &[WindowOfMiner]) -> Vec<Advice> {
         advice.push(Advice::Nothing);
     }
     advice
+}
+
+#[cfg(test)]
+mod tests {
+    use templar_protocol::testing::{entry, spec};
+    use templar_record::judgement::Judged;
+
+    use super::*;
+    use crate::pay::PayBook;
+
+    #[test]
+    fn an_explanation_as_of_a_window_knows_nothing_later_and_shows_each_window_once() {
+        let scoring = spec().scoring;
+        let judged = |window| {
+            let miners = vec![Judged { entry: entry(0), vote: StakeVote::Passed, tokens: 100, fault: None }];
+            Event::Judged { judgement: Judgement { window, decision: Decision::Certified, miners } }
+        };
+        let opened =
+            |book: &PayBook| Event::BookOpened { scoring: scoring.clone(), book: borsh::to_vec(book).unwrap() };
+        let mut book = PayBook::default();
+        let mut events = vec![opened(&book)];
+        for window in [0, 1, 2, 1, 2, 3] {
+            events.push(judged(window));
+            if let Event::Judged { judgement } = judged(window) {
+                book.settle(&judgement, &scoring);
+            }
+        }
+        events.push(opened(&book));
+        let explained = |until: u64| {
+            let mut explainer = Explainer::new(Uid(0), Some(until));
+            events.iter().for_each(|event| explainer.take(&NodeEvent { node: "v".to_owned(), event: event.clone() }));
+            explainer.explanations().remove(0)
+        };
+        let windows: Vec<u64> = explained(3).windows.iter().map(|of| of.window).collect();
+        assert_eq!(windows, [0, 1, 2, 3]);
+        let expected = 100.0 * (1.0 - scoring.memory);
+        assert!((explained(0).rating.tokens - expected).abs() < 1e-9, "{:?}", explained(0).rating);
+    }
 }

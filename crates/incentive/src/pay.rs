@@ -65,7 +65,7 @@ impl PayBook {
                 if let Some(value) = charge(judged, judgement.decision).value() {
                     let rating = self.ratings.entry(judged.entry).or_default();
                     rating.observe(value, spec.memory);
-                    rating.charges += 1;
+                    rating.charges = rating.charges.saturating_add(1);
                 }
             }
         }
@@ -81,13 +81,13 @@ impl PayBook {
             let rating = self.ratings.entry(evaluation.entry).or_default();
             rating.observe(unseen / scale, spec.memory);
             rating.observe_own(own > unseen, spec.memory);
-            rating.evaluations += 1;
+            rating.evaluations = rating.evaluations.saturating_add(1);
         }
     }
 
-    /// Forgets the owners of `uids`, whose registrations are gone.
-    pub fn forget(&mut self, uids: &[Uid]) {
-        self.ratings.retain(|entry, _| !uids.contains(&entry.uid));
+    /// Forgets `entries`, whose registrations are gone. Whoever has one of their uids by now keeps its own record.
+    pub fn forget(&mut self, entries: &[EntryId]) {
+        self.ratings.retain(|entry, _| !entries.contains(entry));
     }
 
     pub fn rating(&self, entry: &EntryId) -> Rating {
@@ -141,10 +141,10 @@ impl PayBook {
         scaled.filter(|(_, weight)| *weight > 0).collect()
     }
 
-    /// Uids whose owner in the book is not among `entries`, the chain's registrations now.
-    pub fn gone<'a>(&self, entries: impl Iterator<Item = &'a EntryId>) -> Vec<Uid> {
+    /// Whoever is in the book and not among `entries`, the chain's registrations now.
+    pub fn gone<'a>(&self, entries: impl Iterator<Item = &'a EntryId>) -> Vec<EntryId> {
         let registered: BTreeSet<&EntryId> = entries.collect();
-        self.ratings.keys().filter(|entry| !registered.contains(entry)).map(|entry| entry.uid).collect()
+        self.ratings.keys().filter(|entry| !registered.contains(entry)).copied().collect()
     }
 }
 
@@ -274,9 +274,28 @@ mod tests {
         book.settle(&window(4, &[1], &[]), &scoring());
         assert_eq!(book, before);
         let gone = book.gone([entry(1)].iter());
-        assert_eq!(gone, [Uid(0)]);
+        assert_eq!(gone, [entry(0)]);
         book.forget(&gone);
         assert_eq!((share(&book, 0), share(&book, 1)), (0.0, share(&before, 1)));
+    }
+
+    #[test]
+    fn the_next_owner_of_a_uid_keeps_its_own_record() {
+        let mut book = book(5, &[0], &[(0, 0.05)]);
+        let next = EntryId { registered_at_block: entry(0).registered_at_block + 1, ..entry(0) };
+        let miners = vec![Judged { entry: next, vote: StakeVote::Passed, tokens: SLICE, fault: None }];
+        book.settle(&Judgement { window: 5, decision: Decision::Certified, miners }, &scoring());
+        book.forget(&book.gone([next].iter()));
+        assert_eq!(book.entries().map(|(entry, _)| *entry).collect::<Vec<_>>(), [next]);
+    }
+
+    #[test]
+    fn counts_of_a_strangers_book_do_not_overflow() {
+        let full = Rating { evaluations: u64::MAX, charges: u64::MAX, ..Rating::default() };
+        let mut book = PayBook { ratings: [(entry(0), full)].into(), ..PayBook::default() };
+        book.evaluate(&[evaluation(0, -0.05)], &scoring());
+        book.settle(&window(0, &[], &[(0, FaultKind::NotOpened)]), &scoring());
+        assert_eq!((book.rating(&entry(0)).evaluations, book.rating(&entry(0)).charges), (u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! From an event log to the same weights again, bit for bit.
 //!
 //! A validator's log begins with its book as it was then, and has every judgement, every evaluation and every set of
-//! weights after that. So whoever has the log can compute all weights in it, and see which do not follow.
+//! weights after that. So whoever has the log can compute all weights in it, and see which do not follow. The first book
+//! is taken as it is; every later one must be what the log leads to.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,8 @@ const VOTED_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub struct Replay {
     validators: BTreeMap<String, Account>,
+    /// Records of validators whose book had not been opened.
+    unbooked: BTreeMap<String, u64>,
 }
 
 /// What follows from one validator's events.
@@ -36,6 +39,8 @@ pub struct Account {
     pub weighed: u64,
     /// Faults that were computed again.
     pub faults: u64,
+    /// Miners in the first book, which nothing in the log bears out.
+    pub began_with: usize,
     /// Starts after the first, each with the book as the validator's disk had it.
     pub restarts: u64,
     /// What does not follow from the record, oldest first; the first hundred.
@@ -44,6 +49,12 @@ pub struct Account {
     voted: BTreeMap<u64, Vec<Fault>>,
     /// The newest window of which nothing may be measured.
     void: Option<u64>,
+    /// The book on the validator's disk: it is put there when a window is settled or measured.
+    stored: PayBook,
+    /// The first and the newest window judged since the last start.
+    judged_since: Option<(u64, u64)>,
+    /// The window to be judged next, unless a state is taken over.
+    next: Option<u64>,
 }
 
 /// Something in a log that does not follow from what stands before it.
@@ -62,6 +73,17 @@ pub enum Difference {
     Void { window: u64 },
     #[error("the book at a start is not one of this release's")]
     Book,
+    #[error(
+        "the book at a start is not what the log before it leads to: records are missing, or the book was changed (a kill \
+         between the disk and the log can do that for one window)"
+    )]
+    Restart,
+    #[error("the rules of pay at a start are not those before it: these are the logs of two runs")]
+    Rules,
+    #[error("the log has no judgement of windows {from} to {to}")]
+    Gap { from: u64, to: u64 },
+    #[error("window {window}: something was measured or paid, but the log has no judgement of it before that")]
+    Unjudged { window: u64 },
 }
 
 impl Replay {
@@ -71,17 +93,28 @@ impl Replay {
             self.open(&event.node, scoring, book);
         } else if let Some(account) = self.validators.get_mut(&event.node) {
             account.take(&event.event);
+        } else if matches!(event.event, Event::Judged { .. } | Event::Evaluated { .. } | Event::Weighed { .. }) {
+            *self.unbooked.entry(event.node.clone()).or_default() += 1;
         }
     }
 
     fn open(&mut self, node: &str, scoring: &ScoringSpec, book: &[u8]) {
         let read = borsh::from_slice(book);
-        let account = self.validators.entry(node.to_owned()).and_modify(|account| account.restarts += 1);
-        let account = account.or_insert_with(|| Account::new(scoring.clone()));
+        if let Some(account) = self.validators.get_mut(node) {
+            return account.restart(scoring, read.ok());
+        }
+        let mut account = Account::new(scoring.clone());
         match read {
-            Ok(book) => account.book = book,
+            Ok(book) => (account.book, account.stored) = (PayBook::clone(&book), book),
             Err(_) => account.differ(Difference::Book),
         }
+        account.began_with = account.book.entries().count();
+        self.validators.insert(node.to_owned(), account);
+    }
+
+    /// By the name of the validator: how many of its records stand before its first book, so that nothing follows from them.
+    pub fn unbooked(&self) -> &BTreeMap<String, u64> {
+        &self.unbooked
     }
 
     /// What follows from the log, by the name of the validator.
@@ -99,10 +132,31 @@ impl Account {
             evaluated: 0,
             weighed: 0,
             faults: 0,
+            began_with: 0,
             restarts: 0,
             differences: Vec::new(),
             voted: BTreeMap::new(),
             void: None,
+            stored: PayBook::default(),
+            judged_since: None,
+            next: None,
+        }
+    }
+
+    fn restart(&mut self, scoring: &ScoringSpec, book: Option<PayBook>) {
+        self.restarts += 1;
+        (self.judged_since, self.next) = (None, None);
+        if self.scoring != *scoring {
+            self.scoring = scoring.clone();
+            self.differ(Difference::Rules);
+        }
+        match book {
+            Some(book) if book == self.stored => self.book = book,
+            Some(book) => {
+                self.differ(Difference::Restart);
+                (self.book, self.stored) = (book.clone(), book);
+            }
+            None => self.differ(Difference::Book),
         }
     }
 
@@ -120,10 +174,13 @@ impl Account {
                 if self.void == Some(*window) {
                     self.differ(Difference::Void { window: *window });
                 }
+                self.expect_judged(*window);
                 self.book.evaluate(evaluations, &self.scoring);
+                self.stored = self.book.clone();
                 self.evaluated += 1;
             }
             Event::Weighed { window, forgotten, weights } => {
+                self.expect_judged(*window);
                 self.book.forget(forgotten);
                 let computed = self.book.weights(&self.scoring);
                 if computed != *weights {
@@ -131,7 +188,14 @@ impl Account {
                 }
                 self.weighed += 1;
             }
+            Event::Adopted { .. } => self.next = None,
             _ => {}
+        }
+    }
+
+    fn expect_judged(&mut self, window: u64) {
+        if !self.judged_since.is_some_and(|(first, newest)| (first..=newest).contains(&window)) {
+            self.differ(Difference::Unjudged { window });
         }
     }
 
@@ -165,7 +229,14 @@ impl Account {
         if is_void(judgement) {
             self.void = Some(window);
         }
+        if let Some(from) = self.next.filter(|next| *next < window) {
+            self.differ(Difference::Gap { from, to: window - 1 });
+        }
+        self.next = Some(window.saturating_add(1));
+        let (first, newest) = self.judged_since.unwrap_or((window, window));
+        self.judged_since = Some((first.min(window), newest.max(window)));
         self.book.settle(judgement, &self.scoring);
+        self.stored = self.book.clone();
         self.judged += 1;
     }
 }
@@ -252,6 +323,51 @@ mod tests {
         let rest: Vec<Event> = [&[opened(&book)], &events[1 + 4 * 20..]].concat();
         let replay = replay(&rest);
         assert_eq!((replay.accounts()["v"].weighed, &replay.accounts()["v"].differences[..]), (10, &[][..]));
+    }
+
+    /// What is found in the log of `v`.
+    fn found(events: &[Event]) -> Vec<Difference> {
+        replay(events).accounts()["v"].differences.clone()
+    }
+
+    #[test]
+    fn a_book_at_a_restart_must_be_what_the_log_leads_to() {
+        let mut events = log(6);
+        let mut book = PayBook::default();
+        for event in &events {
+            match event {
+                Event::Judged { judgement } => book.settle(judgement, &scoring()),
+                Event::Evaluated { evaluations, .. } => book.evaluate(evaluations, &scoring()),
+                _ => {}
+            }
+        }
+        assert_eq!(found(&[&events[..], &[opened(&book)]].concat()), []);
+        // A friend's record that is better than it was.
+        let mut friend = book.clone();
+        friend.settle(&Judgement { window: 6, decision: Decision::Null, miners: vec![] }, &scoring());
+        assert_eq!(found(&[&events[..], &[opened(&friend)]].concat()), [Difference::Restart]);
+        events.push(Event::BookOpened {
+            scoring: ScoringSpec { budget_tokens: 1, ..scoring() },
+            book: borsh::to_vec(&book).unwrap(),
+        });
+        assert_eq!(found(&events), [Difference::Rules]);
+    }
+
+    #[test]
+    fn what_is_missing_from_a_log_is_found() {
+        let events = log(6);
+        let headless = replay(&events[1..]);
+        assert_eq!((headless.accounts().len(), headless.unbooked()["v"]), (0, 18));
+        let judged = |window: u64| {
+            let is_it = |event: &Event| matches!(event, Event::Judged { judgement } if judgement.window == window);
+            events.iter().position(is_it).unwrap()
+        };
+        // The last window whole, and without its judgement; and a window in the middle.
+        assert_eq!(found(&events[..judged(5)]), []);
+        let rest = [&events[..judged(5)], &events[judged(5) + 1..]].concat();
+        assert!(found(&rest).contains(&Difference::Unjudged { window: 5 }));
+        let rest = [&events[..judged(2)], &events[judged(3)..]].concat();
+        assert!(found(&rest).contains(&Difference::Gap { from: 2, to: 2 }));
     }
 
     #[test]

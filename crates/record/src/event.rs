@@ -5,7 +5,7 @@ use templar_protocol::certificate::NullReason;
 use templar_protocol::fault::{BucketFault, CheckpointFault, Fault, FaultKind, VoteFault};
 use templar_protocol::hash::Hash32;
 pub use templar_protocol::locator::Role;
-use templar_protocol::roster::Uid;
+use templar_protocol::roster::{EntryId, Uid};
 use templar_protocol::run::ScoringSpec;
 
 use crate::engine::EngineStats;
@@ -132,8 +132,8 @@ pub enum Event {
     /// A validator handed weights to the chain.
     Weighed {
         window: u64,
-        /// Uids whose owner lost its registration, and so its record.
-        forgotten: Vec<Uid>,
+        /// Who lost its registration, and so its record.
+        forgotten: Vec<EntryId>,
         weights: Vec<(Uid, u16)>,
     },
     /// The network certified a different state from this node's, which goes back to one that the network shares.

@@ -53,12 +53,13 @@ impl Replay {
         for event in events(&self.record)? {
             replay.take(&event?);
         }
-        let accounts = replay.accounts();
-        ensure_any(&self.record, accounts.len())?;
+        let (accounts, unbooked) = (replay.accounts(), replay.unbooked());
+        ensure_any(&self.record, accounts.len() + unbooked.len())?;
         let differences: usize = accounts.values().map(|account| account.differences.len()).sum();
+        let differences = differences + unbooked.len();
         if is_json() {
             let validators: Vec<_> = accounts.iter().map(|(name, account)| account_json(name, account)).collect();
-            say!("{}", json!({ "validators": validators, "differences": differences }));
+            say!("{}", json!({ "validators": validators, "before_first_book": unbooked, "differences": differences }));
         } else {
             for (name, account) in accounts {
                 say!(
@@ -68,7 +69,16 @@ impl Replay {
                     count(account.faults as usize, "fault"),
                     count(account.weighed as usize, "set")
                 );
+                if account.began_with > 0 {
+                    say!("  it begins with a book of {}, which is taken as it is", count(account.began_with, "miner"));
+                }
                 account.differences.iter().for_each(|difference| say!("  {difference}"));
+            }
+            for (name, records) in unbooked {
+                let records = count(*records as usize, "record");
+                say!(
+                    "{name}: {records} before its first book, from which nothing follows: the log's beginning is missing"
+                );
             }
         }
         if differences > 0 {
@@ -90,6 +100,7 @@ fn account_json(name: &str, account: &Account) -> serde_json::Value {
         "evaluated": account.evaluated,
         "weighed": account.weighed,
         "faults": account.faults,
+        "began_with_miners": account.began_with,
         "restarts": account.restarts,
         "differences": differences,
         "weights": account.book.weights(&account.scoring),
@@ -103,10 +114,12 @@ impl Explain {
             explainer.take(&event?);
         }
         let mut explanations = explainer.explanations();
-        if let Some(name) = &self.validator {
-            explanations.retain(|explanation| explanation.validator == *name);
-        }
         ensure_any(&self.record, explanations.len())?;
+        if let Some(name) = &self.validator {
+            let names: Vec<String> = explanations.iter().map(|explanation| explanation.validator.clone()).collect();
+            explanations.retain(|explanation| explanation.validator == *name);
+            ensure!(!explanations.is_empty(), "the log has no validator `{name}`, but {}", names.join(", "));
+        }
         if is_json() {
             say!("{}", json!({ "uid": self.uid, "window": self.window, "validators": explanations }));
             return Ok(End::Done);

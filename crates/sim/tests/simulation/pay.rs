@@ -1,15 +1,19 @@
 //! What the rules of pay do in a network.
 
+use templar_chain::DevChain;
 use templar_incentive::explain::{Explainer, Part};
 use templar_incentive::replay::Replay;
+use templar_protocol::keys::Keypair;
 use templar_protocol::roster::Uid;
 use templar_record::event::{Event, Role};
-use templar_sim::r#virtual::scenario::{Outcome, Scenario};
+use templar_record::trouble::Trouble;
+use templar_sim::plan::Member;
+use templar_sim::r#virtual::scenario::{Outcome, Scenario, What};
 use templar_sim::zoo::attack::{noise, withhold};
 use templar_sim::zoo::failure::outage::during;
-use templar_store::{Fault, OpKind};
+use templar_store::{Fault, MemoryCloud, OpKind};
 
-use crate::{assert_one_history, certified, kill, run, start, time};
+use crate::{any, assert_one_history, at, certified, kill, run, start, time};
 
 fn emission(outcome: &Outcome, name: &str) -> f64 {
     outcome.report.nodes.iter().find(|node| node.name == name).unwrap().emission
@@ -44,6 +48,29 @@ fn a_log_gives_the_same_faults_and_weights_again_even_over_restarts() {
     }
     assert_eq!(replay.accounts().len(), 3);
     assert_eq!(replay.accounts()["validator-1"].restarts, 1);
+}
+
+#[test]
+fn weights_that_the_chain_refused_leave_the_record_as_it_was() {
+    let mut scenario = Scenario::new(4, 2, 10, 165);
+    // Every other attempt comes too early; and the subnet is full.
+    scenario.adjust_chain = |config| {
+        config.weights_rate_limit_blocks = 30;
+        (config.max_uids, config.max_validators, config.immunity_blocks) = (7, 2, 0);
+    };
+    // Strangers take the places of two miners, whose records are forgotten with the next weights.
+    let evict = |window, by: fn(&DevChain, &MemoryCloud, &[Member])| at(window, 13, What::Shared(by));
+    scenario.incidents = vec![
+        evict(5, |chain, _, _| _ = chain.register(Keypair::insecure_dev(0, "stranger").hotkey(), 0).unwrap()),
+        evict(6, |chain, _, _| _ = chain.register(Keypair::insecure_dev(0, "another").hotkey(), 0).unwrap()),
+    ];
+    let outcome = run(scenario);
+    let refused = |event: &Event| matches!(event, Event::Trouble { trouble: Trouble::Weights { .. } });
+    let forgets = |event: &Event| matches!(event, Event::Weighed { forgotten, .. } if !forgotten.is_empty());
+    assert!(any(&outcome, "validator-0", refused) && any(&outcome, "validator-0", forgets));
+    for (name, account) in replayed(&outcome).accounts() {
+        assert_eq!(account.differences, [], "{name}");
+    }
 }
 
 #[test]

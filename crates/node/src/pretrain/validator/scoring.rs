@@ -181,11 +181,14 @@ impl Scoring {
     async fn set_weights(&mut self, ctx: &Context, window: &Window, head: u64) -> Result<(), NodeError> {
         let netuid = ctx.spec.chain.netuid;
         let now = ctx.snapshot(head).await?;
-        let forgotten = self.book.gone(now.neurons.iter().map(|neuron| &neuron.entry));
-        self.book.forget(&forgotten);
-        let weights = self.book.weights(&ctx.spec.scoring);
+        // The book and its record change together: what the chain does not take is no event.
+        let mut book = self.book.clone();
+        let forgotten = book.gone(now.neurons.iter().map(|neuron| &neuron.entry));
+        book.forget(&forgotten);
+        let weights = book.weights(&ctx.spec.scoring);
         let version_key = ctx.chain.hyperparams(netuid).await?.weights_version_key;
         ctx.chain.submit_weights(&ctx.keypair, netuid, weights.clone(), version_key).await?;
+        self.book = book;
         ctx.emit(Event::Weighed { window: window.number, forgotten, weights }).await;
         Ok(())
     }
