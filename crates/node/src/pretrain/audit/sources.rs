@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use templar_protocol::bucket::BucketLocator;
 use templar_store::{Store, StoreError};
+use tokio::time::Instant;
 
 /// Longest time for one object: this long, and a second per this many bytes that it may have.
 const PATIENCE: Duration = Duration::from_secs(10);
 const BYTES_PER_S: u64 = 1 << 20;
-/// To say that an object is not there takes no longer than this: who takes longer is as good as silent.
+/// To say that an object is not there, or to serve something else, takes no longer than this: who takes longer is as good as
+/// silent.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Requests in a row without an answer after which a bucket is asked no more.
 const SILENCES_MAX: u32 = 3;
@@ -84,16 +86,21 @@ impl Sources {
             let answer = tokio::time::timeout(patience, self.store.get(&source.bucket, key, bytes_max)).await;
             let what = match answer {
                 Ok(Ok(bytes)) => {
-                    let mut state = self.lock();
-                    state.silences[nth] = 0;
-                    state.tally.bytes += bytes.len() as u64;
-                    drop(state);
+                    self.lock().tally.bytes += bytes.len() as u64;
                     match check(&bytes) {
                         Ok(value) => {
-                            self.lock().tally.objects += 1;
+                            let mut state = self.lock();
+                            (state.silences[nth], state.tally.objects) = (0, state.tally.objects + 1);
                             return Some(value);
                         }
-                        Err(what) => what,
+                        Err(what) => {
+                            if asked.elapsed() < REFUSAL_PATIENCE {
+                                self.lock().silences[nth] = 0;
+                            } else {
+                                self.note_silence(nth, "it takes long to serve what is wrong".to_owned());
+                            }
+                            what
+                        }
                     }
                 }
                 Ok(Err(error @ StoreError::TooLarge { .. })) => error.to_string(),
@@ -139,5 +146,36 @@ impl Sources {
     /// Nothing is left half-changed under this lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use templar_store::{Fault, MemoryCloud, OpKind};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_that_takes_long_to_serve_what_is_wrong_is_asked_no_more() {
+        let cloud: Arc<MemoryCloud> = MemoryCloud::new();
+        let store = |name: &str| cloud.store(cloud.create_bucket(name));
+        for (name, bytes) in [("slow", "wrong"), ("honest", "right")] {
+            store(name).put("object", Bytes::from_static(bytes.as_bytes())).await.unwrap();
+        }
+        cloud.set_fault(|op| {
+            (op.kind == OpKind::Get && op.bucket == "slow").then_some(Fault::Delay(Duration::from_secs(9)))
+        });
+        let bucket = |name: &str| Source { owner: name.to_owned(), bucket: store(name).own().clone() };
+        let sources = Sources::new(Arc::new(store("auditor")), vec![bucket("slow"), bucket("honest")]);
+        let began = Instant::now();
+        for _ in 0..50 {
+            let check = |bytes: &[u8]| if bytes == b"right" { Ok(()) } else { Err("wrong".to_owned()) };
+            assert_eq!(sources.get("object", 5, check).await, Some(()));
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        let tally = sources.tally();
+        assert_eq!((tally.wrong_count, tally.objects), (3, 50));
+        assert!(tally.silent.contains_key("slow"));
     }
 }
