@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use templar_codec::Contribution;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::fault::FaultKind;
-use templar_protocol::hash::Hash32;
+use templar_protocol::hash::{Hash32, Hasher};
 use templar_protocol::header::{HEADER_BYTES_MAX, Header, HeaderContext, SignedHeader};
 use templar_protocol::roster::{Miner, Uid, Validator};
 use templar_protocol::seal::{OpenError, SealKey};
@@ -110,6 +110,16 @@ impl Location {
             key: keys::held_key(ctx.run, window, header_hash),
         }
     }
+}
+
+/// Whom to ask for copies of a contribution: each node asks in an order of its own, so that no validator is everybody's
+/// first, and none can take a place before the others.
+pub fn holders<'a>(ctx: &Context, validators: &'a [Validator], committed: &Hash32) -> Vec<&'a Validator> {
+    let mut hasher = Hasher::new("templar v2 rescue order");
+    hasher.update(ctx.keypair.hotkey().as_bytes()).update(committed.as_bytes());
+    let mut holders: Vec<_> = validators.iter().collect();
+    holders.sort_by_cached_key(|validator| hasher.clone().update(validator.entry.hotkey.as_bytes()).finish());
+    holders
 }
 
 /// The committed header, checked.

@@ -1,7 +1,7 @@
 //! Contributions that a bucket does not serve to everybody: whoever has them serves them to the others.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use templar_protocol::fault::FaultKind;
@@ -9,10 +9,11 @@ use templar_protocol::roster::Uid;
 use templar_record::event::Event;
 use templar_record::outcome::Outcome as End;
 use templar_sim::r#virtual::scenario::{Outcome, Scenario};
+use templar_sim::zoo::failure::outage::clock;
 use templar_sim::zoo::layers::{forge_uploads, published};
 use templar_store::{Fault, Op, OpKind};
 
-use crate::{assert_one_history, certified, ends, faults_of, run, voted};
+use crate::{assert_one_history, certified, ends, faults_of, run, time, voted};
 
 const WINDOWS: u64 = 6;
 
@@ -114,4 +115,32 @@ fn a_holder_that_serves_something_else_is_named_and_the_next_one_asked() {
     };
     let named: Vec<_> = outcome.log.iter().filter_map(|logged| named(&logged.event)).collect();
     assert!(!named.is_empty() && named.iter().all(|found| *found == (Uid(4), FaultKind::KeyMismatch)), "{named:?}");
+}
+
+/// Validators that answer nobody, at the head of the roster: who settles asks in an order of its own.
+#[test]
+fn silent_validators_at_the_head_of_the_roster_hold_nobody_up() {
+    let mut scenario = Scenario::new(3, 9, 3, 181);
+    let silent: Vec<String> = (0..6).map(|nth| format!("validator-{nth}")).collect();
+    // Miners read miner-1's contribution to window 1 neither from its bucket nor from six of nine copies.
+    scenario.cloud_fault = Some(Box::new(move |op| {
+        let of_it = op.bucket == "miner-1" && op.key.contains("/w/00000001/");
+        let copy = silent.contains(&op.bucket) && op.key.contains("/held/00000001/");
+        let hit = op.kind == OpKind::Get && op.actor.starts_with("miner") && (of_it || copy);
+        hit.then_some(Fault::Delay(Duration::from_mins(30)))
+    }));
+    let (late, mut now) = (Arc::<Mutex<Vec<Duration>>>::default(), clock());
+    let times = late.clone();
+    scenario.on_event = Some(Box::new(move |event, _| {
+        let at = now();
+        if event.node.starts_with("miner") && matches!(event.event, Event::Settled { window: 1, .. }) {
+            times.lock().unwrap().push(at);
+        }
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    let mut late = late.lock().unwrap().clone();
+    late.sort();
+    // One after the other, six of them would take twelve seconds, and the miner's own bucket two more.
+    assert!(late.len() == 3 && late[2] < time(1, 18) + Duration::from_secs(10), "{late:?}");
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use templar_protocol::hash::{Hash32, Hasher};
+use templar_protocol::hash::Hash32;
 
 use crate::frame::context::Context;
 use crate::pretrain::fetch::{self, Location, Opened, Wanted};
@@ -44,14 +44,10 @@ impl Rescue {
     }
 }
 
-/// Whom to ask in a round: each node asks in an order of its own for each contribution, so that no validator is
-/// everybody's first, and later rounds begin where the one before ended.
+/// Whom to ask in a round: later rounds begin where the one before ended.
 fn holders(ctx: &Context, window: &Window, round: usize, committed: &Hash32) -> Vec<Location> {
-    let mut hasher = Hasher::new("templar v2 rescue order");
-    hasher.update(ctx.keypair.hotkey().as_bytes()).update(committed.as_bytes());
-    let others = window.roster.validators.iter().filter(|validator| validator.bucket != *ctx.store.own());
-    let mut others: Vec<_> = others.collect();
-    others.sort_by_cached_key(|validator| hasher.clone().update(validator.entry.hotkey.as_bytes()).finish());
+    let mut others = fetch::holders(ctx, &window.roster.validators, committed);
+    others.retain(|validator| validator.bucket != *ctx.store.own());
     if !others.is_empty() {
         let first = round * HOLDERS_MAX % others.len();
         others.rotate_left(first);

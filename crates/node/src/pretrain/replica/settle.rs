@@ -272,7 +272,8 @@ impl Replica {
 /// The miner's bucket first, then those of the validators, who promised to serve what they voted for; the own one last.
 fn locations(ctx: &Context, window: u64, roster: &Roster, entry: &EntryId, committed: &Hash32) -> Vec<Location> {
     let miner = roster.miner(entry).map(|miner| Location::of_miner(ctx, miner, window));
-    let holders = roster.validators.iter().map(|holder| Location::of_holder(ctx, holder, window, committed));
+    let holders = fetch::holders(ctx, &roster.validators, committed).into_iter();
+    let holders = holders.map(|holder| Location::of_holder(ctx, holder, window, committed));
     let mut locations: Vec<Location> = miner.into_iter().chain(holders).collect();
     locations.sort_by_key(|location| location.bucket == *ctx.store.own());
     locations
