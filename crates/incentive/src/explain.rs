@@ -260,7 +260,9 @@ mod tests {
         events.push(opened(&book));
         let explained = |until: u64| {
             let mut explainer = Explainer::new(Uid(0), Some(until));
-            events.iter().for_each(|event| explainer.take(&NodeEvent { node: "v".to_owned(), event: event.clone() }));
+            for event in &events {
+                explainer.take(&NodeEvent { node: "v".to_owned(), event: event.clone() });
+            }
             explainer.explanations().remove(0)
         };
         let windows: Vec<u64> = explained(3).windows.iter().map(|of| of.window).collect();
