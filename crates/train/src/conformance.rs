@@ -10,7 +10,7 @@ use templar_protocol::run::InnerSpec;
 use crate::batch::TokenBatch;
 use crate::schedule::learning_rate;
 use crate::speed::flops_per_token;
-use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
+use crate::trainer::{Moments, StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
 
 /// Deterministic batches for a model, derived from `label`: other labels give other tokens.
 pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -> Vec<TokenBatch> {
@@ -69,7 +69,7 @@ pub fn check_against_reference(
     const FIRST_STEP: u64 = 3;
     let theta = Layout::llama(model).theta0(model, 11);
     let batches = batches(model, 4, 3, "reference");
-    let job = TrainJob { theta: &theta, batches: &batches, first_step: FIRST_STEP };
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: FIRST_STEP, moments: Moments::Carried };
     let outcome = make().train(&job, &mut |_| ControlFlow::Continue(())).expect("valid job");
 
     let sequences: Vec<Vec<&[u32]>> =
@@ -102,7 +102,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 impl Suite<'_> {
     fn job<'a>(&'a self, batches: &'a [TokenBatch], first_step: u64) -> TrainJob<'a> {
-        TrainJob { theta: &self.theta, batches, first_step }
+        TrainJob { theta: &self.theta, batches, first_step, moments: Moments::Carried }
     }
 
     fn train(&self, trainer: &mut dyn Trainer, batches: &[TokenBatch], first_step: u64) -> TrainOutcome {
@@ -216,7 +216,7 @@ impl Suite<'_> {
         ];
         let mut refuses = |theta: &[f32], batch: &TokenBatch, what: &str| {
             let batches = [good.clone(), batch.clone()];
-            let job = TrainJob { theta, batches: &batches, first_step: 0 };
+            let job = TrainJob { theta, batches: &batches, first_step: 0, moments: Moments::Carried };
             assert!(trainer.train(&job, &mut |_| ControlFlow::Continue(())).is_err(), "training accepts {what}");
             assert!(trainer.evaluate(theta, batch).is_err(), "evaluation accepts {what}");
         };
@@ -240,7 +240,7 @@ impl Suite<'_> {
                 Ok(losses) => assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}"),
                 Err(error) => assert!(matches!(error, TrainError::NonFiniteLoss { .. }), "{error}"),
             }
-            let job = TrainJob { theta: &theta, batches: &self.batches, first_step: 77 };
+            let job = TrainJob { theta: &theta, batches: &self.batches, first_step: 77, moments: Moments::Carried };
             match trainer.train(&job, &mut |_| ControlFlow::Continue(())) {
                 Ok(outcome) => assert!(outcome.delta.iter().all(|value| value.is_finite()), "Δ is finite"),
                 Err(error) => assert!(matches!(error, TrainError::NonFiniteStep { step: 77.., .. }), "{error}"),

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use templar_protocol::layout::Layout;
 use templar_train::worker::{LINE_BYTES_MAX, Timeouts};
 use templar_train::{
-    StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer, WorkerError,
-    conformance,
+    Moments, StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer,
+    WorkerError, conformance,
 };
 
 use tiny::tiny;
@@ -64,7 +64,7 @@ impl Setting {
     }
 
     fn train(&mut self) -> Result<TrainOutcome, TrainError> {
-        let job = TrainJob { theta: &self.theta, batches: &self.batches, first_step: 0 };
+        let job = TrainJob { theta: &self.theta, batches: &self.batches, first_step: 0, moments: Moments::Carried };
         self.trainer.train(&job, &mut |_: &StepStats| ControlFlow::Continue(()))
     }
 

@@ -17,7 +17,7 @@ use templar_model::presets;
 use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::run::InnerSpec;
 use templar_train::conformance::{self, Distance};
-use templar_train::{TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
+use templar_train::{Moments, TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 
@@ -132,7 +132,7 @@ fn built_in(model: &ModelSpec, inner: &InnerSpec) -> Box<dyn Trainer> {
 }
 
 fn compare(one: &mut dyn Trainer, two: &mut dyn Trainer, theta: &[f32], batches: &[TokenBatch], first_step: u64) {
-    let job = TrainJob { theta, batches, first_step };
+    let job = TrainJob { theta, batches, first_step, moments: Moments::Carried };
     let evaluations = [one.evaluate(theta, &batches[0]).unwrap(), two.evaluate(theta, &batches[0]).unwrap()];
     for (one, two) in evaluations[0].iter().zip(&evaluations[1]) {
         assert!((one - two).abs() < 1e-5, "{evaluations:?}");
