@@ -176,7 +176,7 @@ mod tests {
     /// The first step is along the gradient's singular vectors, whatever its length, and a tall matrix moves farther.
     #[test]
     fn updates_have_the_length_that_shapes_give() {
-        let gradient: Vec<f32> = (0..31u8).map(|at| f32::from(at * 37 % 19) - 9.0).collect();
+        let gradient: Vec<f32> = (0..31u16).map(|at| f32::from(at * 37 % 19) - 9.0).collect();
         let steps = [1.0, 1e-6].map(|scale| {
             let mut theta = vec![0.0; 31];
             muon(&inner()).step(&mut theta, &gradient, scale, 0.1);

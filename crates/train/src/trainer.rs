@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 
+use serde::Serialize;
 use templar_protocol::layout::ModelSpec;
 use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
@@ -22,7 +23,8 @@ pub struct TrainJob<'a> {
 }
 
 /// Which moments of the optimiser a job starts from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Moments {
     /// Those that the last job left.
     Carried,

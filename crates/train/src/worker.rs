@@ -102,7 +102,7 @@ pub struct TorchTrainer {
     layout: Layout,
     options: TorchOptions,
     worker: Option<Worker>,
-    /// The moments after the last finished job, as [`crate::optimiser::Optimiser`] exports them; `None` before the first.
+    /// The moments after the last finished job, as [`crate::optimiser::Optimiser`] exports them; `None`: fresh ones.
     state: Option<Vec<u8>>,
     stats: Option<EngineStats>,
 }
@@ -168,7 +168,7 @@ impl Trainer for TorchTrainer {
         self.stats = None;
         check_inputs(&self.model, self.layout.len(), job.theta, job.batches)?;
         if job.moments == Moments::Fresh {
-            self.import_state(&StateShape::new(&self.layout, &self.inner).fresh())?;
+            self.state = None;
         }
         let (outcome, stats) = self.in_worker(|worker, inner, limits, state| {
             let result = worker.train(inner, limits, state.as_deref(), job, on_step);
@@ -248,7 +248,8 @@ impl Worker {
         self.exchange.put_batches(job.batches)?;
         self.exchange.remove("delta");
         self.has_state = false;
-        self.process.send("train", &Request::Train { theta_version, first_step: job.first_step })?;
+        let moments = if state.is_some() { Moments::Carried } else { Moments::Fresh };
+        self.process.send("train", &Request::Train { theta_version, first_step: job.first_step, moments })?;
         let mut steps = Vec::with_capacity(job.batches.len());
         let seen = state.map_or(0, |state| state::split(state).0);
         for ((step, seen), batch) in (job.first_step..).zip(seen..).zip(job.batches) {
@@ -312,7 +313,7 @@ impl Worker {
         }
     }
 
-    /// Passes the trainer's moments to a worker that lacks them. A worker that has never trained has fresh ones.
+    /// Passes the trainer's moments to a worker that lacks them. Fresh ones need not be passed.
     fn import_state(&mut self, limits: Timeouts, state: Option<&[u8]>) -> Result<(), WorkerError> {
         let Some(state) = state.filter(|_| !self.has_state) else { return Ok(()) };
         let (steps, moments) = state::split(state);

@@ -23,6 +23,7 @@ fn cpu_trainer_conforms() {
             let inner = InnerSpec { optimiser, ..inner.clone() };
             conformance::check_trainer(&model, || Box::new(CpuTrainer::new(&model, &inner)));
         }
+        conformance::check_optimisers(&model, &inner, |inner| Box::new(CpuTrainer::new(&model, inner)));
     }
 }
 

@@ -116,7 +116,7 @@ fn every_misbehaviour_is_a_typed_error_and_the_next_job_works() {
         matches!(&died, WorkerError::Died { status, stderr, .. } if status.contains('7') && stderr == "out of imagination"),
         "{died:?}"
     );
-    assert!(matches!(Setting::failure("other-version"), WorkerError::Version { found: 2, expected: 1 }));
+    assert!(matches!(Setting::failure("other-version"), WorkerError::Version { found: 1, expected: 2 }));
     let oversized = Setting::failure("oversized");
     assert!(matches!(oversized, WorkerError::LineTooLong { limit_bytes: LINE_BYTES_MAX, .. }), "{oversized:?}");
     let refused = Setting::failure("refuses");
