@@ -18,10 +18,11 @@ fn cpu_trainer_conforms() {
     for tied in [false, true] {
         let (model, inner) = tiny(tied);
         let tolerance = Distance { loss: 1e-4, delta: 1e-4 };
-        conformance::check_against_reference(&model, &inner, tolerance, || Box::new(CpuTrainer::new(&model, &inner)));
         for optimiser in [Optimiser::Adamw, Optimiser::Muon] {
             let inner = InnerSpec { optimiser, ..inner.clone() };
-            conformance::check_trainer(&model, || Box::new(CpuTrainer::new(&model, &inner)));
+            let make = || -> Box<dyn Trainer> { Box::new(CpuTrainer::new(&model, &inner)) };
+            conformance::check_against_reference(&model, &inner, tolerance, make);
+            conformance::check_trainer(&model, make);
         }
         conformance::check_optimisers(&model, &inner, |inner| Box::new(CpuTrainer::new(&model, inner)));
     }
