@@ -7,7 +7,7 @@ A Templar node starts ``python -m templar_torch`` and talks to it in the protoco
 | shape of the model, settings of the inner optimiser | :mod:`templar_torch.spec` |
 | which attention a device uses | :mod:`templar_torch.attention` |
 | the decoder | :mod:`templar_torch.model` |
-| schedule, clipping, AdamW | :mod:`templar_torch.optim` |
+| schedule, clipping, AdamW, Muon | :mod:`templar_torch.optim` |
 | batches, micro-batches, ranks: one inner step | :mod:`templar_torch.engine` |
 | several processes as one | :mod:`templar_torch.ranks` |
 | tensors in shared files | :mod:`templar_torch.tensors` |

@@ -27,7 +27,7 @@ import torch
 from . import flops, profile
 from .engine import Engine, NonFiniteStep, Options
 from .ranks import Ranks
-from .spec import InnerSpec, ModelSpec
+from .spec import OPTIMISERS, InnerSpec, ModelSpec
 
 
 def shape(vocab: int, width: int, layers: int, heads: int, kv_heads: int, ffn: int, seq: int = 2048) -> ModelSpec:
@@ -83,6 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="on CPUs")
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--optimiser", choices=OPTIMISERS, default="adamw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on GPUs")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: if memory is short")
@@ -116,7 +117,7 @@ class Bench:
         inner = InnerSpec(
             steps=args.steps, batch_sequences=plan.sequences, micro_batch_sequences=plan.micro, lr=args.lr, beta1=0.9,
             beta2=0.95, epsilon=1e-8, weight_decay=0.1, clip_norm=1.0, warmup_steps=max(1, args.steps // 10),
-            decay_steps=args.steps, final_lr_fraction=0.1,
+            decay_steps=args.steps, final_lr_fraction=0.1, optimiser=args.optimiser,
         )
         options = Options(args.device, args.threads, False, args.checkpointing, plan.compile, args.deterministic)
         self.engine = Engine(plan.spec, inner, options, ranks)
@@ -168,6 +169,7 @@ class Bench:
             "sequence_tokens": spec.seq_len, "sequences": plan.sequences, "micro_batch_sequences": plan.micro,
             "compiled": engine.compiled, "attention": [backend.name for backend in engine.attention[:1]],
             "checkpointed_layers": engine.model.checkpointed, "deterministic": self.args.deterministic,
+            "optimiser": self.args.optimiser,
             "steps": len(self.seconds), "tokens_per_s": round(tokens_per_s, 1), "mfu": peak and round(rate / peak, 4),
             "of_matmul": round(rate / measured.matmul_flops_per_s, 4),
             "matmul_tflops_per_s": round(measured.matmul_flops_per_s / 1e12, 3),

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from . import attention, flops
 from .model import Linear, Llama
-from .optim import AdamW, learning_rate, squared_norm
+from .optim import Optimiser, squared_norm
 from .ranks import Ranks
 from .spec import InnerSpec, ModelSpec
 from .tensors import TensorFile
@@ -116,10 +116,9 @@ class Engine:
         self._meter = Meter(self)
 
     @cached_property
-    def optimiser(self) -> AdamW:
+    def optimiser(self) -> Optimiser:
         """The moments, created when they are needed: a validator only evaluates."""
-        decays = [len(shape) > 1 for shape in self.spec.tensors().values()]
-        optimiser = AdamW(self.inner, self.shards, decays)
+        optimiser = Optimiser(self.inner, self.spec.tensors(), self.shards, self.ranks)
         if self.options.offload_optimiser:
             optimiser.move("cpu")
         return optimiser
@@ -172,13 +171,15 @@ class Engine:
             start = self.shard_of(theta.tensors[name])
             torch.sub(start, shard.cpu(), out=self.shard_of(delta.tensors[name]))
 
-    def begin(self) -> None:
-        """To be called before the steps of a job."""
+    def begin(self, moments: str = "carried") -> None:
+        """To be called before the steps of a job, which start from the last job's moments, or from ``fresh`` ones."""
         self._meter.begin()
         # Moments take precedence over activations, which can manage with less memory.
         optimiser = self.optimiser
         if self.options.offload_optimiser:
             optimiser.move(self.device)
+        if moments == "fresh":
+            optimiser.reset()
 
     def end(self) -> None:
         """To be called after the steps of a job, even if they failed."""
@@ -202,10 +203,9 @@ class Engine:
             for value, what in ((loss, "loss"), (grad_norm, "gradient")):
                 if not math.isfinite(value):
                     raise NonFiniteStep(step, what)
-            lr = learning_rate(self.inner, step)
             clip = self.inner.clip_norm / grad_norm if grad_norm > self.inner.clip_norm else 1.0
             with torch.no_grad():
-                self.optimiser.step(gradients, clip, lr)
+                lr = self.optimiser.step(gradients, clip, step)
             self.refresh()
         finally:
             self.model.zero_grad(set_to_none=True)

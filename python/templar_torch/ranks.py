@@ -47,6 +47,31 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, shard: Tensor, rows: int, owner: int) -> Tensor:
+        """All rows of a matrix on its owner, nothing elsewhere. ``shard`` is this rank's part as FSDP cuts it."""
+        if self.world == 1:
+            return shard
+        share = -(-rows // self.world)
+        padded = shard.new_zeros(share, shard.shape[1])
+        padded[: len(shard)] = shard
+        parts = [torch.empty_like(padded) for _ in range(self.world)] if self.rank == owner else None
+        dist.gather(padded, parts, dst=owner)
+        return torch.cat(parts)[:rows] if parts else shard[:0]
+
+    def scatter(self, full: Tensor, shard: Tensor, rows: int, owner: int) -> Tensor:
+        """This rank's rows of the owner's matrix, which has the shape of ``shard`` but for its rows."""
+        if self.world == 1:
+            return full
+        share = -(-rows // self.world)
+        own = shard.new_empty(share, shard.shape[1])
+        parts = None
+        if self.rank == owner:
+            padded = shard.new_zeros(share * self.world, shard.shape[1])
+            padded[:rows] = full
+            parts = list(padded.chunk(self.world))
+        dist.scatter(own, parts, src=owner)
+        return own[: len(shard)]
+
     def wait(self) -> None:
         """Waits until all ranks have arrived."""
         self.sum(torch.zeros(1))

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 Spec = TypeVar("Spec", bound="ModelSpec | InnerSpec")
 
+OPTIMISERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -58,7 +60,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class InnerSpec:
-    """The inner optimiser: AdamW with linear warm-up and cosine decay."""
+    """The inner optimiser, with linear warm-up and cosine decay."""
 
     steps: int
     batch_sequences: int
@@ -72,6 +74,16 @@ class InnerSpec:
     warmup_steps: int
     decay_steps: int
     final_lr_fraction: float
+    optimiser: str = "adamw"
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.01
+    reset_every_windows: int = 0
+    reset_warmup_steps: int = 0
+
+    def takes_muon(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether Muon updates this tensor: a matrix of a layer, in a run with Muon."""
+        return self.optimiser == "muon" and len(shape) == 2 and name.startswith("model.layers.")
 
 
 def read(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
@@ -82,7 +94,14 @@ def read(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
     for name, type_name in names.items():
         value = values[name]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = {"bool": isinstance(value, bool), "int": is_number and value == int(value), "float": is_number}
+        fits = {
+            "bool": isinstance(value, bool),
+            "int": is_number and value == int(value),
+            "float": is_number,
+            "str": isinstance(value, str),
+        }
         if not fits[str(type_name)] or (is_number and not 0 <= value < 1 << 53):
             raise ValueError(f"{kind.__name__}.{name} is {value!r}, which is not a valid {type_name}")
+    if values.get("optimiser", "adamw") not in OPTIMISERS:
+        raise ValueError(f"{kind.__name__}.optimiser is {values['optimiser']!r}, which is none of {OPTIMISERS}")
     return kind(**values)

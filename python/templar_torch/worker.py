@@ -25,7 +25,7 @@ from .ranks import Ranks
 from .spec import InnerSpec, ModelSpec, read
 from .tensors import TensorFile, create
 
-PROTOCOL = 1
+PROTOCOL = 2
 LINE_BYTES_MAX = 1 << 16
 TEXT_MAX = 2000
 """Characters of an explanation."""
@@ -156,10 +156,12 @@ class Worker:
         return [tensors[f"batch.{nth}"].long() for nth in range(len(tensors))]
 
     def train(self, message: Message) -> None:
+        if message["moments"] not in ("carried", "fresh"):
+            raise Refused(f"a job starts from carried or fresh moments, not from {str(message['moments'])[:80]!r}")
         theta, engine = self._load(message), self.engine
         # Whatever the result, the parameters now differ from the file's.
         self._loaded = None
-        engine.begin()
+        engine.begin(message["moments"])
         steps = 0
         try:
             for nth, tokens_bt in enumerate(self._batches()):
@@ -192,13 +194,13 @@ class Worker:
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = self.engine.spec.tensors()
-        return {f"{moment}.{name}": shape for moment in ("first", "second") for name, shape in shapes.items()}
+        return {name: shapes[tensor] for name, (tensor, _) in self.engine.optimiser.state().items()}
 
     def export_state(self, message: Message) -> None:
         optimiser = self.engine.optimiser
         state = self.output("state", self._state_shapes(), torch.float32, steps=str(optimiser.steps))
-        for target, source in zip(state.tensors.values(), (*optimiser.first, *optimiser.second), strict=True):
-            self.engine.shard_of(target).copy_(source)
+        for name, (_, moment) in optimiser.state().items():
+            self.engine.shard_of(state.tensors[name]).copy_(moment)
         self.ranks.wait()
         self.say("exported")
 
@@ -206,9 +208,8 @@ class Worker:
         state = TensorFile(self.file("state"))
         state.expect(self._state_shapes())
         optimiser = self.engine.optimiser
-        names = self._state_shapes()
-        for name, target in zip(names, (*optimiser.first, *optimiser.second), strict=True):
-            target.copy_(self.engine.shard_of(state.tensors[name]))
+        for name, (_, moment) in optimiser.state().items():
+            moment.copy_(self.engine.shard_of(state.tensors[name]))
         optimiser.steps = int(state.metadata["steps"])
         self.ranks.wait()
         self.say("imported")

@@ -78,7 +78,7 @@ class Node:
         return self.receive()
 
     def configure(self, model: ModelSpec = MODEL, inner: InnerSpec = INNER, **options: Any) -> None:
-        assert self.ask("hello", protocol=1)["protocol"] == 1
+        assert self.ask("hello", protocol=2)["protocol"] == 2
         options = {"device": "cpu", "threads": 1, **options}
         specs = {"model": dataclasses.asdict(model), "inner": dataclasses.asdict(inner)}
         answer = self.ask("configure", folder=str(self.folder), options=options, **specs)
@@ -91,11 +91,13 @@ class Node:
         for target, batch in zip(file.tensors.values(), batches, strict=True):
             target.copy_(batch)
 
-    def train(self, batches: list[torch.Tensor], first_step: int = 0, stop_after: int = 99) -> list[dict[str, Any]]:
+    def train(
+        self, batches: list[torch.Tensor], first_step: int = 0, stop_after: int = 99, moments: str = "carried"
+    ) -> list[dict[str, Any]]:
         """The steps, and the last message."""
         self.put_batches(batches)
         self.version += 1
-        messages = [self.ask("train", theta_version=self.version, first_step=first_step)]
+        messages = [self.ask("train", theta_version=self.version, first_step=first_step, moments=moments)]
         while messages[-1]["type"] == "step":
             messages.append(self.ask("stop" if len(messages) == stop_after else "continue"))
         return messages

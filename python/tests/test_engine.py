@@ -16,7 +16,7 @@ from templar_torch.bench import PRESETS
 from templar_torch.engine import Engine, Options, activation_bytes, checkpointed_layers
 from templar_torch.flops import flops_per_token, peak_flops_per_s
 from templar_torch.model import Linear
-from templar_torch.optim import AdamW, learning_rate
+from templar_torch.optim import AdamW, Muon, newton_schulz, rates
 from templar_torch.ranks import Ranks
 from templar_torch.spec import InnerSpec, ModelSpec, read
 from templar_torch.tensors import TensorFile, create
@@ -205,7 +205,7 @@ def test_adamw_follows_the_textbook(scale: float) -> None:
     expected = [tensor.double() for tensor in theta]
     first, second = ([torch.zeros_like(tensor) for tensor in expected] for _ in range(2))
     for step in range(1, 7):
-        lr = learning_rate(INNER, step)
+        lr, _ = rates(INNER, step, step)
         gradients = [torch.randn(tensor.shape, generator=generator) for tensor in theta]
         ours.step([gradient.clone() for gradient in gradients], scale, lr)
         for nth, gradient in enumerate(gradients):
@@ -220,11 +220,45 @@ def test_adamw_follows_the_textbook(scale: float) -> None:
         assert torch.allclose(ours_now.double(), wanted, atol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (6, 6), (8, 3), (3, 8)])
+def test_newton_schulz_keeps_singular_vectors(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    left, values, right = torch.linalg.svd(x.double(), full_matrices=False)
+    values = values / values.square().sum().sqrt()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    assert torch.allclose(newton_schulz(1e-3 * x).double(), left @ values.diag() @ right, atol=1e-4)
+    assert torch.equal(newton_schulz(0 * x), 0 * x)
+
+
+def test_muon_follows_the_textbook() -> None:
+    inner = dataclasses.replace(INNER, optimiser="muon", muon_weight_decay=0.3)
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(6, 3), (3, 6)]
+    ours = Muon(inner, [torch.randn(shape, generator=generator) for shape in shapes], shapes, Ranks())
+    expected = [tensor.double() for tensor in ours.tensors]
+    momentum = [torch.zeros_like(tensor) for tensor in expected]
+    for _ in range(3):
+        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+        ours.step(gradients, 0.5, 0.02)
+        for nth, (rows, columns) in enumerate(shapes):
+            g = 0.5 * gradients[nth].double()
+            momentum[nth] = 0.95 * momentum[nth] + 0.05 * g
+            update = newton_schulz((0.95 * momentum[nth] + 0.05 * g).float()).double()
+            reach = 0.02 * max(1.0, rows / columns) ** 0.5
+            expected[nth] = (1 - 0.02 * 0.3) * expected[nth] - reach * update
+    for ours_now, wanted in zip(ours.tensors, expected, strict=True):
+        assert torch.allclose(ours_now.double(), wanted, atol=1e-5)
+
+
 def test_learning_rate_rises_falls_and_stays() -> None:
     inner = dataclasses.replace(INNER, lr=2.0, warmup_steps=4, decay_steps=10, final_lr_fraction=0.1)
-    rates = [learning_rate(inner, step) for step in (0, 3, 4, 9, 14, 1 << 40)]
-    assert rates == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
-    assert learning_rate(dataclasses.replace(inner, warmup_steps=0), 0) == 2.0
+    found = [rates(inner, step, step)[0] for step in (0, 3, 4, 9, 14, 1 << 40)]
+    assert found == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
+    assert rates(dataclasses.replace(inner, warmup_steps=0), 0, 0)[0] == 2.0
+    after_reset = dataclasses.replace(inner, muon_lr=0.5, reset_warmup_steps=4)
+    for seen, share in ((0, 0.25), (3, 1.0), (9, 1.0)):
+        assert rates(after_reset, 9, seen) == pytest.approx((share * 1.1, share * 1.1 / 4))
 
 
 def test_flops_match_the_formula() -> None:
@@ -252,6 +286,10 @@ def test_files_and_specs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             TensorFile(path)
     values = dataclasses.asdict(MODEL)
     assert read(ModelSpec, values) == MODEL
+    assert read(InnerSpec, dataclasses.asdict(INNER)) == INNER
+    for change in ({"optimiser": "sgd"}, {"optimiser": 1}):
+        with pytest.raises(ValueError):
+            read(InnerSpec, dataclasses.asdict(INNER) | change)
     for change in ({"layers": -1}, {"layers": "2"}, {"layers": True}, {"norm_eps": float("nan")}, {"width": 3}):
         with pytest.raises(ValueError):
             read(ModelSpec, values | change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, Node, tokens, write_theta
+from conftest import INNER, MODEL, Node, tokens, write_theta
+from templar_torch.spec import InnerSpec
 
 MakeNode = Callable[..., Node]
 
@@ -68,6 +70,50 @@ def test_two_ranks_do_what_one_does(node: MakeNode) -> None:
     assert [worker.end() for worker in (alone, ranks)] == [0, 0]
 
 
+MUON = dataclasses.replace(INNER, optimiser="muon", reset_warmup_steps=2)
+
+
+@pytest.mark.parametrize("inner", [INNER, MUON])
+def test_a_job_from_fresh_moments_is_that_of_a_new_worker(node: MakeNode, inner: InnerSpec) -> None:
+    old, new = node(), node(ranks=2)
+    for worker in (old, new):
+        worker.configure(inner=inner, offload_optimiser=worker is old)
+    batches = tokens(3)
+    old.train(batches)
+    carried = old.train(batches), old.flat_delta()
+    fresh = old.train(batches, moments="fresh"), old.flat_delta()
+    first = new.train(batches), new.flat_delta()
+    assert torch.allclose(fresh[1], first[1], atol=2e-4) and not torch.allclose(carried[1], fresh[1], atol=2e-4)
+    rates = [message["lr"] for message in fresh[0][:-1]]
+    assert rates == [message["lr"] for message in first[0][:-1]]
+    # The warm-up of the run, of two steps, and that after a reset.
+    warm = (0.5, 1.0) if inner is MUON else (1.0, 1.0)
+    assert rates[:2] == pytest.approx([0.5 * inner.lr * warm[0], inner.lr * warm[1]])
+    assert [worker.end() for worker in (old, new)] == [0, 0]
+
+
+def test_ranks_share_muon_and_its_state_moves_between_them(node: MakeNode) -> None:
+    alone, ranks = node(), node(ranks=2)
+    batches = tokens(3, sequences=5)
+    deltas = []
+    for worker in (alone, ranks):
+        worker.configure(inner=MUON)
+        worker.train(batches, first_step=7)
+        deltas.append(worker.flat_delta())
+        assert worker.ask("export_state")["type"] == "exported"
+    assert torch.allclose(*deltas, atol=2e-4)
+    state = worker.tensors("state")
+    matrix, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    assert {f"momentum.{matrix}", f"first.{norm}", f"second.{norm}"} < set(state) and f"first.{matrix}" not in state
+    assert alone.ask("import_state")["type"] == "imported"
+    finals = []
+    for worker in (alone, ranks):
+        worker.train(batches, first_step=10)
+        finals.append(worker.flat_delta())
+    assert torch.allclose(*finals, atol=2e-4) and not torch.allclose(finals[0], deltas[0], atol=2e-4)
+    assert [worker.end() for worker in (alone, ranks)] == [0, 0]
+
+
 def test_divergence_is_reported_and_leaves_the_worker_usable(node: MakeNode) -> None:
     worker = node()
     worker.configure()
@@ -87,7 +133,7 @@ def test_divergence_is_reported_and_leaves_the_worker_usable(node: MakeNode) -> 
 @pytest.mark.parametrize("line", [b"gibberish\n", b'{"type": "train"}\n', b"{" * 70_000 + b"\n"])
 def test_nonsense_ends_the_worker_with_a_reason(node: MakeNode, line: bytes) -> None:
     worker = node()
-    assert worker.ask("hello", protocol=1)["type"] == "hello"
+    assert worker.ask("hello", protocol=2)["type"] == "hello"
     assert worker.process.stdin
     worker.process.stdin.write(line)
     worker.process.stdin.flush()
@@ -98,9 +144,9 @@ def test_nonsense_ends_the_worker_with_a_reason(node: MakeNode, line: bytes) -> 
 
 def test_another_protocol_is_refused_and_ctrl_c_is_not_for_workers(node: MakeNode) -> None:
     old, new = node(), node()
-    assert old.ask("hello", protocol=2)["protocol"] == 1
+    assert old.ask("hello", protocol=1)["protocol"] == 2
     assert old.receive()["kind"] == "internal" and old.process.wait(timeout=30) == 1
-    assert new.ask("hello", protocol=1)["type"] == "hello"
+    assert new.ask("hello", protocol=2)["type"] == "hello"
     new.process.send_signal(signal.SIGINT)
     assert new.end() == 0
 
@@ -118,7 +164,7 @@ def test_a_node_that_is_gone_leaves_no_files_in_memory(node: MakeNode) -> None:
 @pytest.mark.parametrize("is_killed", [True, False])
 def test_no_rank_outlives_its_node_or_its_launcher(node: MakeNode, is_killed: bool) -> None:
     orphan = node(ranks=2, log=subprocess.PIPE)
-    assert orphan.ask("hello", protocol=1)["type"] == "hello"
+    assert orphan.ask("hello", protocol=2)["type"] == "hello"
     assert orphan.process.stdin and orphan.process.stderr
     if is_killed:
         orphan.process.kill()

@@ -8,7 +8,7 @@ use templar_data::grammar::Grammar;
 use templar_model::presets::Preset;
 use templar_protocol::hash::{Hash32, Hasher, Stream};
 use templar_protocol::layout::Layout;
-use templar_train::{CpuTrainer, TokenBatch, TrainError, TrainJob, Trainer};
+use templar_train::{CpuTrainer, Moments, TokenBatch, TrainError, TrainJob, Trainer};
 
 /// The text that all peers train on, as bytes; the last tenth is held out.
 #[derive(Debug, Clone)]
@@ -89,11 +89,12 @@ impl Peers {
         let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
         let (text, first_step) = (&self.text, self.steps_done);
         self.steps_done += u64::from(inner.steps);
+        let moments = Moments::before(inner, first_step / u64::from(inner.steps));
         let work = |(trainer, stream): (&mut Box<dyn Trainer>, &mut Stream)| {
             let batches = (0..inner.steps)
                 .map(|_| draw(&text.train, stream, inner.batch_sequences as usize, seq_len))
                 .collect::<Vec<_>>();
-            let job = TrainJob { theta, batches: &batches, first_step };
+            let job = TrainJob { theta, batches: &batches, first_step, moments };
             Ok(trainer.train(&job, &mut |_| ControlFlow::Continue(()))?.delta)
         };
         self.trainers.par_iter_mut().zip(&mut self.streams).map(work).collect()

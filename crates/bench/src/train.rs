@@ -9,7 +9,7 @@ use templar_cpu::{Work, product_flops_per_s};
 use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::run::InnerSpec;
 use templar_train::speed::{flops_per_token, peak_memory_bytes};
-use templar_train::{CpuTrainer, TrainError, TrainJob, Trainer, conformance};
+use templar_train::{CpuTrainer, Moments, TrainError, TrainJob, Trainer, conformance};
 
 use crate::timing::median;
 
@@ -87,7 +87,7 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
     let batches = slice::from_ref(&batch);
     let start = Instant::now();
     while times.len() <= STEPS_MIN || start.elapsed().as_secs_f64() < options.seconds {
-        let job = TrainJob { theta: &theta, batches, first_step: times.len() as u64 };
+        let job = TrainJob { theta: &theta, batches, first_step: times.len() as u64, moments: Moments::Carried };
         let mut step_s = 0.0;
         let step = Instant::now();
         let outcome = trainer.train(&job, &mut |_| {

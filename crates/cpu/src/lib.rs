@@ -11,6 +11,7 @@
 //! | which vector instructions a processor has | `arch` |
 //! | vector kernels for everything elementwise | `kernels` |
 //! | matrix products | `product` |
+//! | singular values brought close to 1 | `newton_schulz` |
 //! | the same straight from the formulas, slowly | [`oracle`] |
 //!
 //! The model is Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary embedding by rotated halves, grouped-query attention,
@@ -48,6 +49,7 @@ mod jobs;
 mod kernels;
 mod loss;
 mod meter;
+mod newton_schulz;
 pub mod oracle;
 #[cfg(test)]
 mod paths;
@@ -71,6 +73,7 @@ use crate::shape::{Batch, Shape};
 
 pub use arch::simd;
 pub use meter::Work;
+pub use newton_schulz::NewtonSchulz;
 
 /// A model's shape and the memory that passes over it keep. Parameters stay with the caller.
 pub struct Engine {

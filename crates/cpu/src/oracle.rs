@@ -4,7 +4,7 @@
 //! uses it. Each operator stands beside its backward pass, and the tests compare both with finite differences.
 
 use templar_protocol::layout::{Layout, ModelSpec};
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 
 /// Rows of equal length.
 pub type Matrix = Vec<Vec<f64>>;
@@ -282,8 +282,9 @@ pub fn cross_entropy(logits: &Matrix, targets: &[u32]) -> (f64, Matrix) {
 }
 
 /// Inner steps with AdamW ("Decoupled Weight Decay Regularization", algorithm 2) on batches of sequences, with the learning
-/// rate of each step: the global norm of the gradient is clipped, one-dimensional tensors do not decay. Returns every batch's
-/// mean loss, and Δ = θ before − θ after.
+/// rate of each step: the global norm of the gradient is clipped, one-dimensional tensors do not decay. In a run with Muon,
+/// that updates the matrices of the layers, with its rate in proportion. Returns every batch's mean loss, and
+/// Δ = θ before − θ after.
 pub fn train(
     spec: &ModelSpec,
     inner: &InnerSpec,
@@ -306,6 +307,14 @@ pub fn train(
         losses.push(loss);
         let clip = (inner.clip_norm / dot(&gradient, &gradient).sqrt()).min(1.0);
         for tensor in layout.tensors() {
+            let of_layer = tensor.shape.len() == 2 && tensor.name.starts_with("model.layers.");
+            if inner.optimiser == Optimiser::Muon && of_layer {
+                let (range, columns) = (tensor.range(), tensor.shape[1] as usize);
+                let own: Vec<f64> = gradient[range.clone()].iter().map(|gradient| clip * gradient).collect();
+                let rate = rate * inner.muon_lr / inner.lr;
+                muon(inner, &mut theta[range.clone()], &mut m[range], &own, columns, rate);
+                continue;
+            }
             let decay = if tensor.shape.len() > 1 { inner.weight_decay } else { 0.0 };
             for at in tensor.range() {
                 let g = clip * gradient[at];
@@ -317,6 +326,31 @@ pub fn train(
         }
     }
     (losses, start.iter().zip(theta).map(|(start, end)| start - end).collect())
+}
+
+/// One step of Muon on a matrix with rows of `columns`.
+fn muon(inner: &InnerSpec, theta: &mut [f64], m: &mut [f64], gradient: &[f64], columns: usize, rate: f64) {
+    let keep = inner.muon_momentum;
+    m.iter_mut().zip(gradient).for_each(|(m, g)| *m = keep * *m + (1.0 - keep) * g);
+    let ahead: Vec<f64> = m.iter().zip(gradient).map(|(m, g)| keep * m + (1.0 - keep) * g).collect();
+    let length = dot(&ahead, &ahead).sqrt();
+    let mut x: Matrix = ahead.chunks(columns).map(|row| row.iter().map(|x| x / length).collect()).collect();
+    for _ in 0..5 {
+        // a·X + b·(XXᵀ)X + c·(XXᵀ)²X; `linear` multiplies with a transpose.
+        let gram = linear(&x, &x.concat());
+        let once = linear(&gram, &turned(&x).concat());
+        let twice = linear(&gram, &turned(&once).concat());
+        let cubic = map(&x, &once, |x, once| 3.4445 * x - 4.7750 * once);
+        x = map(&cubic, &twice, |cubic, twice| cubic + 2.0315 * twice);
+    }
+    let reach = rate * (x.len() as f64 / columns as f64).max(1.0).sqrt();
+    for (theta, update) in theta.iter_mut().zip(x.concat()) {
+        *theta = (1.0 - rate * inner.muon_weight_decay) * *theta - reach * update;
+    }
+}
+
+fn turned(x: &Matrix) -> Matrix {
+    (0..x[0].len()).map(|column| x.iter().map(|row| row[column]).collect()).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

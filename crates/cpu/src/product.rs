@@ -67,6 +67,12 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Some of the rows.
+    pub(crate) fn rows(self, rows: std::ops::Range<usize>) -> Self {
+        assert!(rows.end <= self.rows, "the matrix has these rows");
+        Self { values: &self.values[rows.start * self.row_stride..], rows: rows.len(), ..self }
+    }
+
     /// Rows and columns.
     pub(crate) fn shape(&self) -> (usize, usize) {
         (self.rows, self.columns)

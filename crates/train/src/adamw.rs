@@ -1,4 +1,4 @@
-//! AdamW with decoupled weight decay ("Decoupled Weight Decay Regularization", algorithm 2) on flat parameters.
+//! AdamW with decoupled weight decay ("Decoupled Weight Decay Regularization", algorithm 2) on tensors in flat parameters.
 //!
 //! θ ← θ − lr · (m̂ / (√v̂ + ε) + wd · θ), without decay for one-dimensional tensors (the norms). One pass over plain
 //! slices: each parameter and moment is read and written once per step.
@@ -7,11 +7,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use templar_cpu::simd;
-use templar_protocol::layout::Layout;
+use templar_protocol::layout::TensorSpec;
 use templar_protocol::run::InnerSpec;
-
-use crate::state;
-use crate::trainer::TrainError;
 
 /// Elements per task; the result does not depend on it.
 const CHUNK: usize = 1 << 15;
@@ -25,8 +22,7 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
-    /// Each tensor's place, and whether it decays.
-    tensors: Vec<(Range<usize>, bool)>,
+    tensors: Vec<Place>,
     /// Steps taken so far, for the bias correction.
     steps: u64,
     /// m, the moving average of the gradient.
@@ -35,27 +31,43 @@ pub struct AdamW {
     second: Vec<f32>,
 }
 
+/// One tensor.
+#[derive(Debug, Clone, PartialEq)]
+struct Place {
+    /// Where it lies in the flat parameters.
+    theta: Range<usize>,
+    /// Where its moments lie among those of this optimiser's tensors.
+    moments: Range<usize>,
+    decays: bool,
+}
+
 impl AdamW {
-    /// Fresh moments for the tensors of `layout`.
-    pub fn new(layout: &Layout, inner: &InnerSpec) -> Self {
+    /// Fresh moments for `tensors`, which lie in the flat parameters where their offsets say.
+    pub fn new<'a>(tensors: impl IntoIterator<Item = &'a TensorSpec>, inner: &InnerSpec) -> Self {
+        let mut end = 0;
+        let place = |tensor: &TensorSpec| {
+            let moments = end..end + tensor.len();
+            end = moments.end;
+            Place { theta: tensor.range(), moments, decays: tensor.shape.len() > 1 }
+        };
+        let tensors = tensors.into_iter().map(place).collect();
         Self {
             beta1: inner.beta1,
             beta2: inner.beta2,
             epsilon: inner.epsilon,
             weight_decay: inner.weight_decay,
-            tensors: layout.tensors().iter().map(|tensor| (tensor.range(), tensor.shape.len() > 1)).collect(),
+            tensors,
             steps: 0,
-            first: vec![0.0; layout.len()],
-            second: vec![0.0; layout.len()],
+            first: vec![0.0; end],
+            second: vec![0.0; end],
         }
     }
 
-    /// One step on `theta` with the gradient `scale · gradient`.
+    /// One step on its tensors in `theta` with the gradient `scale · gradient`.
     ///
     /// # Panics
-    /// If `theta` or `gradient` do not have the layout's length.
+    /// If `theta` or `gradient` are too short for the tensors.
     pub fn step(&mut self, theta: &mut [f32], gradient: &[f32], scale: f64, lr: f64) {
-        assert!(theta.len() == self.first.len() && gradient.len() == self.first.len(), "one value per parameter");
         self.steps += 1;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let constants = Constants {
@@ -70,34 +82,37 @@ impl AdamW {
             keep_theta: 1.0,
         };
         let decaying = Constants { keep_theta: (1.0 - lr * self.weight_decay) as f32, ..constants };
-        for (range, decays) in &self.tensors {
+        for Place { theta: range, moments, decays } in &self.tensors {
             let constants = if *decays { decaying } else { constants };
             theta[range.clone()]
                 .par_chunks_mut(CHUNK)
                 .zip(gradient[range.clone()].par_chunks(CHUNK))
-                .zip(self.first[range.clone()].par_chunks_mut(CHUNK))
-                .zip(self.second[range.clone()].par_chunks_mut(CHUNK))
+                .zip(self.first[moments.clone()].par_chunks_mut(CHUNK))
+                .zip(self.second[moments.clone()].par_chunks_mut(CHUNK))
                 .for_each(|(((theta, gradient), first), second)| constants.step(theta, gradient, first, second));
         }
     }
 
-    /// Moments and step count as bytes.
-    pub fn export(&self) -> Vec<u8> {
-        let mut bytes = state::begin(self.steps, self.first.len());
-        for moments in [&self.first, &self.second] {
-            bytes.extend(moments.iter().flat_map(|value| value.to_le_bytes()));
-        }
-        bytes
+    /// Steps that the moments have seen.
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
-    /// Adopts exported moments; an error changes nothing.
-    pub fn import(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        state::check(bytes, self.first.len())?;
-        let (steps, moments) = state::split(bytes);
-        self.steps = steps;
-        let own = self.first.iter_mut().chain(&mut self.second);
-        own.zip(moments.as_chunks().0).for_each(|(own, &value)| *own = f32::from_le_bytes(value));
-        Ok(())
+    /// First and second moments of all tensors, and the steps that they have seen.
+    pub(crate) fn state_mut(&mut self) -> (&mut u64, [&mut [f32]; 2]) {
+        (&mut self.steps, [&mut self.first, &mut self.second])
+    }
+
+    /// First and second moments of all tensors.
+    pub(crate) fn moments(&self) -> [&[f32]; 2] {
+        [&self.first, &self.second]
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        self.steps = 0;
+        self.first.fill(0.0);
+        self.second.fill(0.0);
     }
 }
 
@@ -177,6 +192,7 @@ pub fn global_norm(values: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use templar_protocol::layout::Layout;
 
     use super::*;
 
@@ -193,7 +209,7 @@ mod tests {
         #[test]
         fn follows_the_textbook(gradients in prop::collection::vec(prop::array::uniform6(-2.0f32..2.0), 1..6)) {
             let (layout, inner) = (layout(), inner());
-            let mut adamw = AdamW::new(&layout, &inner);
+            let mut adamw = AdamW::new(layout.tensors(), &inner);
             let mut theta = vec![1.0f32; 6];
             for gradient in &gradients {
                 adamw.step(&mut theta, gradient, 0.5, 0.01);
@@ -211,27 +227,5 @@ mod tests {
                 prop_assert!((f64::from(theta[at]) - expected).abs() < 2e-5, "{} {expected}", theta[at]);
             }
         }
-    }
-
-    #[test]
-    fn state_is_validated_as_a_whole() {
-        let mut adamw = AdamW::new(&layout(), &inner());
-        assert_eq!(adamw.export(), state::fresh(6));
-        adamw.step(&mut [1.0; 6], &[0.1; 6], 1.0, 0.01);
-        let (bytes, before) = (adamw.export(), adamw.clone());
-        let mut edits: Vec<Vec<u8>> = vec![vec![], bytes[1..].to_vec(), [&bytes[..], &[0]].concat(), bytes.clone()];
-        edits[3][0] ^= 1;
-        for (offset, value) in [(24, f32::NAN), (24 + 24, -1.0), (bytes.len() - 4, f32::INFINITY)] {
-            let mut edited = bytes.clone();
-            edited[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-            edits.push(edited);
-        }
-        for edited in edits {
-            assert!(matches!(adamw.import(&edited), Err(TrainError::State { .. })));
-            assert_eq!(adamw, before);
-        }
-        let mut fresh = AdamW::new(&layout(), &inner());
-        fresh.import(&bytes).unwrap();
-        assert_eq!(fresh, before);
     }
 }

@@ -5,12 +5,12 @@ use std::ops::ControlFlow;
 use templar_cpu::oracle;
 use templar_protocol::hash::Hasher;
 use templar_protocol::layout::{Layout, ModelSpec};
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 
 use crate::batch::TokenBatch;
 use crate::schedule::learning_rate;
 use crate::speed::flops_per_token;
-use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
+use crate::trainer::{Moments, StepStats, TrainError, TrainJob, TrainOutcome, Trainer};
 
 /// Deterministic batches for a model, derived from `label`: other labels give other tokens.
 pub fn batches(model: &ModelSpec, count: usize, sequences: usize, label: &str) -> Vec<TokenBatch> {
@@ -40,9 +40,52 @@ pub fn check_trainer(model: &ModelSpec, make: impl Fn() -> Box<dyn Trainer>) {
     suite.evaluation_agrees_and_changes_nothing(&make);
     suite.learns_what_it_is_shown(make().as_mut());
     suite.state_survives_a_restart(&make);
+    suite.fresh_moments_are_those_of_a_new_trainer(&make);
     suite.damaged_state_is_refused(make().as_mut());
     suite.hostile_inputs_are_errors(make().as_mut());
     suite.overflow_is_contained(make().as_mut());
+}
+
+/// Checks what the choice of an optimiser means to an engine of language models: `make` returns a fresh one for these
+/// settings.
+///
+/// # Panics
+/// At the first check that the engine fails.
+pub fn check_optimisers(model: &ModelSpec, inner: &InnerSpec, make: impl Fn(&InnerSpec) -> Box<dyn Trainer>) {
+    let [adamw, muon] = [Optimiser::Adamw, Optimiser::Muon].map(|optimiser| InnerSpec { optimiser, ..inner.clone() });
+    let (theta, batches) = (Layout::llama(model).theta0(model, 11), batches(model, 3, 3, "optimisers"));
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: 0, moments: Moments::Carried };
+    let train = |inner: &InnerSpec| {
+        let mut trainer = make(inner);
+        let outcome = trainer.train(&job, &mut |_| ControlFlow::Continue(())).expect("valid job");
+        (trainer, outcome)
+    };
+    let ((mut with_adamw, by_adamw), (mut with_muon, by_muon)) = (train(&adamw), train(&muon));
+    let faster = train(&InnerSpec { muon_lr: 2.0 * muon.muon_lr, ..muon.clone() }).1;
+    for tensor in Layout::llama(model).tensors() {
+        let moved = |outcome: &TrainOutcome| {
+            outcome.delta[tensor.range()].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+        };
+        assert!(moved(&by_muon) > 0.0, "{} moves", tensor.name);
+        // Muon's rate moves its matrices as far as it says, and what is AdamW's only through the matrices.
+        let is_matrix = tensor.shape.len() == 2 && tensor.name.starts_with("model.layers.");
+        let ratio = moved(&faster) / moved(&by_muon);
+        let expected = if is_matrix { 1.5..2.5 } else { 0.7..1.4 };
+        assert!(expected.contains(&ratio), "twice Muon's rate moves {} {ratio} times as far", tensor.name);
+    }
+    assert_ne!(bits(&by_adamw.delta), bits(&by_muon.delta), "the optimiser is the run's");
+    for (trainer, other) in [(&mut with_adamw, with_muon.export_state()), (&mut with_muon, make(&adamw).export_state())]
+    {
+        let own = trainer.export_state();
+        let refused = trainer.import_state(&other).expect_err("the state of the other optimiser").to_string();
+        assert!(refused.contains("`inner.optimiser`") && refused.contains("delete it"), "{refused}");
+        assert_eq!(trainer.export_state(), own, "a refused state changes nothing");
+    }
+    // The warm-up after a reset: half of the rate, then all of it.
+    let warm = InnerSpec { reset_warmup_steps: 2, ..muon };
+    let steps = train(&warm).1.steps;
+    let shares: Vec<f64> = steps.iter().zip(0..).map(|(step, nth)| step.lr / learning_rate(&warm, nth)).collect();
+    assert!(shares.iter().zip([0.5, 1.0, 1.0]).all(|(share, expected)| (share - expected).abs() < 1e-9), "{shares:?}");
 }
 
 /// How far an engine is, or may be, from the plain reference.
@@ -69,7 +112,7 @@ pub fn check_against_reference(
     const FIRST_STEP: u64 = 3;
     let theta = Layout::llama(model).theta0(model, 11);
     let batches = batches(model, 4, 3, "reference");
-    let job = TrainJob { theta: &theta, batches: &batches, first_step: FIRST_STEP };
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: FIRST_STEP, moments: Moments::Carried };
     let outcome = make().train(&job, &mut |_| ControlFlow::Continue(())).expect("valid job");
 
     let sequences: Vec<Vec<&[u32]>> =
@@ -102,7 +145,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 impl Suite<'_> {
     fn job<'a>(&'a self, batches: &'a [TokenBatch], first_step: u64) -> TrainJob<'a> {
-        TrainJob { theta: &self.theta, batches, first_step }
+        TrainJob { theta: &self.theta, batches, first_step, moments: Moments::Carried }
     }
 
     fn train(&self, trainer: &mut dyn Trainer, batches: &[TokenBatch], first_step: u64) -> TrainOutcome {
@@ -187,6 +230,26 @@ impl Suite<'_> {
         assert_ne!(bits(&one.delta), bits(&fresh.delta), "moments survive from job to job");
     }
 
+    fn fresh_moments_are_those_of_a_new_trainer(&self, make: &impl Fn() -> Box<dyn Trainer>) {
+        let fresh = TrainJob { moments: Moments::Fresh, ..self.job(&self.batches, 4) };
+        let mut old = make();
+        self.train(old.as_mut(), &self.batches, 0);
+        let state = old.export_state();
+        let carried = self.train(old.as_mut(), &self.batches, 4);
+        let [reset, new] = [&mut old, &mut make()]
+            .map(|trainer| trainer.train(&fresh, &mut |_| ControlFlow::Continue(())).expect("valid job"));
+        assert_eq!(bits(&reset.delta), bits(&new.delta), "a reset is a new trainer");
+        assert_eq!(reset.steps, new.steps, "with the same rates");
+        assert_ne!(bits(&carried.delta), bits(&reset.delta), "a reset is not what moments would have done");
+        // What an imported state says is forgotten, too, and a new trainer starts from fresh moments unasked.
+        old.import_state(&state).expect("own state");
+        let [reset, new] = [
+            old.train(&fresh, &mut |_| ControlFlow::Continue(())).expect("valid job"),
+            self.train(make().as_mut(), &self.batches, 4),
+        ];
+        assert_eq!(bits(&reset.delta), bits(&new.delta), "a new trainer's moments are fresh");
+    }
+
     fn damaged_state_is_refused(&self, trainer: &mut dyn Trainer) {
         self.train(trainer, &self.batches, 0);
         let state = trainer.export_state();
@@ -216,7 +279,7 @@ impl Suite<'_> {
         ];
         let mut refuses = |theta: &[f32], batch: &TokenBatch, what: &str| {
             let batches = [good.clone(), batch.clone()];
-            let job = TrainJob { theta, batches: &batches, first_step: 0 };
+            let job = TrainJob { theta, batches: &batches, first_step: 0, moments: Moments::Carried };
             assert!(trainer.train(&job, &mut |_| ControlFlow::Continue(())).is_err(), "training accepts {what}");
             assert!(trainer.evaluate(theta, batch).is_err(), "evaluation accepts {what}");
         };
@@ -240,7 +303,7 @@ impl Suite<'_> {
                 Ok(losses) => assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}"),
                 Err(error) => assert!(matches!(error, TrainError::NonFiniteLoss { .. }), "{error}"),
             }
-            let job = TrainJob { theta: &theta, batches: &self.batches, first_step: 77 };
+            let job = TrainJob { theta: &theta, batches: &self.batches, first_step: 77, moments: Moments::Carried };
             match trainer.train(&job, &mut |_| ControlFlow::Continue(())) {
                 Ok(outcome) => assert!(outcome.delta.iter().all(|value| value.is_finite()), "Δ is finite"),
                 Err(error) => assert!(matches!(error, TrainError::NonFiniteStep { step: 77.., .. }), "{error}"),

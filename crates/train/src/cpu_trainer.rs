@@ -1,4 +1,4 @@
-//! The built-in engine behind the seam: losses and gradients by [`Engine`], AdamW on flat parameters.
+//! The built-in engine behind the seam: losses and gradients by [`Engine`], updates by [`Optimiser`].
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -8,11 +8,12 @@ use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
-use crate::adamw::{AdamW, global_norm};
+use crate::adamw::global_norm;
 use crate::batch::TokenBatch;
-use crate::schedule::learning_rate;
+use crate::optimiser::Optimiser;
+use crate::schedule::Rates;
 use crate::speed::{flops_per_token, peak_memory_bytes};
-use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
+use crate::trainer::{Moments, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
 /// How long the machine's matrix products are measured, once per trainer.
 const PRODUCTS_S: f64 = 0.05;
@@ -22,7 +23,7 @@ const PRODUCTS_S: f64 = 0.05;
 pub struct CpuTrainer {
     inner: InnerSpec,
     engine: Engine,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     /// The gradient of the current step; its memory is kept for the next one.
     gradient: Vec<f32>,
     optimiser_s: f64,
@@ -34,7 +35,7 @@ pub struct CpuTrainer {
 impl CpuTrainer {
     /// An engine with fresh moments.
     pub fn new(model: &ModelSpec, inner: &InnerSpec) -> Self {
-        let optimiser = AdamW::new(&Layout::llama(model), inner);
+        let optimiser = Optimiser::new(&Layout::llama(model), inner);
         Self {
             inner: inner.clone(),
             engine: Engine::new(model),
@@ -69,10 +70,10 @@ impl CpuTrainer {
             return Err(TrainError::NonFiniteStep { step, what: "gradient" });
         }
         let clip = if grad_norm > self.inner.clip_norm { self.inner.clip_norm / grad_norm } else { 1.0 };
-        let lr = learning_rate(&self.inner, step);
-        self.optimiser.step(theta, &self.gradient, clip, lr);
+        let rates = Rates::new(&self.inner, step, self.optimiser.steps());
+        self.optimiser.step(theta, &self.gradient, clip, rates);
         self.optimiser_s += start.elapsed().as_secs_f64();
-        Ok(StepStats { step, loss, grad_norm, lr, tokens: batch.tokens.len() as u64 })
+        Ok(StepStats { step, loss, grad_norm, lr: rates.lr, tokens: batch.tokens.len() as u64 })
     }
 
     /// Records how fast the steps with these batches were. No data sheet states a CPU's peak.
@@ -119,6 +120,9 @@ impl Trainer for CpuTrainer {
     ) -> Result<TrainOutcome, TrainError> {
         self.stats = None;
         check_inputs(self.engine.spec(), self.engine.parameters(), job.theta, job.batches)?;
+        if job.moments == Moments::Fresh {
+            self.optimiser.reset();
+        }
         let mut theta = job.theta.to_vec();
         let mut steps = Vec::with_capacity(job.batches.len());
         let mut seconds = 0.0;

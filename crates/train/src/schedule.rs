@@ -8,12 +8,36 @@ use templar_protocol::run::InnerSpec;
 ///
 /// Step 0 already learns; the last step of the warm-up has the full rate.
 pub fn learning_rate(inner: &InnerSpec, step: u64) -> f64 {
+    scheduled(inner, inner.lr, step)
+}
+
+/// The rates of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// AdamW's.
+    pub lr: f64,
+    /// Muon's.
+    pub muon: f64,
+}
+
+impl Rates {
+    /// The rates of a global step with moments that have seen `seen` steps since they were fresh: both follow the same
+    /// schedule, and both rise over the first `reset_warmup_steps` after a reset.
+    pub fn new(inner: &InnerSpec, step: u64, seen: u64) -> Self {
+        let warm =
+            if seen < inner.reset_warmup_steps { (seen + 1) as f64 / inner.reset_warmup_steps as f64 } else { 1.0 };
+        Self { lr: warm * scheduled(inner, inner.lr, step), muon: warm * scheduled(inner, inner.muon_lr, step) }
+    }
+}
+
+/// The rate of a step where it is `peak` after the warm-up.
+fn scheduled(inner: &InnerSpec, peak: f64, step: u64) -> f64 {
     if step < inner.warmup_steps {
-        return inner.lr * (step + 1) as f64 / inner.warmup_steps as f64;
+        return peak * (step + 1) as f64 / inner.warmup_steps as f64;
     }
     let progress = ((step - inner.warmup_steps) as f64 / inner.decay_steps as f64).min(1.0);
     let fraction = inner.final_lr_fraction + (1.0 - inner.final_lr_fraction) * 0.5 * (1.0 + (PI * progress).cos());
-    inner.lr * fraction
+    peak * fraction
 }
 
 #[cfg(test)]
@@ -31,5 +55,18 @@ mod tests {
         assert!((0..13).skip(4).all(|step| learning_rate(&inner, step + 1) < learning_rate(&inner, step)));
         let cold = InnerSpec { warmup_steps: 0, ..inner };
         assert!((learning_rate(&cold, 0) - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn rates_rise_after_a_reset_and_muon_follows() {
+        let preset = templar_model::presets::preset("nano").unwrap();
+        let inner = InnerSpec { lr: 2.0, muon_lr: 0.5, warmup_steps: 0, reset_warmup_steps: 4, ..preset.inner };
+        let lr = learning_rate(&inner, 100);
+        for (seen, share) in [(0, 0.25), (2, 0.75), (3, 1.0), (4, 1.0), (u64::MAX, 1.0)] {
+            let rates = Rates::new(&inner, 100, seen);
+            assert!((rates.lr - share * lr).abs() < 1e-12 && (rates.muon - rates.lr / 4.0).abs() < 1e-12, "{rates:?}");
+        }
+        let without = InnerSpec { reset_warmup_steps: 0, ..inner };
+        assert_eq!(Rates::new(&without, 100, 0).lr.to_bits(), lr.to_bits(), "as before this key");
     }
 }

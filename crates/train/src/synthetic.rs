@@ -22,8 +22,8 @@ use templar_protocol::run::InnerSpec;
 
 use crate::adamw::global_norm;
 use crate::batch::TokenBatch;
-use crate::schedule::learning_rate;
-use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
+use crate::schedule::Rates;
+use crate::trainer::{Moments, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs, finite_losses};
 
 /// Distance of the shared point from 0, in every coordinate.
 const SHARED: f32 = 0.5;
@@ -50,6 +50,8 @@ pub struct SyntheticTrainer {
     topics: Vec<Signs>,
     /// Moving average of the gradient.
     momentum: Vec<f32>,
+    /// Steps that it has seen.
+    steps_seen: u64,
 }
 
 /// A direction in every coordinate, a bit each.
@@ -76,7 +78,14 @@ impl SyntheticTrainer {
         let shared = (0..parameters).map(|at| signed(shared.0[at / 64], at % 64, SHARED)).collect();
         let mut stream = Hasher::new("templar synthetic topics").into_stream();
         let topics = (0..TOPICS).map(|_| Signs::draw(parameters, &mut stream)).collect();
-        Self { model: model.clone(), inner: inner.clone(), shared, topics, momentum: vec![0.0; parameters] }
+        Self {
+            model: model.clone(),
+            inner: inner.clone(),
+            shared,
+            topics,
+            momentum: vec![0.0; parameters],
+            steps_seen: 0,
+        }
     }
 
     /// The loss of one sequence at `theta`; `on_pull` gets θ − target for each coordinate.
@@ -121,7 +130,8 @@ impl SyntheticTrainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::NonFiniteStep { step, what: "loss" });
         }
-        let lr = learning_rate(&self.inner, step);
+        let lr = Rates::new(&self.inner, step, self.steps_seen).lr;
+        self.steps_seen += 1;
         let (rate, keep) = ((RATE * lr).min(0.5) as f32, self.inner.beta1 as f32);
         for ((theta, momentum), gradient) in theta.iter_mut().zip(&mut self.momentum).zip(&gradient) {
             *momentum = keep * *momentum + (1.0 - keep) * gradient;
@@ -138,6 +148,10 @@ impl Trainer for SyntheticTrainer {
         on_step: &mut dyn FnMut(&StepStats) -> ControlFlow<()>,
     ) -> Result<TrainOutcome, TrainError> {
         check_inputs(&self.model, self.shared.len(), job.theta, job.batches)?;
+        if job.moments == Moments::Fresh {
+            self.momentum.fill(0.0);
+            self.steps_seen = 0;
+        }
         let mut theta = job.theta.to_vec();
         let mut steps = Vec::with_capacity(job.batches.len());
         for (step, batch) in (job.first_step..).zip(job.batches) {
@@ -157,19 +171,21 @@ impl Trainer for SyntheticTrainer {
     }
 
     fn export_state(&self) -> Vec<u8> {
-        self.momentum.iter().flat_map(|value| value.to_le_bytes()).collect()
+        let momentum = self.momentum.iter().flat_map(|value| value.to_le_bytes());
+        self.steps_seen.to_le_bytes().into_iter().chain(momentum).collect()
     }
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        if bytes.len() != 4 * self.momentum.len() {
-            let why = format!("it has {} bytes, but this problem's takes {}", bytes.len(), 4 * self.momentum.len());
+        let Some((steps, values)) = bytes.split_first_chunk().filter(|(_, rest)| rest.len() == 4 * self.momentum.len())
+        else {
+            let why = format!("it has {} bytes, but this problem's takes {}", bytes.len(), 8 + 4 * self.momentum.len());
             return Err(TrainError::State { why });
-        }
-        let momentum: Vec<f32> = bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
+        };
+        let momentum: Vec<f32> = values.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
         if !momentum.iter().all(|value| value.is_finite()) {
             return Err(TrainError::State { why: "it has moments that are not finite".to_owned() });
         }
-        self.momentum = momentum;
+        (self.momentum, self.steps_seen) = (momentum, u64::from_le_bytes(*steps));
         Ok(())
     }
 }

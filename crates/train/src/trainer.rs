@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 
+use serde::Serialize;
 use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::InnerSpec;
 use templar_record::engine::EngineStats;
 
 use crate::batch::{BatchError, TokenBatch};
@@ -17,6 +19,24 @@ pub struct TrainJob<'a> {
     pub batches: &'a [TokenBatch],
     /// Global number of the first inner step, for the schedule: outer steps so far · H.
     pub first_step: u64,
+    pub moments: Moments,
+}
+
+/// Which moments of the optimiser a job starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// Those that the last job left.
+    Carried,
+    /// None, as in a new trainer: whoever has θ and the batches can repeat the job bit for bit.
+    Fresh,
+}
+
+impl Moments {
+    /// What a window of a run starts from.
+    pub fn before(inner: &InnerSpec, window: u64) -> Self {
+        if inner.resets_before(window) { Self::Fresh } else { Self::Carried }
+    }
 }
 
 /// One inner step as it was done.
@@ -62,7 +82,8 @@ impl TrainOutcome {
 pub trait Trainer: Send {
     /// H inner steps from θ. `on_step` may stop early (deadline, Ctrl-C): what was done until then is the outcome.
     ///
-    /// The optimiser's moments survive into the next job. After an error they hold the steps before the failed one.
+    /// The optimiser's moments survive into the next job, unless that one starts from fresh ones. After an error they hold
+    /// the steps before the failed one.
     fn train(
         &mut self,
         job: &TrainJob<'_>,

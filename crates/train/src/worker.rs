@@ -22,9 +22,9 @@ pub use error::WorkerError;
 pub use message::{LINE_BYTES_MAX, PROTOCOL};
 
 use crate::batch::TokenBatch;
-use crate::schedule::learning_rate;
-use crate::state;
-use crate::trainer::{StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs};
+use crate::schedule::Rates;
+use crate::state::{self, StateShape};
+use crate::trainer::{Moments, StepStats, TrainError, TrainJob, TrainOutcome, Trainer, check_inputs};
 use crate::worker::exchange::Exchange;
 use crate::worker::message::{Failure, Options, Reply, Request};
 use crate::worker::process::{Launch, Process};
@@ -102,7 +102,7 @@ pub struct TorchTrainer {
     layout: Layout,
     options: TorchOptions,
     worker: Option<Worker>,
-    /// The moments after the last finished job, as [`crate::adamw::AdamW`] exports them; `None` before the first.
+    /// The moments after the last finished job, as [`crate::optimiser::Optimiser`] exports them; `None`: fresh ones.
     state: Option<Vec<u8>>,
     stats: Option<EngineStats>,
 }
@@ -167,6 +167,9 @@ impl Trainer for TorchTrainer {
     ) -> Result<TrainOutcome, TrainError> {
         self.stats = None;
         check_inputs(&self.model, self.layout.len(), job.theta, job.batches)?;
+        if job.moments == Moments::Fresh {
+            self.state = None;
+        }
         let (outcome, stats) = self.in_worker(|worker, inner, limits, state| {
             let result = worker.train(inner, limits, state.as_deref(), job, on_step);
             // Moments that only the worker has would be lost with it. After divergence, too, they hold the steps
@@ -186,11 +189,11 @@ impl Trainer for TorchTrainer {
     }
 
     fn export_state(&self) -> Vec<u8> {
-        self.state.clone().unwrap_or_else(|| state::fresh(self.layout.len()))
+        self.state.clone().unwrap_or_else(|| StateShape::new(&self.layout, &self.inner).fresh())
     }
 
     fn import_state(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
-        state::check(bytes, self.layout.len())?;
+        StateShape::new(&self.layout, &self.inner).check(bytes)?;
         self.state = Some(bytes.to_vec());
         if let Some(worker) = &mut self.worker {
             worker.has_state = false;
@@ -211,7 +214,7 @@ impl Worker {
         options: &TorchOptions,
     ) -> Result<Self, WorkerError> {
         let TorchOptions { python, ranks, environment, timeouts, .. } = options.clone();
-        let exchange = Exchange::new(layout)?;
+        let exchange = Exchange::new(layout, inner)?;
         let mut process = Process::start(&Launch { python, ranks, environment })?;
         process.send("start", &Request::Hello { protocol: PROTOCOL })?;
         match process.receive("start", timeouts.start)? {
@@ -245,10 +248,13 @@ impl Worker {
         self.exchange.put_batches(job.batches)?;
         self.exchange.remove("delta");
         self.has_state = false;
-        self.process.send("train", &Request::Train { theta_version, first_step: job.first_step })?;
+        let moments = if state.is_some() { Moments::Carried } else { Moments::Fresh };
+        self.process.send("train", &Request::Train { theta_version, first_step: job.first_step, moments })?;
         let mut steps = Vec::with_capacity(job.batches.len());
-        for (step, batch) in (job.first_step..).zip(job.batches) {
-            let stats = self.step(inner, limits, step, batch.tokens.len() as u64)?;
+        let seen = state.map_or(0, |state| state::split(state).0);
+        for ((step, seen), batch) in (job.first_step..).zip(seen..).zip(job.batches) {
+            let rates = Rates::new(inner, step, seen);
+            let stats = self.step(rates, limits, step, batch.tokens.len() as u64)?;
             steps.push(stats);
             let flow = on_step(&stats);
             self.process.send("train", if flow.is_break() { &Request::Stop } else { &Request::Continue })?;
@@ -272,9 +278,9 @@ impl Worker {
     }
 
     /// Waits for one step, and checks that it is the expected one.
-    fn step(&mut self, inner: &InnerSpec, limits: Timeouts, step: u64, tokens: u64) -> Result<StepStats, TrainError> {
+    fn step(&mut self, rates: Rates, limits: Timeouts, step: u64, tokens: u64) -> Result<StepStats, TrainError> {
         const PHASE: &str = "do an inner step";
-        let (expected, limit) = (learning_rate(inner, step), limits.of(&mut self.has_trained));
+        let (expected, limit) = (rates.lr, limits.of(&mut self.has_trained));
         match self.process.receive(PHASE, limit)? {
             Reply::Step { step: done, loss, grad_norm, lr, tokens: of }
                 if done == step
@@ -307,7 +313,7 @@ impl Worker {
         }
     }
 
-    /// Passes the trainer's moments to a worker that lacks them. A worker that has never trained has fresh ones.
+    /// Passes the trainer's moments to a worker that lacks them. Fresh ones need not be passed.
     fn import_state(&mut self, limits: Timeouts, state: Option<&[u8]>) -> Result<(), WorkerError> {
         let Some(state) = state.filter(|_| !self.has_state) else { return Ok(()) };
         let (steps, moments) = state::split(state);

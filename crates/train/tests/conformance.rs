@@ -7,9 +7,9 @@ use std::ops::ControlFlow;
 
 use templar_model::presets;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 use templar_train::conformance::{self, Distance};
-use templar_train::{CpuTrainer, SyntheticTrainer, TrainJob, Trainer, TrainerLayer};
+use templar_train::{CpuTrainer, Moments, SyntheticTrainer, TrainJob, Trainer, TrainerLayer};
 
 use tiny::tiny;
 
@@ -17,9 +17,14 @@ use tiny::tiny;
 fn cpu_trainer_conforms() {
     for tied in [false, true] {
         let (model, inner) = tiny(tied);
-        conformance::check_trainer(&model, || Box::new(CpuTrainer::new(&model, &inner)));
         let tolerance = Distance { loss: 1e-4, delta: 1e-4 };
-        conformance::check_against_reference(&model, &inner, tolerance, || Box::new(CpuTrainer::new(&model, &inner)));
+        for optimiser in [Optimiser::Adamw, Optimiser::Muon] {
+            let inner = InnerSpec { optimiser, ..inner.clone() };
+            let make = || -> Box<dyn Trainer> { Box::new(CpuTrainer::new(&model, &inner)) };
+            conformance::check_against_reference(&model, &inner, tolerance, make);
+            conformance::check_trainer(&model, make);
+        }
+        conformance::check_optimisers(&model, &inner, |inner| Box::new(CpuTrainer::new(&model, inner)));
     }
 }
 
@@ -49,7 +54,7 @@ fn a_layer_that_overrides_nothing_is_the_trainer_below() {
     conformance::check_trainer(&model, || Box::new(clear()));
     let theta = Layout::llama(&model).theta0(&model, 1);
     let batches = conformance::batches(&model, 1, 2, "layer");
-    let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: 0, moments: Moments::Carried };
     let mut trainer: Box<dyn Trainer> = Box::new(clear());
     trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap();
     // The seam has a default for this one, which a layer must not fall back to.
@@ -63,14 +68,15 @@ fn cpu_trainer_does_not_depend_on_the_thread_count() {
     let preset = presets::preset("nano").unwrap();
     let theta = Layout::llama(&preset.model).theta0(&preset.model, 1);
     let batches = conformance::batches(&preset.model, 2, 8, "threads");
-    let train = |micro_batch_sequences, threads| {
-        let inner = InnerSpec { micro_batch_sequences, ..preset.inner.clone() };
+    let train = |optimiser, micro_batch_sequences, threads| {
+        let inner = InnerSpec { optimiser, micro_batch_sequences, ..preset.inner.clone() };
         let mut trainer = CpuTrainer::new(&preset.model, &inner);
-        let job = TrainJob { theta: &theta, batches: &batches, first_step: 0 };
+        let job = TrainJob { theta: &theta, batches: &batches, first_step: 0, moments: Moments::Carried };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| trainer.train(&job, &mut |_| ControlFlow::Continue(()))).unwrap()
     };
-    for micro_batch_sequences in [8, 2] {
-        assert_eq!(train(micro_batch_sequences, 1), train(micro_batch_sequences, 3));
+    for (optimiser, micro_batch_sequences) in [(Optimiser::Adamw, 8), (Optimiser::Adamw, 2), (Optimiser::Muon, 8)] {
+        let [alone, beside] = [1, 3].map(|threads| train(optimiser, micro_batch_sequences, threads));
+        assert_eq!(alone, beside);
     }
 }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use templar_model::presets;
 use templar_protocol::hash::Hasher;
 use templar_protocol::layout::{Layout, ModelSpec};
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 use templar_train::{
-    CpuTrainer, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
+    CpuTrainer, Moments, SyntheticTrainer, TokenBatch, TrainError, TrainJob, TrainOutcome, Trainer, conformance,
 };
 
 fn tiny() -> (ModelSpec, InnerSpec) {
@@ -27,7 +27,11 @@ fn tiny() -> (ModelSpec, InnerSpec) {
 }
 
 fn train(trainer: &mut dyn Trainer, theta: &[f32], batches: &[TokenBatch]) -> TrainOutcome {
-    trainer.train(&TrainJob { theta, batches, first_step: 0 }, &mut |_| ControlFlow::Continue(())).expect("a valid job")
+    trainer
+        .train(&TrainJob { theta, batches, first_step: 0, moments: Moments::Carried }, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .expect("a valid job")
 }
 
 fn moved(theta: &[f32], delta: &[f32]) -> Vec<f32> {
@@ -47,11 +51,22 @@ fn counting(model: &ModelSpec, count: u32) -> Vec<TokenBatch> {
 fn loss_curve_is_golden() {
     const GOLDEN: [f64; 10] =
         [3.48293, 3.42221, 3.24583, 3.19952, 3.01737, 2.94338, 2.70843, 2.67809, 2.42077, 2.36945];
-    let (model, inner) = tiny();
+    assert_losses(&tiny().1, &GOLDEN);
+}
+
+#[test]
+fn loss_curve_of_muon_is_golden() {
+    const GOLDEN: [f64; 10] =
+        [3.48293, 3.43581, 3.26513, 3.21822, 2.99494, 2.90436, 2.64096, 2.58061, 2.32715, 2.28116];
+    assert_losses(&InnerSpec { optimiser: Optimiser::Muon, ..tiny().1 }, &GOLDEN);
+}
+
+fn assert_losses(inner: &InnerSpec, golden: &[f64]) {
+    let model = tiny().0;
     let theta = Layout::llama(&model).theta0(&model, 1);
-    let outcome = train(&mut CpuTrainer::new(&model, &inner), &theta, &counting(&model, 10));
+    let outcome = train(&mut CpuTrainer::new(&model, inner), &theta, &counting(&model, 10));
     let losses: Vec<f64> = outcome.steps.iter().map(|step| step.loss).collect();
-    for (loss, golden) in losses.iter().zip(GOLDEN) {
+    for (loss, golden) in losses.iter().zip(golden) {
         assert!((loss - golden).abs() < 1e-3, "{losses:.5?}");
     }
 }
@@ -89,7 +104,7 @@ fn divergence_names_the_step() {
     let mut trainer = CpuTrainer::new(&model, &inner);
     let theta = vec![1e15; Layout::llama(&model).len()];
     let batches = conformance::batches(&model, 1, 2, "diverged");
-    let job = TrainJob { theta: &theta, batches: &batches, first_step: 41 };
+    let job = TrainJob { theta: &theta, batches: &batches, first_step: 41, moments: Moments::Carried };
     let error = trainer.train(&job, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, TrainError::NonFiniteStep { step: 41, what: "loss" }), "{error:?}");
     let error = trainer.evaluate(&theta, &batches[0]).unwrap_err();

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use templar_protocol::layout::Layout;
 use templar_train::worker::{LINE_BYTES_MAX, Timeouts};
 use templar_train::{
-    StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer, WorkerError,
-    conformance,
+    Moments, StepStats, TokenBatch, TorchOptions, TorchTrainer, TrainError, TrainJob, TrainOutcome, Trainer,
+    WorkerError, conformance,
 };
 
 use tiny::tiny;
@@ -64,7 +64,7 @@ impl Setting {
     }
 
     fn train(&mut self) -> Result<TrainOutcome, TrainError> {
-        let job = TrainJob { theta: &self.theta, batches: &self.batches, first_step: 0 };
+        let job = TrainJob { theta: &self.theta, batches: &self.batches, first_step: 0, moments: Moments::Carried };
         self.trainer.train(&job, &mut |_: &StepStats| ControlFlow::Continue(()))
     }
 
@@ -116,7 +116,7 @@ fn every_misbehaviour_is_a_typed_error_and_the_next_job_works() {
         matches!(&died, WorkerError::Died { status, stderr, .. } if status.contains('7') && stderr == "out of imagination"),
         "{died:?}"
     );
-    assert!(matches!(Setting::failure("other-version"), WorkerError::Version { found: 2, expected: 1 }));
+    assert!(matches!(Setting::failure("other-version"), WorkerError::Version { found: 1, expected: 2 }));
     let oversized = Setting::failure("oversized");
     assert!(matches!(oversized, WorkerError::LineTooLong { limit_bytes: LINE_BYTES_MAX, .. }), "{oversized:?}");
     let refused = Setting::failure("refuses");

@@ -15,9 +15,9 @@ use std::process::Command;
 
 use templar_model::presets;
 use templar_protocol::layout::{Layout, ModelSpec};
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 use templar_train::conformance::{self, Distance};
-use templar_train::{TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
+use templar_train::{Moments, TokenBatch, TorchOptions, TorchTrainer, TrainJob, Trainer};
 
 use tiny::tiny;
 
@@ -57,6 +57,7 @@ fn torch_trainer_conforms() {
     let options = options();
     let (model, inner) = tiny(false);
     conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
+    conformance::check_optimisers(&model, &inner, |inner| Box::new(TorchTrainer::new(&model, inner, options.clone())));
 }
 
 #[test]
@@ -65,6 +66,7 @@ fn two_ranks_conform() {
     // One GPU each, or two processes with gloo.
     let options = TorchOptions { ranks: 2, ..options() };
     let (model, inner) = tiny(true);
+    let inner = InnerSpec { optimiser: Optimiser::Muon, ..inner };
     conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
 }
 
@@ -72,19 +74,23 @@ fn two_ranks_conform() {
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn torch_trainer_agrees_with_the_reference() {
-    let distance = |tied, ranks, options: &TorchOptions, tolerance| {
+    let distance = |optimiser, tied, ranks, options: &TorchOptions, tolerance| {
         let (model, inner) = tiny(tied);
+        let inner = InnerSpec { optimiser, ..inner };
         let options = TorchOptions { ranks, ..options.clone() };
         let make = || -> Box<dyn Trainer> { Box::new(TorchTrainer::new(&model, &inner, options.clone())) };
         let distance = conformance::check_against_reference(&model, &inner, tolerance, make);
-        eprintln!("{ranks} ranks on {}, tied {tied}: {distance:?}", options.device);
+        eprintln!("{optimiser:?}, {ranks} ranks on {}, tied {tied}: {distance:?}", options.device);
         distance
     };
     let (options, narrow) = (options(), options_with(&["tests/bf16"]));
     let own = if options.device.starts_with("cuda") { BF16 } else { F32 };
-    for (tied, ranks) in [(false, 1), (true, 1), (false, 2)] {
-        distance(tied, ranks, &options, own);
-        let rounded = distance(tied, ranks, &narrow, BF16);
+    let (adamw, muon) = (Optimiser::Adamw, Optimiser::Muon);
+    for (optimiser, tied, ranks) in
+        [(adamw, false, 1), (adamw, true, 1), (adamw, false, 2), (muon, false, 1), (muon, false, 2)]
+    {
+        distance(optimiser, tied, ranks, &options, own);
+        let rounded = distance(optimiser, tied, ranks, &narrow, BF16);
         assert!(rounded.delta > F32.delta, "that was not bf16: {rounded:?}");
     }
 }
@@ -111,8 +117,9 @@ fn presets_of_the_bench_have_the_shapes_of_the_runs() {
 fn engines_agree_and_can_be_exchanged() {
     // In f32: other devices compute in bf16.
     let options = TorchOptions { device: "cpu".to_owned(), ..options() };
-    for tied in [false, true] {
+    for (optimiser, tied) in [(Optimiser::Adamw, false), (Optimiser::Adamw, true), (Optimiser::Muon, false)] {
         let (model, inner) = tiny(tied);
+        let inner = InnerSpec { optimiser, ..inner };
         let theta = Layout::llama(&model).theta0(&model, 3);
         let batches = conformance::batches(&model, 3, 3, "agreement");
         let mut torch: Box<dyn Trainer> = Box::new(TorchTrainer::new(&model, &inner, options.clone()));
@@ -132,7 +139,7 @@ fn built_in(model: &ModelSpec, inner: &InnerSpec) -> Box<dyn Trainer> {
 }
 
 fn compare(one: &mut dyn Trainer, two: &mut dyn Trainer, theta: &[f32], batches: &[TokenBatch], first_step: u64) {
-    let job = TrainJob { theta, batches, first_step };
+    let job = TrainJob { theta, batches, first_step, moments: Moments::Carried };
     let evaluations = [one.evaluate(theta, &batches[0]).unwrap(), two.evaluate(theta, &batches[0]).unwrap()];
     for (one, two) in evaluations[0].iter().zip(&evaluations[1]) {
         assert!((one - two).abs() < 1e-5, "{evaluations:?}");

@@ -183,6 +183,14 @@ pub struct InnerSpec {
     pub reset_warmup_steps: u64,
 }
 
+impl InnerSpec {
+    /// Whether miners forget their optimiser's moments before this window. It depends on the window's number alone, so that
+    /// whoever repeats the window's training need not know which windows a miner trained before.
+    pub fn resets_before(&self, window: u64) -> bool {
+        self.reset_every_windows > 0 && window.is_multiple_of(self.reset_every_windows)
+    }
+}
+
 /// What the keys of Muon are where a run does not name them.
 pub const MUON_LR: f64 = 0.02;
 pub const MUON_MOMENTUM: f64 = 0.95;

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use templar_protocol::layout::Layout;
+use templar_protocol::layout::{Layout, TensorSpec};
+use templar_protocol::run::InnerSpec;
 
 use crate::batch::TokenBatch;
-use crate::state;
+use crate::optimiser::takes_muon;
+use crate::state::{self, StateShape};
 use crate::worker::error::WorkerError;
 use crate::worker::folder::{self, PrivateFolder};
 
@@ -31,14 +33,23 @@ const EXTRA_BYTES: u64 = 64 << 20;
 pub(super) struct Exchange {
     folder: PrivateFolder,
     layout: Layout,
+    state_shape: StateShape,
+    /// Names and shapes of a state's tensors, in the order of its bytes.
+    state_tensors: Vec<(String, Vec<u64>)>,
     theta_version: u64,
 }
 
 impl Exchange {
-    pub(super) fn new(layout: &Layout) -> Result<Self, WorkerError> {
+    pub(super) fn new(layout: &Layout, inner: &InnerSpec) -> Result<Self, WorkerError> {
         let parent = folder::parent(BYTES_PER_PARAMETER * layout.len() as u64 + EXTRA_BYTES);
         let folder = PrivateFolder::new(&parent).map_err(|error| exchange_error(&parent, &error))?;
-        Ok(Self { folder, layout: layout.clone(), theta_version: 0 })
+        Ok(Self {
+            folder,
+            layout: layout.clone(),
+            state_shape: StateShape::new(layout, inner),
+            state_tensors: state_tensors(layout, inner),
+            theta_version: 0,
+        })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -100,33 +111,35 @@ impl Exchange {
         Ok(losses)
     }
 
-    /// Writes moments, first and second of all tensors in canonical order, and the number of steps that they have seen.
+    /// Writes moments, in the order of a state's bytes, and the number of steps that they have seen.
     pub(super) fn put_state(&self, steps: u64, moments: &[u8]) -> Result<(), WorkerError> {
         let steps = HashMap::from([("steps".to_owned(), steps.to_string())]);
-        let header = header(self.state_tensors(), Dtype::F32, Some(steps));
+        let header = header(self.state_tensors.iter().cloned(), Dtype::F32, Some(steps));
         write(&self.path("state"), &header, |file| file.write_all(moments))
     }
 
-    /// The moments that the worker exported, as [`crate::adamw::AdamW`] exports its own.
+    /// The moments that the worker exported, as [`crate::optimiser::Optimiser`] exports its own.
     pub(super) fn state(&self) -> Result<Vec<u8>, WorkerError> {
         let mut file = TensorFile::open("state", &self.path("state"))?;
-        file.expect_count(2 * self.layout.tensors().len())?;
+        file.expect_count(self.state_tensors.len())?;
         let steps = file.header.metadata().as_ref().and_then(|texts| texts.get("steps")?.parse().ok());
         let silent = || WorkerError::Tensors { file: "state", why: "it does not state its number of steps".to_owned() };
-        let mut state = state::begin(steps.ok_or_else(silent)?, self.layout.len());
-        for (name, shape) in self.state_tensors() {
-            file.read(&name, &shape, Dtype::F32, |bytes| state.extend_from_slice(bytes))?;
+        let mut state = self.state_shape.begin(steps.ok_or_else(silent)?);
+        for (name, shape) in &self.state_tensors {
+            file.read(name, shape, Dtype::F32, |bytes| state.extend_from_slice(bytes))?;
         }
-        finite("state", state::are_sound(state::split(&state).1))?;
+        finite("state", self.state_shape.is_sound(state::split(&state).1))?;
         Ok(state)
     }
+}
 
-    fn state_tensors(&self) -> impl Iterator<Item = (String, Vec<u64>)> {
-        let moment = |moment: &'static str| {
-            self.layout.tensors().iter().map(move |tensor| (format!("{moment}.{}", tensor.name), tensor.shape.clone()))
-        };
-        moment("first").chain(moment("second"))
-    }
+/// `momentum.NAME` of the tensors that Muon updates, then `first.NAME` and `second.NAME` of the others.
+fn state_tensors(layout: &Layout, inner: &InnerSpec) -> Vec<(String, Vec<u64>)> {
+    let moment = |moment: &'static str, of_muon: bool| {
+        let tensors = layout.tensors().iter().filter(move |tensor| takes_muon(inner, tensor) == of_muon);
+        tensors.map(move |TensorSpec { name, shape, .. }| (format!("{moment}.{name}"), shape.clone()))
+    };
+    moment("momentum", true).chain(moment("first", false)).chain(moment("second", false)).collect()
 }
 
 fn exchange_error(path: &Path, error: &io::Error) -> WorkerError {

@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 use templar_protocol::layout::ModelSpec;
 use templar_protocol::run::InnerSpec;
 
+use crate::trainer::Moments;
+
 /// Version of the protocol; a worker with another one is refused.
-pub const PROTOCOL: u64 = 1;
+pub const PROTOCOL: u64 = 2;
 /// Longest line, with its end, that either side reads.
 pub const LINE_BYTES_MAX: usize = 1 << 16;
 
@@ -26,6 +28,7 @@ pub(super) enum Request<'a> {
     Train {
         theta_version: u64,
         first_step: u64,
+        moments: Moments,
     },
     /// After a step: go on.
     Continue,

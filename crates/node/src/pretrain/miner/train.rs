@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use templar_record::event::Event;
 use templar_record::outcome::Miss;
-use templar_train::{TrainJob, Trainer};
+use templar_train::{Moments, TrainJob, Trainer};
 use tokio::time::Instant;
 
 use crate::frame::error::NodeError;
@@ -51,7 +51,8 @@ impl Miner {
         self.outcomes.retract(number);
         self.work = Work::Training(window);
         let first_step = base.run.outer_steps * u64::from(self.ctx.spec.inner.steps);
-        Ok(Some(self.training_job(trainer, base.theta, samples, first_step, self.stop_block(number))))
+        let moments = Moments::before(&self.ctx.spec.inner, number);
+        Ok(Some(self.training_job(trainer, base.theta, samples, first_step, moments, self.stop_block(number))))
     }
 
     fn training_job(
@@ -60,6 +61,7 @@ impl Miner {
         theta: Arc<Vec<f32>>,
         samples: Vec<u64>,
         first_step: u64,
+        moments: Moments,
         stop_block: u64,
     ) -> Job {
         let (ctx, signals, started) = (self.ctx.clone(), self.signals.clone(), Instant::now());
@@ -72,7 +74,8 @@ impl Miner {
                 }
             };
             let outcome = batches(&ctx, &samples).and_then(|batches| {
-                Ok(trainer.train(&TrainJob { theta: &theta, batches: &batches, first_step }, &mut on_step)?)
+                let job = TrainJob { theta: &theta, batches: &batches, first_step, moments };
+                Ok(trainer.train(&job, &mut on_step)?)
             });
             (trainer, outcome)
         };

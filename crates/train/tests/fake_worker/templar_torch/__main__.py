@@ -121,7 +121,7 @@ def main():
     json.loads(sys.stdin.readline())
     if FAKE == "silent":
         time.sleep(600)
-    say("hello", protocol=2 if FAKE == "other-version" else 1, name="a fake")
+    say("hello", protocol=1 if FAKE == "other-version" else 2, name="a fake")
     configuration = json.loads(sys.stdin.readline())
     folder, inner = Path(configuration["folder"]), configuration["inner"]
     if FAKE == "blocks":
@@ -132,6 +132,8 @@ def main():
         message = json.loads(line)
         kind = message["type"]
         if kind == "train":
+            if message["moments"] == "fresh":
+                moments = None
             steps = train(folder, inner, message) or 0
             header, theta = read(folder / "theta.safetensors")
             seen = (moments[0] if moments else 0) + steps
