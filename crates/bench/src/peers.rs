@@ -115,7 +115,7 @@ impl Peers {
                 TokenBatch::new(sequences * dealt.len(), seq_len, tokens).expect("a rectangle by construction")
             })
             .collect();
-        let job = TrainJob { theta, batches: &batches, first_step: self.steps_done };
+        let job = TrainJob { theta, batches: &batches, first_step: self.steps_done, moments: Moments::Carried };
         self.steps_done += u64::from(inner.steps);
         let delta = self.trainers[0].train(&job, &mut |_| ControlFlow::Continue(()))?.delta;
         Ok(theta.iter().zip(delta).map(|(theta, delta)| theta - delta).collect())

@@ -11,21 +11,22 @@ use templar_record::judgement::{Decision, Judged, Judgement, StakeVote};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Charge {
-    /// Nothing: it passed, it was absent, it fell behind, or its storage failed.
+    /// Nothing: it passed, it was absent, or it fell behind.
     Nothing,
     /// This validator failed, or did not look, where most of the stake did not fail.
     OwnFailure,
     /// It is bad, and the miner made it: as much as a contribution that undoes what a median one does.
     Bad,
-    /// It was committed and not opened. That ranks below a bad contribution, because the miner saw others commit.
-    Hidden,
+    /// It was committed, and could not be read or opened. Once, that is an outage; again and again, it is a miner that
+    /// waits for the draws and shows what is not measured.
+    Unread,
 }
 
 impl Charge {
     /// The charge for a fault that most of the stake saw.
     pub fn of(fault: FaultKind) -> Self {
         match fault {
-            FaultKind::NotOpened => Self::Hidden,
+            FaultKind::NotOpened | FaultKind::PayloadUnavailable | FaultKind::HeaderUnavailable => Self::Unread,
             // Away, or fallen behind, which honest miners can be; it costs the window's tokens.
             FaultKind::NotCommitted | FaultKind::WrongBase | FaultKind::Possession => Self::Nothing,
             _ => match fault.attributed_to() {
@@ -41,7 +42,7 @@ impl Charge {
         match self {
             Self::Nothing | Self::OwnFailure => None,
             Self::Bad => Some(-1.0),
-            Self::Hidden => Some(-2.0),
+            Self::Unread => Some(0.0),
         }
     }
 }
@@ -84,11 +85,12 @@ mod tests {
     fn only_what_most_of_the_stake_saw_is_charged() {
         let of = |passed, fault| charge(&judged(passed, Some(fault)), Decision::Certified);
         assert_eq!(charge(&judged(true, None), Decision::Certified), Charge::Nothing);
-        assert_eq!(of(false, FaultKind::NotOpened), Charge::Hidden);
+        assert_eq!(of(false, FaultKind::NotOpened), Charge::Unread);
+        assert_eq!(of(false, FaultKind::PayloadUnavailable), Charge::Unread);
         assert_eq!(of(true, FaultKind::NotOpened), Charge::OwnFailure, "everybody else opened it");
         assert_eq!(of(false, FaultKind::PayloadMalformed), Charge::Bad);
         assert_eq!(of(true, FaultKind::PayloadMalformed), Charge::OwnFailure);
-        for nobodys in [FaultKind::PayloadUnavailable, FaultKind::NotCommitted, FaultKind::Possession] {
+        for nobodys in [FaultKind::NotCommitted, FaultKind::WrongBase, FaultKind::Possession] {
             assert_eq!(of(false, nobodys), Charge::Nothing, "{nobodys:?}");
         }
         assert_eq!(of(true, FaultKind::NotJudged), Charge::OwnFailure);
@@ -100,7 +102,7 @@ mod tests {
         assert_eq!(charge(&judged(false, Some(FaultKind::NotOpened)), Decision::Null), Charge::Nothing);
         let split = Judged { vote: StakeVote::Split, ..judged(false, Some(FaultKind::NotOpened)) };
         assert_eq!(charge(&split, Decision::Certified), Charge::Nothing, "half of the stake saw it open");
-        assert!(Charge::Hidden.value() < Charge::Bad.value());
+        assert!(Charge::Bad.value() < Charge::Unread.value());
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl PayBook {
                 if let Some(value) = charge(judged, judgement.decision).value() {
                     let rating = self.ratings.entry(judged.entry).or_default();
                     rating.observe(value, spec.memory);
-                    rating.charges = rating.charges.saturating_add(1);
+                    rating.charges = rating.charges.saturating_add(u64::from(value < 0.0));
                 }
             }
         }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_costs_what_was_not_done_and_hiding_costs_more() {
+    fn an_outage_costs_what_was_not_done_and_a_fault_costs_more() {
         let after = |fault: Option<FaultKind>| {
             let mut book = book(20, &[0, 1, 2, 3], &[(0, 0.05), (1, 0.05), (2, 0.05), (3, 0.05)]);
             match fault {
@@ -248,13 +248,25 @@ mod tests {
             }
             book
         };
-        let (honest, outage) = (after(None), after(Some(FaultKind::PayloadUnavailable)));
-        // Paid over all later windows, the difference is the one window in which its work did not count.
-        let lost = share(&honest, 0) - share(&outage, 0);
-        assert!((lost / (1.0 - scoring().memory) - 0.25).abs() < 0.01, "{lost}");
-        let hidden = after(Some(FaultKind::NotOpened));
-        assert!(share(&hidden, 0) < share(&outage, 0));
-        assert!(hidden.rating(&entry(0)).value < after(Some(FaultKind::PayloadMalformed)).rating(&entry(0)).value);
+        let honest = after(None);
+        for outage in [FaultKind::PayloadUnavailable, FaultKind::NotOpened, FaultKind::HeaderUnavailable] {
+            // Paid over all later windows, the difference is the one window in which its work did not count.
+            let lost = share(&honest, 0) - share(&after(Some(outage)), 0);
+            assert!((lost / (1.0 - scoring().memory) - 0.25).abs() < 0.01, "{outage:?}: {lost}");
+        }
+        assert!(share(&after(Some(FaultKind::PayloadMalformed)), 0) < share(&after(Some(FaultKind::NotOpened)), 0));
+    }
+
+    #[test]
+    fn who_is_never_there_to_be_measured_is_not_paid() {
+        let mut book = book(20, &[0, 1], &[(0, 0.05), (1, 0.05)]);
+        // It knows by the draws when it would be measured, and hides then.
+        for number in (20..60).step_by(2) {
+            book.settle(&window(number, &[1], &[(0, FaultKind::NotOpened)]), &scoring());
+            book.evaluate(&[evaluation(1, 0.05)], &scoring());
+            book.settle(&window(number + 1, &[0, 1], &[]), &scoring());
+        }
+        assert!(share(&book, 0) < 1e-9 && share(&book, 1) > 0.24);
     }
 
     #[test]

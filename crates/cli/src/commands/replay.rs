@@ -206,7 +206,7 @@ fn window_line(of: &WindowOfMiner) -> String {
                 Charge::Nothing => "costs this window's tokens",
                 Charge::OwnFailure => "this validator's own failure; costs nothing",
                 Charge::Bad => "costs as much as a contribution that undoes a median one",
-                Charge::Hidden => "costs as much as two contributions that undo a median one",
+                Charge::Unread => "costs this window's tokens; again and again, it costs all pay",
             };
             format!("{fault} ({cost})")
         }

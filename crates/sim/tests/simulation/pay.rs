@@ -139,3 +139,18 @@ fn while_nothing_is_trained_nobody_is_paid_and_the_run_heals() {
     assert!(paid(13) < Some(65535 / 20), "{:?}", weights(13));
     assert!(paid(15) > paid(13), "{:?}", weights(15));
 }
+
+#[test]
+fn a_bucket_that_falls_silent_before_the_key_is_read_costs_its_miner_the_window() {
+    let mut scenario = Scenario::new(6, 3, 16, 166);
+    scenario.cloud_fault = Some(during(time(5, 11)..time(6, 1), Fault::Unavailable, |op| {
+        op.bucket == "miner-2" && op.actor != "miner-2" && op.kind == OpKind::Get
+    }));
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    assert_eq!(certified(&outcome), [true; 16]);
+    let others: Vec<f64> = [0, 1, 3, 4, 5].map(|nth| emission(&outcome, &format!("miner-{nth}"))).into();
+    let others = others.iter().sum::<f64>() / 5.0;
+    let lost = (others - emission(&outcome, "miner-2")) / (others / 16.0);
+    assert!(lost <= 2.0, "it lost {lost} windows' pay");
+}
