@@ -8,6 +8,7 @@ mod kept;
 mod processes;
 mod published;
 mod verify;
+mod weights;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
