@@ -80,7 +80,7 @@ pub struct Explanation {
 #[non_exhaustive]
 pub enum Advice {
     #[error(
-        "it has no seat so far: it stays active and waits for its turn, which comes within ⌈256 / newcomer seats⌉ windows"
+        "it has no seat so far. If this uid is registered and its bucket published, it stays active and waits for its turn, which comes within ⌈256 / newcomer seats⌉ windows; `ended` in the miner's own log says how its windows end"
     )]
     WaitForASeat,
     #[error("it did not commit in most of its windows: look at how they `ended` in the miner's own log")]

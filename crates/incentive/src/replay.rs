@@ -15,6 +15,8 @@ use templar_record::judgement::Judgement;
 use crate::charge::is_void;
 use crate::pay::PayBook;
 
+/// Validators of which a log may tell: far more than a run has.
+const VALIDATORS_KEPT_MAX: usize = 1024;
 /// Differences that are kept of each validator.
 const DIFFERENCES_MAX: usize = 100;
 /// Windows whose votes are kept until they are settled.
@@ -89,12 +91,29 @@ pub enum Difference {
 impl Replay {
     /// Takes in the next event of the log.
     pub fn take(&mut self, event: &NodeEvent) {
-        if let Event::BookOpened { scoring, book } = &event.event {
-            self.open(&event.node, scoring, book);
-        } else if let Some(account) = self.validators.get_mut(&event.node) {
-            account.take(&event.event);
-        } else if matches!(event.event, Event::Judged { .. } | Event::Evaluated { .. } | Event::Weighed { .. }) {
-            *self.unbooked.entry(event.node.clone()).or_default() += 1;
+        let has_room = self.validators.len() < VALIDATORS_KEPT_MAX;
+        match &event.event {
+            Event::BookOpened { scoring, book } if has_room || self.validators.contains_key(&event.node) => {
+                self.open(&event.node, scoring, book);
+            }
+            other => match self.validators.get_mut(&event.node) {
+                Some(account) => account.take(other),
+                None => self.leave_out(event),
+            },
+        }
+    }
+
+    fn leave_out(&mut self, event: &NodeEvent) {
+        let is_record = |event: &Event| {
+            matches!(
+                event,
+                Event::BookOpened { .. } | Event::Judged { .. } | Event::Evaluated { .. } | Event::Weighed { .. }
+            )
+        };
+        if is_record(&event.event) {
+            let has_room = self.unbooked.len() < VALIDATORS_KEPT_MAX || self.unbooked.contains_key(&event.node);
+            let name = if has_room { event.node.clone() } else { "others".to_owned() };
+            *self.unbooked.entry(name).or_default() += 1;
         }
     }
 

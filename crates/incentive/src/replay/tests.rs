@@ -167,3 +167,16 @@ fn every_change_of_a_log_is_found() {
         _ => false,
     }));
 }
+
+#[test]
+fn a_log_of_more_names_than_validators_is_bounded_and_what_is_left_out_is_counted() {
+    let mut replay = Replay::default();
+    for nth in 0..2 * VALIDATORS_KEPT_MAX {
+        let event = opened(&PayBook::default());
+        replay.take(&NodeEvent { node: format!("v{nth}"), event });
+    }
+    let left_out: u64 = replay.unbooked().values().sum();
+    assert_eq!((replay.accounts().len(), left_out), (VALIDATORS_KEPT_MAX, VALIDATORS_KEPT_MAX as u64));
+    replay.take(&NodeEvent { node: "another".to_owned(), event: opened(&PayBook::default()) });
+    assert_eq!(replay.unbooked().get("others"), Some(&1));
+}

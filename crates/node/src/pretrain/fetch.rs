@@ -1,6 +1,6 @@
 //! Contributions from strangers' buckets: fetched by name, trusted by hash, opened and decoded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use templar_protocol::header::{HEADER_BYTES_MAX, Header, HeaderContext, SignedHe
 use templar_protocol::roster::{Miner, Uid, Validator};
 use templar_protocol::seal::{OpenError, SealKey};
 use templar_store::{StoreError, keys};
+use tokio::time::Instant;
 
 use crate::frame::access::is_answer;
 use crate::frame::context::Context;
@@ -189,6 +190,9 @@ const OWN_PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How long to wait for the buckets asked so far before the next one is asked, too.
 const STAGGER: Duration = Duration::from_secs(2);
+/// While a bucket that has served header and key sends a ciphertext, the next one is asked only if this many bytes per
+/// second would have brought it: a copy per bucket of a gigabyte would choke the link that all of them come through.
+const DOWNLOAD_BYTES_PER_S: u64 = 16 << 20;
 
 /// A contribution that several buckets may serve, and what of it is here.
 #[derive(Clone, Debug)]
@@ -210,23 +214,49 @@ pub async fn certified(ctx: &Context, locations: &[Location], committed: &Hash32
 /// that fails or is slow, so a slow bucket holds nobody up.
 pub async fn first(ctx: &Context, locations: &[Location], wanted: &Wanted) -> Option<Arc<Opened>> {
     let mut waiting = locations.iter();
+    let download = Download::default();
     let mut asked = FuturesUnordered::new();
+    let mut next = Instant::now() + STAGGER;
     loop {
         if asked.is_empty() {
-            asked.push(whole_from(ctx, waiting.next()?, wanted));
+            asked.push(whole_from(ctx, waiting.next()?, wanted, &download));
+            next = Instant::now() + STAGGER;
         }
         tokio::select! {
             biased;
             Some(answer) = asked.next() => if answer.is_some() { return answer },
-            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => {
-                asked.extend(waiting.next().map(|location| whole_from(ctx, location, wanted)));
+            () = tokio::time::sleep_until(next), if waiting.len() > 0 => {
+                if let Some(due) = download.due().filter(|due| *due > next) {
+                    next = due;
+                    continue;
+                }
+                asked.extend(waiting.next().map(|location| whole_from(ctx, location, wanted, &download)));
+                next = Instant::now() + STAGGER;
             }
         }
     }
 }
 
+/// When the newest download of a ciphertext should be done, if one is under way.
+#[derive(Debug, Default)]
+struct Download(Mutex<Option<Instant>>);
+
+impl Download {
+    fn due(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, due: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = due;
+    }
+
+    fn begin(&self, bytes: u64) {
+        self.set(Some(Instant::now() + STAGGER + Duration::from_secs(bytes / DOWNLOAD_BYTES_PER_S)));
+    }
+}
+
 /// A contribution from one location. Small objects come first: they show whether the rest is worth fetching.
-async fn whole_from(ctx: &Context, location: &Location, wanted: &Wanted) -> Option<Arc<Opened>> {
+async fn whole_from(ctx: &Context, location: &Location, wanted: &Wanted, download: &Download) -> Option<Arc<Opened>> {
     let patience = if location.bucket == *ctx.store.own() { OWN_PATIENCE } else { SMALL_PATIENCE };
     let attempt = async {
         let header = match &wanted.header {
@@ -242,7 +272,12 @@ async fn whole_from(ctx: &Context, location: &Location, wanted: &Wanted) -> Opti
         }
         let ciphertext = match &wanted.ciphertext {
             Some(ciphertext) => ciphertext.clone(),
-            None => in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await?,
+            None => {
+                download.begin(header.header.ciphertext_bytes);
+                let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await;
+                download.set(None);
+                ciphertext?
+            }
         };
         Ok(open(ctx, header, ciphertext, key).await?)
     };
@@ -268,4 +303,19 @@ async fn in_time<T>(
         ctx.access.note_silence();
         Err(Obstacle::awaiting(FaultKind::PayloadUnavailable))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_download_has_time_before_another_copy_is_asked_for() {
+        let download = Download::default();
+        assert_eq!(download.due(), None);
+        download.begin(1 << 20);
+        assert_eq!(download.due(), Some(Instant::now() + STAGGER));
+        download.begin(1600 << 20);
+        assert_eq!(download.due(), Some(Instant::now() + STAGGER + Duration::from_secs(100)));
+    }
 }

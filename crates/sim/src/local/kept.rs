@@ -27,8 +27,11 @@ pub use crate::local::kept::files::{EVENTS, KeptError};
 use crate::local::kept::files::{LOCK, RUN, io, replace, text};
 use crate::plan::Member;
 
+/// The development chain's database.
+pub(crate) const CHAIN: &str = "chain.sqlite";
+
 /// What an earlier start may have left of a network that was never set up.
-const LEFTOVERS: [&str; 7] = ["dataset", "weights", "s3", "nodes", "guests", EVENTS, "chain.sqlite"];
+const LEFTOVERS: [&str; 7] = ["dataset", "weights", "s3", "nodes", "guests", EVENTS, CHAIN];
 
 /// A network's folder, locked for this process.
 #[derive(Debug)]
@@ -91,6 +94,11 @@ impl Kept {
         let lock = lock(folder)?;
         let never = || KeptError::NeverStood { folder: folder.display().to_string() };
         let spec = read_run(folder)?.ok_or_else(never)?;
+        let chain = folder.join(CHAIN);
+        if !chain.is_file() {
+            let reason = "the network's chain is missing: copy the whole folder".to_owned();
+            return Err(KeptError::Malformed { path: chain.display().to_string(), reason });
+        }
         let recorder = replay(folder, &definition)?;
         let (folder, ran_before_s, opened) = (folder.to_path_buf(), definition.wall_s, Instant::now());
         let kept = Self { folder, _lock: lock, definition, spec: None, recorder, ran_before_s, opened, log: None };

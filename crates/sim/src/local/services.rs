@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use crate::local::error::NetworkError;
 use crate::local::guest::Guest;
 use crate::local::initial;
-use crate::local::kept::{Definition, Kept, Ring};
+use crate::local::kept::{CHAIN, Definition, Kept, Ring};
 use crate::local::listing::Listing;
 use crate::local::network::{Network, News, Text, Work};
 use crate::local::wait::stopped;
@@ -80,7 +80,7 @@ impl Services {
         let Some((dataset, floor_bits_per_byte)) = prepare_dataset(network, &kept, stop, tell).await? else {
             return Ok(None);
         };
-        let chain = DevChain::open(Some(&network.folder.join("chain.sqlite")), network.plan.chain_config())?;
+        let chain = DevChain::open(Some(&network.folder.join(CHAIN)), network.plan.chain_config())?;
         let manifest = dataset.manifest().hash();
         let Some(spec) = spec(network, &kept, chain.genesis_hash(), manifest, stop, tell).await? else {
             return Ok(None);

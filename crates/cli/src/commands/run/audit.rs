@@ -109,7 +109,7 @@ fn text(run: RunId, audited: &Audited) -> String {
         "θ",
         &[
             ("recomputed in windows", &windows.theta_recomputed),
-            ("certified only (payloads are served no more) in", &windows.theta_certified),
+            ("certified only (θ before it, or its payloads, are not served) in", &windows.theta_certified),
         ],
     );
     line(
