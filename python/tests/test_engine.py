@@ -256,6 +256,9 @@ def test_learning_rate_rises_falls_and_stays() -> None:
     found = [rates(inner, step, step)[0] for step in (0, 3, 4, 9, 14, 1 << 40)]
     assert found == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
     assert rates(dataclasses.replace(inner, warmup_steps=0), 0, 0)[0] == 2.0
+    annealed = dataclasses.replace(inner, steps=10, anneal_from_window=3, anneal_windows=2, anneal_steps=5)
+    found = [rates(annealed, step, step)[0] for step in (29, 30, 35, 39, 40, 1 << 40)]
+    assert found == pytest.approx([0.2, 0.2, 0.1, 0.02, 0.0, 0.0])
     after_reset = dataclasses.replace(inner, muon_lr=0.5, reset_warmup_steps=4)
     for seen, share in ((0, 0.25), (3, 1.0), (9, 1.0)):
         assert rates(after_reset, 9, seen) == pytest.approx((share * 1.1, share * 1.1 / 4))

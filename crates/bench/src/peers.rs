@@ -47,14 +47,14 @@ pub struct Peers {
     text: Text,
     trainers: Vec<Box<dyn Trainer>>,
     streams: Vec<Stream>,
-    steps_done: u64,
+    windows_done: u64,
 }
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peers")
             .field("count", &self.trainers.len())
-            .field("steps_done", &self.steps_done)
+            .field("windows_done", &self.windows_done)
             .finish_non_exhaustive()
     }
 }
@@ -71,7 +71,7 @@ impl Peers {
             text: text.clone(),
             trainers: trainers.collect(),
             streams: (0..count).map(stream).collect(),
-            steps_done: 0,
+            windows_done: 0,
         }
     }
 
@@ -84,14 +84,15 @@ impl Peers {
         self.layout().theta0(&self.preset.model, seed)
     }
 
-    /// One window: each peer's Δ after the preset's H inner steps from `theta`.
+    /// One window: each peer's Δ after the preset's inner steps from `theta`. Moments are forgotten and rates fall as in a
+    /// run without null windows.
     pub fn window(&mut self, theta: &[f32]) -> Result<Vec<Vec<f32>>, TrainError> {
         let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
-        let (text, first_step) = (&self.text, self.steps_done);
-        self.steps_done += u64::from(inner.steps);
-        let moments = Moments::before(inner, first_step / u64::from(inner.steps));
+        let (text, window) = (&self.text, self.windows_done);
+        self.windows_done += 1;
+        let (first_step, moments) = (inner.first_step(window, window), Moments::before(inner, window));
         let work = |(trainer, stream): (&mut Box<dyn Trainer>, &mut Stream)| {
-            let batches = (0..inner.steps)
+            let batches = (0..inner.steps_of(window))
                 .map(|_| draw(&text.train, stream, inner.batch_sequences as usize, seq_len))
                 .collect::<Vec<_>>();
             let job = TrainJob { theta, batches: &batches, first_step, moments };
