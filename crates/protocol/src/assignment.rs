@@ -1,8 +1,9 @@
 //! Which samples a miner trains on in a window.
 //!
 //! Each epoch has one keyed permutation of the sample indices. A cursor runs along it and advances by candidates × slice
-//! per window, so that an epoch uses every sample once. Only candidates get a slice: data are for those that have a seat. The window's seed only deals the slots of that stretch to the
-//! miners: nobody can tell early which data it will get, and no two miners share a sample.
+//! per window, so that an epoch uses every sample once, whatever the windows' steps. Only candidates get a slice: data are
+//! for those that have a seat. The window's seed only deals the slots of that stretch to the miners: nobody can tell early
+//! which data it will get, and no two miners share a sample.
 
 use crate::candidates::Candidate;
 use crate::hash::{Hash32, Hasher, Stream};
