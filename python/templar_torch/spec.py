@@ -83,6 +83,7 @@ class InnerSpec:
     anneal_from_window: int = 0
     anneal_windows: int = 0
     anneal_steps: int = 0
+    z_loss: float = 0.0
 
     def anneal_share(self, step: int) -> float:
         """How much of the learning rate is left at a global step: 1 before the run's anneal, 0 after it."""

@@ -189,6 +189,7 @@ fn inner() -> InnerSpec {
         anneal_from_window: 0,
         anneal_windows: 0,
         anneal_steps: 0,
+        z_loss: 0.0,
     }
 }
 

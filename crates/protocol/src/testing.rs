@@ -55,6 +55,7 @@ pub fn spec() -> RunSpec {
             anneal_from_window: 0,
             anneal_windows: 0,
             anneal_steps: 0,
+            z_loss: 0.0,
         },
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
         windows: WindowSpec {

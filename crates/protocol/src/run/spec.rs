@@ -190,6 +190,9 @@ pub struct InnerSpec {
     /// H from the anneal on; 0: as before it.
     #[serde(default)]
     pub anneal_steps: u32,
+    /// ζ: training lowers loss + ζ·(log Z)² of every target, where Z is the sum of the exponentiated logits.
+    #[serde(default)]
+    pub z_loss: f64,
 }
 
 /// What the keys of Muon are where a run does not name them.
