@@ -106,23 +106,25 @@ impl Peers {
     pub fn window_together(&mut self, theta: &[f32]) -> Result<Vec<f32>, TrainError> {
         let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
         let sequences = inner.batch_sequences as usize;
+        let (window, steps) = (self.windows_done, inner.steps_of(self.windows_done));
+        self.windows_done += 1;
         let mut dealt = |stream: &mut Stream| -> Vec<TokenBatch> {
-            (0..inner.steps).map(|_| draw(&self.text.train, stream, sequences, seq_len)).collect()
+            (0..steps).map(|_| draw(&self.text.train, stream, sequences, seq_len)).collect()
         };
         let dealt: Vec<Vec<TokenBatch>> = self.streams.iter_mut().map(&mut dealt).collect();
-        let batches: Vec<TokenBatch> = (0..inner.steps as usize)
+        let batches: Vec<TokenBatch> = (0..steps as usize)
             .map(|step| {
                 let tokens = dealt.iter().flat_map(|batches| batches[step].tokens.iter().copied()).collect();
                 TokenBatch::new(sequences * dealt.len(), seq_len, tokens).expect("a rectangle by construction")
             })
             .collect();
-        let job = TrainJob { theta, batches: &batches, first_step: self.steps_done, moments: Moments::Carried };
-        self.steps_done += u64::from(inner.steps);
+        let first_step = inner.first_step(window, window);
+        let job = TrainJob { theta, batches: &batches, first_step, moments: Moments::Carried };
         let delta = self.trainers[0].train(&job, &mut |_| ControlFlow::Continue(()))?.delta;
         Ok(theta.iter().zip(delta).map(|(theta, delta)| theta - delta).collect())
     }
 
-    /// H.
+    /// H before an anneal.
     pub fn steps_per_window(&self) -> u64 {
         self.preset.inner.steps.into()
     }
