@@ -124,7 +124,7 @@ class Engine:
         return optimiser
 
     def _build(self) -> Llama:
-        model = Llama(self.spec, self.dtype, self._checkpointed())
+        model = Llama(self.spec, self.dtype, self._checkpointed(), self.inner.z_loss)
         if self.compiled:
             model.compile_parts()
         if self.ranks.world > 1:

@@ -168,9 +168,13 @@ class Llama(nn.Module):
     cos_te: Tensor
     sin_te: Tensor
 
-    def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype, checkpointed: int = 0) -> None:
+    def __init__(
+        self, spec: ModelSpec, compute_dtype: torch.dtype, checkpointed: int = 0, z_loss: float = 0.0
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self.z_loss = z_loss
+        """ζ: gradients are those of loss + ζ·(log Z)² of every target, losses are without it."""
         self.compute_dtype = compute_dtype
         self.checkpointed = checkpointed
         """How many layers recompute their activations in the backward pass instead of keeping them."""
@@ -211,11 +215,12 @@ class Llama(nn.Module):
 
     def token_losses(self, x_btd: Tensor, targets_bt: Tensor) -> Tensor:
         """Cross-entropy of each position, 0 where there is no target: [B, T]. The softmax is computed in f32."""
-        logits_btv = self.logits(x_btd)
-        losses = F.cross_entropy(
-            logits_btv.flatten(0, 1).float(), targets_bt.flatten(), reduction="none", ignore_index=IGNORED
-        )
-        return losses.view_as(targets_bt)
+        logits_nv, targets_n = self.logits(x_btd).flatten(0, 1).float(), targets_bt.flatten()
+        losses_n = F.cross_entropy(logits_nv, targets_n, reduction="none", ignore_index=IGNORED)
+        if self.z_loss > 0.0 and torch.is_grad_enabled():
+            penalties_n = self.z_loss * logits_nv.logsumexp(1).square() * (targets_n != IGNORED)
+            losses_n = losses_n + (penalties_n - penalties_n.detach())
+        return losses_n.view_as(targets_bt)
 
     def logits(self, x_btd: Tensor) -> Tensor:
         normed_btd = self.model.norm(x_btd)

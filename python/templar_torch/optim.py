@@ -26,7 +26,11 @@ NEWTON_SCHULZ_ROUNDS = 5
 
 
 def scheduled(inner: InnerSpec, peak: float, step: int) -> float:
-    """Linear warm-up to ``peak``, cosine to ``peak · final_lr_fraction``, then constant. The rate at step 0 is not 0."""
+    """Linear warm-up to ``peak``, cosine to ``peak · final_lr_fraction``, then constant; times what the run's anneal leaves.
+
+    The rate at step 0 is not 0.
+    """
+    peak *= inner.anneal_share(step)
     if step < inner.warmup_steps:
         return peak * (step + 1) / inner.warmup_steps
     progress = min((step - inner.warmup_steps) / inner.decay_steps, 1.0)

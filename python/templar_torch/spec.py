@@ -80,6 +80,18 @@ class InnerSpec:
     muon_weight_decay: float = 0.01
     reset_every_windows: int = 0
     reset_warmup_steps: int = 0
+    anneal_from_window: int = 0
+    anneal_windows: int = 0
+    anneal_steps: int = 0
+    z_loss: float = 0.0
+
+    def anneal_share(self, step: int) -> float:
+        """How much of the learning rate is left at a global step: 1 before the run's anneal, 0 after it."""
+        first = self.anneal_from_window * self.steps
+        if self.anneal_from_window == 0 or step < first:
+            return 1.0
+        steps = self.anneal_windows * (self.anneal_steps or self.steps)
+        return max(0, steps - (step - first)) / max(1, steps)
 
     def takes_muon(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether Muon updates this tensor: a matrix of a layer, in a run with Muon."""

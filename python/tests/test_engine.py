@@ -85,6 +85,27 @@ def test_losses_and_gradients_match_the_formulas(tmp_path: Path, model: ModelSpe
         assert torch.allclose(parameter.grad.double(), leaves[name].grad, rtol=1e-3, atol=1e-5 * scale), name
 
 
+def test_a_penalty_on_log_z_moves_gradients_and_not_losses(tmp_path: Path) -> None:
+    write_theta(tmp_path / "theta", MODEL)
+    theta, rows = TensorFile(tmp_path / "theta"), tokens(1)[0]
+    plain, ours = engine(), engine(inner=dataclasses.replace(INNER, z_loss=0.05))
+    gradients = []
+    for one in (plain, ours):
+        one.load(theta)
+        losses = one.model(rows)
+        losses.mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.parameters.values()]))
+    assert torch.equal(losses, plain.model(rows)) and torch.equal(ours.evaluate(rows), plain.evaluate(rows))
+    plain.model.zero_grad()
+    hidden: list[torch.Tensor] = []
+    plain.model.model.norm.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
+    plain.model(rows)
+    log_z = plain.model.lm_head(hidden[0])[:, :-1].logsumexp(-1)
+    (0.05 * log_z.square().mean()).backward()
+    penalty = torch.cat([parameter.grad.flatten() for parameter in plain.parameters.values()])
+    assert torch.allclose(gradients[1], gradients[0] + penalty, atol=1e-5) and penalty.norm() > 0.1 * gradients[0].norm()
+
+
 @pytest.mark.parametrize("options", [{"checkpointing": True}, {"offload_optimiser": True}, {}])
 def test_ways_of_computing_agree(tmp_path: Path, options: dict[str, bool]) -> None:
     write_theta(tmp_path / "theta", MODEL)
@@ -256,6 +277,9 @@ def test_learning_rate_rises_falls_and_stays() -> None:
     found = [rates(inner, step, step)[0] for step in (0, 3, 4, 9, 14, 1 << 40)]
     assert found == pytest.approx([0.5, 2.0, 2.0, 1.1, 0.2, 0.2])
     assert rates(dataclasses.replace(inner, warmup_steps=0), 0, 0)[0] == 2.0
+    annealed = dataclasses.replace(inner, steps=10, anneal_from_window=3, anneal_windows=2, anneal_steps=5)
+    found = [rates(annealed, step, step)[0] for step in (29, 30, 35, 39, 40, 1 << 40)]
+    assert found == pytest.approx([0.2, 0.2, 0.1, 0.02, 0.0, 0.0])
     after_reset = dataclasses.replace(inner, muon_lr=0.5, reset_warmup_steps=4)
     for seen, share in ((0, 0.25), (3, 1.0), (9, 1.0)):
         assert rates(after_reset, 9, seen) == pytest.approx((share * 1.1, share * 1.1 / 4))

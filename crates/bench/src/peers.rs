@@ -47,14 +47,14 @@ pub struct Peers {
     text: Text,
     trainers: Vec<Box<dyn Trainer>>,
     streams: Vec<Stream>,
-    steps_done: u64,
+    windows_done: u64,
 }
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peers")
             .field("count", &self.trainers.len())
-            .field("steps_done", &self.steps_done)
+            .field("windows_done", &self.windows_done)
             .finish_non_exhaustive()
     }
 }
@@ -71,7 +71,7 @@ impl Peers {
             text: text.clone(),
             trainers: trainers.collect(),
             streams: (0..count).map(stream).collect(),
-            steps_done: 0,
+            windows_done: 0,
         }
     }
 
@@ -84,14 +84,15 @@ impl Peers {
         self.layout().theta0(&self.preset.model, seed)
     }
 
-    /// One window: each peer's Δ after the preset's H inner steps from `theta`.
+    /// One window: each peer's Δ after the preset's inner steps from `theta`. Moments are forgotten and rates fall as in a
+    /// run without null windows.
     pub fn window(&mut self, theta: &[f32]) -> Result<Vec<Vec<f32>>, TrainError> {
         let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
-        let (text, first_step) = (&self.text, self.steps_done);
-        self.steps_done += u64::from(inner.steps);
-        let moments = Moments::before(inner, first_step / u64::from(inner.steps));
+        let (text, window) = (&self.text, self.windows_done);
+        self.windows_done += 1;
+        let (first_step, moments) = (inner.first_step(window, window), Moments::before(inner, window));
         let work = |(trainer, stream): (&mut Box<dyn Trainer>, &mut Stream)| {
-            let batches = (0..inner.steps)
+            let batches = (0..inner.steps_of(window))
                 .map(|_| draw(&text.train, stream, inner.batch_sequences as usize, seq_len))
                 .collect::<Vec<_>>();
             let job = TrainJob { theta, batches: &batches, first_step, moments };
@@ -105,23 +106,25 @@ impl Peers {
     pub fn window_together(&mut self, theta: &[f32]) -> Result<Vec<f32>, TrainError> {
         let (inner, seq_len) = (&self.preset.inner, self.preset.model.seq_len as usize);
         let sequences = inner.batch_sequences as usize;
+        let (window, steps) = (self.windows_done, inner.steps_of(self.windows_done));
+        self.windows_done += 1;
         let mut dealt = |stream: &mut Stream| -> Vec<TokenBatch> {
-            (0..inner.steps).map(|_| draw(&self.text.train, stream, sequences, seq_len)).collect()
+            (0..steps).map(|_| draw(&self.text.train, stream, sequences, seq_len)).collect()
         };
         let dealt: Vec<Vec<TokenBatch>> = self.streams.iter_mut().map(&mut dealt).collect();
-        let batches: Vec<TokenBatch> = (0..inner.steps as usize)
+        let batches: Vec<TokenBatch> = (0..steps as usize)
             .map(|step| {
                 let tokens = dealt.iter().flat_map(|batches| batches[step].tokens.iter().copied()).collect();
                 TokenBatch::new(sequences * dealt.len(), seq_len, tokens).expect("a rectangle by construction")
             })
             .collect();
-        let job = TrainJob { theta, batches: &batches, first_step: self.steps_done, moments: Moments::Carried };
-        self.steps_done += u64::from(inner.steps);
+        let first_step = inner.first_step(window, window);
+        let job = TrainJob { theta, batches: &batches, first_step, moments: Moments::Carried };
         let delta = self.trainers[0].train(&job, &mut |_| ControlFlow::Continue(()))?.delta;
         Ok(theta.iter().zip(delta).map(|(theta, delta)| theta - delta).collect())
     }
 
-    /// H.
+    /// H before an anneal.
     pub fn steps_per_window(&self) -> u64 {
         self.preset.inner.steps.into()
     }

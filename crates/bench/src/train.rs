@@ -7,9 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 use templar_cpu::{Work, product_flops_per_s};
 use templar_protocol::layout::{Layout, ModelSpec};
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 use templar_train::speed::{flops_per_token, peak_memory_bytes};
-use templar_train::{CpuTrainer, Moments, TrainError, TrainJob, Trainer, conformance};
+use templar_train::{CpuTrainer, Moments, TokenBatch, TrainError, TrainJob, Trainer, conformance};
 
 use crate::timing::median;
 
@@ -34,7 +34,10 @@ pub struct Report {
     pub engine: String,
     pub threads: usize,
     pub parameters: usize,
-    /// Forward, backward, clipping, AdamW.
+    pub optimiser: Optimiser,
+    /// A step's time with this optimiser as a multiple of one with AdamW, measured alternately in this run.
+    pub step_over_adamw: Option<f64>,
+    /// Forward, backward, clipping, update.
     pub train_tokens_per_s: f64,
     /// Forward only.
     pub eval_tokens_per_s: f64,
@@ -70,36 +73,65 @@ pub fn measure(options: &Options) -> Result<Report, TrainError> {
     pool.install(|| measure_here(options))
 }
 
+/// A model in training, and the seconds of its steps.
+struct Runner {
+    trainer: CpuTrainer,
+    theta: Vec<f32>,
+    times: Vec<f64>,
+}
+
+impl Runner {
+    fn new(model: &ModelSpec, inner: &InnerSpec) -> Self {
+        let theta = Layout::llama(model).theta0(model, 1);
+        Self { trainer: CpuTrainer::new(model, inner), theta, times: vec![] }
+    }
+
+    /// One step in a job of its own. Its time includes the job's copy of θ, which a window's steps share in real runs, but
+    /// not its Δ.
+    fn step(&mut self, batch: &TokenBatch) -> Result<(), TrainError> {
+        let first_step = self.times.len() as u64;
+        let job =
+            TrainJob { theta: &self.theta, batches: slice::from_ref(batch), first_step, moments: Moments::Carried };
+        let (step, mut step_s) = (Instant::now(), 0.0);
+        let outcome = self.trainer.train(&job, &mut |_| {
+            step_s = step.elapsed().as_secs_f64();
+            ControlFlow::Continue(())
+        })?;
+        self.theta.iter_mut().zip(&outcome.delta).for_each(|(theta, delta)| *theta -= delta);
+        self.times.push(step_s);
+        Ok(())
+    }
+}
+
 fn measure_here(options: &Options) -> Result<Report, TrainError> {
     let Options { model, inner, .. } = options;
     let layout = Layout::llama(model);
-    let mut theta = layout.theta0(model, 1);
     let sequences = inner.batch_sequences as usize;
     let batch = conformance::batches(model, 1, sequences, "bench").remove(0);
-    let mut trainer = CpuTrainer::new(model, inner);
+    let mut runner = Runner::new(model, inner);
+    let adamw = InnerSpec { optimiser: Optimiser::Adamw, ..inner.clone() };
+    let mut other = (inner.optimiser != Optimiser::Adamw).then(|| Runner::new(model, &adamw));
     let busy = |trainer: &CpuTrainer| {
         [Work::Products, Work::Attention, Work::Elementwise].map(|work| trainer.engine().seconds(work))
     };
 
-    // One job per step. Its time includes the job's copy of θ, which a window's steps share in real runs, but not its
-    // Δ.
-    let (mut times, mut before, mut optimiser_s) = (vec![], [0.0; 3], 0.0);
-    let batches = slice::from_ref(&batch);
+    let (mut before, mut optimiser_s) = ([0.0; 3], 0.0);
     let start = Instant::now();
-    while times.len() <= STEPS_MIN || start.elapsed().as_secs_f64() < options.seconds {
-        let job = TrainJob { theta: &theta, batches, first_step: times.len() as u64, moments: Moments::Carried };
-        let mut step_s = 0.0;
-        let step = Instant::now();
-        let outcome = trainer.train(&job, &mut |_| {
-            step_s = step.elapsed().as_secs_f64();
-            ControlFlow::Continue(())
-        })?;
-        theta.iter_mut().zip(&outcome.delta).for_each(|(theta, delta)| *theta -= delta);
-        times.push(step_s);
-        if times.len() == 1 {
-            (before, optimiser_s) = (busy(&trainer), trainer.optimiser_s());
+    while runner.times.len() <= STEPS_MIN || start.elapsed().as_secs_f64() < options.seconds {
+        runner.step(&batch)?;
+        if let Some(other) = &mut other {
+            other.step(&batch)?;
+        }
+        if runner.times.len() == 1 {
+            (before, optimiser_s) = (busy(&runner.trainer), runner.trainer.optimiser_s());
         }
     }
+    let ratio = |other: &Runner| {
+        let ratios = runner.times[1..].iter().zip(&other.times[1..]).map(|(own, other)| own / other);
+        median(&mut ratios.collect::<Vec<_>>())
+    };
+    let step_over_adamw = other.as_ref().map(ratio);
+    let Runner { mut trainer, theta, mut times } = runner;
     // The first step allocates everything.
     let times = &mut times[1..];
     let wall_s: f64 = times.iter().sum();
@@ -123,6 +155,8 @@ fn measure_here(options: &Options) -> Result<Report, TrainError> {
         engine: "built-in".to_owned(),
         threads: options.threads,
         parameters: layout.len(),
+        optimiser: inner.optimiser,
+        step_over_adamw,
         train_tokens_per_s,
         eval_tokens_per_s: tokens / median(&mut eval_times),
         achieved_gflops: flops_per_token(model, batch.seq_len) * train_tokens_per_s / 1e9,

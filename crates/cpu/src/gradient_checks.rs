@@ -124,7 +124,8 @@ fn attention() {
     check(&d, &qkv, &mut stream, |qkv| dot(&forward(qkv), &d_mixed));
 }
 
-/// 140 targets in chunks of 64, the last one smaller, and a vocabulary of two blocks; the loss is half of the targets' sum.
+/// 140 targets in chunks of 64, the last one smaller, and a vocabulary of two blocks; the loss is half of the targets' sum, with
+/// a penalty on log Z in the gradient.
 #[test]
 fn softmax_cross_entropy() {
     let mut stream = Hasher::new("cross-entropy").into_stream();
@@ -137,16 +138,22 @@ fn softmax_cross_entropy() {
     let batch = Batch { sequences: 2, positions: 70 };
     let context = Context { shape: &shape, theta: &theta, batch, rotation: &rotation, meter: &meter };
     let (mut d_head, mut d_normed) = (vec![9.0; 1100 * hidden], vec![9.0; rows * hidden]);
-    let gradient = HeadGradient { scale: 0.5, d_head: &mut d_head, onto: Onto::Replace, d_normed: &mut d_normed };
+    let z_loss = 0.03;
+    let gradient =
+        HeadGradient { scale: 0.5, z_loss, d_head: &mut d_head, onto: Onto::Replace, d_normed: &mut d_normed };
     let losses = cross_entropy(context, &mut LossBuffers::default(), &normed, &targets, 64, Some(gradient));
 
     let head = &theta[shape.head.clone()];
     let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let loss = |normed: &[f64], head: &[f64]| {
-        0.5 * rows as f64 * oracle::cross_entropy(&oracle::linear(&matrix(normed, hidden), head), &targets).0
+    let loss_with = |z_loss: f64, normed: &[f64], head: &[f64]| {
+        let logits = oracle::linear(&matrix(normed, hidden), head);
+        let [loss, penalty] = oracle::cross_entropy(&logits, &targets, z_loss).0;
+        0.5 * rows as f64 * (loss + penalty)
     };
+    let loss = |normed: &[f64], head: &[f64]| loss_with(z_loss, normed, head);
     let sum = losses.iter().sum::<f64>();
-    assert!((0.5 * sum - loss(&wide(&normed), &wide(head))).abs() < 1e-6 * sum);
+    assert!((0.5 * sum - loss_with(0.0, &wide(&normed), &wide(head))).abs() < 1e-6 * sum);
+    assert!(loss(&wide(&normed), &wide(head)) > 0.51 * sum, "the penalty is part of the test");
     check(&d_normed, &normed, &mut stream, |normed| loss(normed, &wide(head)));
     check(&d_head, head, &mut stream, |head| loss(&wide(&normed), head));
 }

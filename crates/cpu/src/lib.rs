@@ -82,6 +82,7 @@ pub struct Engine {
     rotation: Rotation,
     buffers: Buffers,
     meter: Meter,
+    z_loss: f64,
 }
 
 impl std::fmt::Debug for Engine {
@@ -99,7 +100,15 @@ impl Engine {
             rotation: Rotation::new(spec, 1),
             buffers: Buffers::default(),
             meter: Meter::default(),
+            z_loss: 0.0,
         }
+    }
+
+    /// The same with gradients of loss + ζ·(log Z)² of every target, where Z is the sum of the exponentiated logits. Losses
+    /// are those without it.
+    #[must_use]
+    pub fn with_z_loss(self, z_loss: f64) -> Self {
+        Self { z_loss, ..self }
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -147,9 +156,11 @@ impl Engine {
         let onto = if accumulate { Onto::Add } else { Onto::Replace };
         let (inputs, targets) = self.split(tokens, sequences);
         let batch = self.forward(theta, &inputs, sequences, true);
+        let z_loss = self.z_loss;
         let (context, buffers) = self.parts(theta, batch);
         let head = HeadGradient {
             scale: share / targets.len() as f32,
+            z_loss,
             d_head: &mut gradient[context.shape.head.clone()],
             onto,
             d_normed: &mut buffers.gradients.d_normed,

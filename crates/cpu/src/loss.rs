@@ -24,6 +24,8 @@ const BLOCK_LOGITS: usize = 128 << 10;
 pub(crate) struct HeadGradient<'a> {
     /// What every target's loss is multiplied by in the loss whose gradient this is.
     pub(crate) scale: f32,
+    /// ζ: what the square of a target's log Z counts for, beside its loss.
+    pub(crate) z_loss: f64,
     /// `[vocabulary, hidden]`.
     pub(crate) d_head: &'a mut [f32],
     pub(crate) onto: Onto,
@@ -51,8 +53,8 @@ pub(crate) fn cross_entropy(
     for (at, (targets, normed)) in targets.chunks(chunk).zip(normed.chunks(chunk * hidden)).enumerate() {
         let mut chunk = Chunk::new(context, buffers, normed, targets);
         chunk.project();
-        let scale = gradient.as_ref().map(|gradient| gradient.scale);
-        losses.extend(chunk.combine(scale));
+        let factors = gradient.as_ref().map(|gradient| (gradient.scale, gradient.z_loss));
+        losses.extend(chunk.combine(factors));
         if let Some(gradient) = &mut gradient {
             let onto = if at == 0 { gradient.onto } else { Onto::Add };
             chunk.weight_gradient(gradient.d_head, gradient.scale, onto);
@@ -136,8 +138,9 @@ impl<'a> Chunk<'a> {
         run(jobs);
     }
 
-    /// Every target's loss. With a scale, each block's `largest` becomes what its values must be multiplied by.
-    fn combine(&mut self, scale: Option<f32>) -> Vec<f64> {
+    /// Every target's loss. With scale and ζ, each block's `largest` becomes what its values must be multiplied by: ζ·(log Z)²
+    /// has the gradient of the softmax times 2ζ·log Z.
+    fn combine(&mut self, factors: Option<(f32, f64)>) -> Vec<f64> {
         let rows = self.targets.len();
         let stride = 3 * rows;
         let loss = |(at, target): (usize, &u32)| {
@@ -147,9 +150,10 @@ impl<'a> Chunk<'a> {
             let total: f64 = parts().map(|(own, total)| total * (own - largest).exp()).sum();
             let log_sum = largest + total.ln();
             let target = self.blocks[*target as usize / self.block * stride + 2 * rows + at];
-            if let Some(scale) = scale {
+            if let Some((scale, z_loss)) = factors {
+                let scale = f64::from(scale) * (1.0 + 2.0 * z_loss * log_sum);
                 for stats in self.blocks.chunks_exact_mut(stride) {
-                    stats[at] = ((f64::from(stats[at]) - log_sum).exp() * f64::from(scale)) as f32;
+                    stats[at] = ((f64::from(stats[at]) - log_sum).exp() * scale) as f32;
                 }
             }
             log_sum - f64::from(target)

@@ -15,6 +15,8 @@ pub struct Oracle<'a> {
     pub spec: &'a ModelSpec,
     pub layout: &'a Layout,
     pub theta: &'a [f64],
+    /// ζ, of which gradients take account and losses do not.
+    pub z_loss: f64,
 }
 
 /// What a layer's backward pass needs of its forward pass.
@@ -40,14 +42,14 @@ impl Oracle<'_> {
 
     /// Mean cross-entropy of one sequence.
     pub fn loss(&self, tokens: &[u32]) -> f64 {
-        cross_entropy(&self.logits(&tokens[..tokens.len() - 1]), &tokens[1..]).0
+        cross_entropy(&self.logits(&tokens[..tokens.len() - 1]), &tokens[1..], 0.0).0[0]
     }
 
-    /// Mean cross-entropy of one sequence, and its gradient.
+    /// Mean cross-entropy of one sequence, and the gradient of that and the penalty on log Z.
     pub fn loss_gradient(&self, tokens: &[u32]) -> (f64, Vec<f64>) {
         let (inputs, targets) = (&tokens[..tokens.len() - 1], &tokens[1..]);
         let (seen, x, logits) = self.forward(inputs);
-        let (loss, d_logits) = cross_entropy(&logits, targets);
+        let ([loss, _], d_logits) = cross_entropy(&logits, targets, self.z_loss);
         let mut gradient = vec![0.0; self.theta.len()];
         let normed = rms_norm(&x, self.tensor("model.norm.weight"), self.spec.norm_eps);
         let d_normed = self.linear_backward(self.head(), &d_logits, &normed, &mut gradient);
@@ -266,19 +268,21 @@ pub fn swiglu_backward(d: &Matrix, gate: &Matrix, up: &Matrix) -> (Matrix, Matri
     )
 }
 
-/// Mean cross-entropy, and its gradient.
-pub fn cross_entropy(logits: &Matrix, targets: &[u32]) -> (f64, Matrix) {
+/// Mean cross-entropy and mean penalty ζ·(log Z)² of the targets, and the gradient of their sum.
+pub fn cross_entropy(logits: &Matrix, targets: &[u32], z_loss: f64) -> ([f64; 2], Matrix) {
     let n = targets.len() as f64;
-    let (mut loss, mut gradient) = (0.0, vec![]);
+    let (mut loss, mut penalty, mut gradient) = (0.0, 0.0, vec![]);
     for (row, &target) in logits.iter().zip(targets) {
         let largest = row.iter().copied().fold(f64::MIN, f64::max);
         let log_sum = largest + row.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
         loss += (log_sum - row[target as usize]) / n;
-        let mut d: Vec<f64> = row.iter().map(|x| (x - log_sum).exp() / n).collect();
+        penalty += z_loss * log_sum * log_sum / n;
+        let share = (1.0 + 2.0 * z_loss * log_sum) / n;
+        let mut d: Vec<f64> = row.iter().map(|x| (x - log_sum).exp() * share).collect();
         d[target as usize] -= 1.0 / n;
         gradient.push(d);
     }
-    (loss, gradient)
+    ([loss, penalty], gradient)
 }
 
 /// Inner steps with AdamW ("Decoupled Weight Decay Regularization", algorithm 2) on batches of sequences, with the learning
@@ -299,7 +303,7 @@ pub fn train(
     for (step, (batch, rate)) in (1..).zip(batches.iter().zip(rates)) {
         let (mut loss, mut gradient) = (0.0, vec![0.0; theta.len()]);
         for sequence in batch {
-            let oracle = Oracle { spec, layout: &layout, theta: &theta };
+            let oracle = Oracle { spec, layout: &layout, theta: &theta, z_loss: inner.z_loss };
             let (own, part) = oracle.loss_gradient(sequence);
             loss += own / batch.len() as f64;
             gradient.iter_mut().zip(part).for_each(|(sum, part)| *sum += part / batch.len() as f64);

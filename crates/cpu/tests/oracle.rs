@@ -41,7 +41,7 @@ fn widened(theta: &[f32]) -> Vec<f64> {
 fn assert_agreement(engine: &mut Engine, theta: &[f32], sequences: usize, tokens: &[u32]) {
     let spec = engine.spec().clone();
     let layout = Layout::llama(&spec);
-    let oracle = Oracle { spec: &spec, layout: &layout, theta: &widened(theta) };
+    let oracle = Oracle { spec: &spec, layout: &layout, theta: &widened(theta), z_loss: 0.0 };
     let length = tokens.len() / sequences;
     let rows = || tokens.chunks_exact(length);
 
@@ -120,11 +120,11 @@ fn reference_agrees_with_finite_differences() {
         let mut stream = Hasher::new("oracle gradient").into_stream();
         let mut theta = widened(&lively_theta(&layout, &mut stream));
         let tokens = tokens(&spec, 9, &mut stream);
-        let (_, gradient) = Oracle { spec: &spec, layout: &layout, theta: &theta }.loss_gradient(&tokens);
+        let (_, gradient) = Oracle { spec: &spec, layout: &layout, theta: &theta, z_loss: 0.0 }.loss_gradient(&tokens);
         let mut loss_at = |at: usize, step: f64| {
             let before = theta[at];
             theta[at] += step;
-            let loss = Oracle { spec: &spec, layout: &layout, theta: &theta }.loss(&tokens);
+            let loss = Oracle { spec: &spec, layout: &layout, theta: &theta, z_loss: 0.0 }.loss(&tokens);
             theta[at] = before;
             loss
         };

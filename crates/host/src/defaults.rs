@@ -49,7 +49,7 @@ pub fn run_defaults(
     windows: WindowSpec,
 ) -> RunSpec {
     let inner = &preset.inner;
-    let slice_tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(preset.model.seq_len);
+    let slice_tokens = inner.samples_of(0) * u64::from(preset.model.seq_len);
     let stake_age_blocks = 360.min(chain.start_block / 4);
     RunSpec {
         protocol: PROTOCOL_VERSION,

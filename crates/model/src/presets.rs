@@ -186,6 +186,10 @@ fn inner() -> InnerSpec {
         muon_weight_decay: MUON_WEIGHT_DECAY,
         reset_every_windows: 0,
         reset_warmup_steps: 0,
+        anneal_from_window: 0,
+        anneal_windows: 0,
+        anneal_steps: 0,
+        z_loss: 0.0,
     }
 }
 

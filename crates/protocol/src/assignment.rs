@@ -1,8 +1,9 @@
 //! Which samples a miner trains on in a window.
 //!
 //! Each epoch has one keyed permutation of the sample indices. A cursor runs along it and advances by candidates × slice
-//! per window, so that an epoch uses every sample once. Only candidates get a slice: data are for those that have a seat. The window's seed only deals the slots of that stretch to the
-//! miners: nobody can tell early which data it will get, and no two miners share a sample.
+//! per window, so that an epoch uses every sample once, whatever the windows' steps. Only candidates get a slice: data are
+//! for those that have a seat. The window's seed only deals the slots of that stretch to the miners: nobody can tell early
+//! which data it will get, and no two miners share a sample.
 
 use crate::candidates::Candidate;
 use crate::hash::{Hash32, Hasher, Stream};
@@ -36,13 +37,20 @@ impl Assignment {
     /// The last window of an epoch deals what is left, in slots as even as possible, and does not reach into the next
     /// epoch, so the slots of a window never overlap. If too little would remain to give each candidate one sample in
     /// another window, this window deals that remainder too.
-    pub fn new(spec: &RunSpec, cursor: Cursor, candidates: &[Candidate], seed: &Hash32, samples: u64) -> Self {
+    pub fn new(
+        spec: &RunSpec,
+        window: u64,
+        cursor: Cursor,
+        candidates: &[Candidate],
+        seed: &Hash32,
+        samples: u64,
+    ) -> Self {
         let mut slots: Vec<EntryId> = candidates.iter().map(|candidate| candidate.entry).collect();
         let mut hasher = Hasher::new("templar v1 slots");
         hasher.update(seed.as_bytes()).clone().into_stream().shuffle(&mut slots);
         let epoch = cursor / samples;
         let left = samples - cursor % samples;
-        let want = slots.len() as u64 * spec.slice_samples();
+        let want = slots.len() as u64 * spec.inner.samples_of(window);
         let taken = if left < want + slots.len() as u64 { left } else { want };
         let key = Hash32::of_value("templar v1 epoch permutation", &(spec.data.manifest, spec.data.seed, epoch));
         Self { permutation: Permutation::new(key, samples), samples, cursor, taken: taken.min(left), slots }
@@ -107,11 +115,13 @@ mod tests {
     fn one_epoch(miners: usize, steps: u32, batch: u32, samples: u64) {
         let mut run = spec();
         (run.inner.steps, run.inner.batch_sequences) = (steps, batch);
+        // The windows after the second one are shorter, so the change lies in most epochs.
+        (run.inner.anneal_from_window, run.inner.anneal_windows, run.inner.anneal_steps) = (2, 2, steps.div_ceil(2));
         let candidates = candidates(miners);
         let (mut cursor, mut used, mut window) = (0, HashSet::new(), 0);
         while cursor < samples {
             let seed = window_seed(run.id(), window, &Hash32::default());
-            let assignment = Assignment::new(&run, cursor, &candidates, &seed, samples);
+            let assignment = Assignment::new(&run, window, cursor, &candidates, &seed, samples);
             for miner in &candidates {
                 let slice = assignment.slice(&miner.entry);
                 assert!(samples < miners as u64 || !slice.is_empty());
@@ -143,7 +153,7 @@ mod tests {
         let (run, candidates) = (spec(), candidates(4));
         let all = |hash: &[u8]| {
             let seed = window_seed(run.id(), 3, &Hash32::of(hash));
-            let assignment = Assignment::new(&run, 0, &candidates, &seed, 10_000);
+            let assignment = Assignment::new(&run, 3, 0, &candidates, &seed, 10_000);
             candidates.iter().map(|one| assignment.slice(&one.entry)).collect::<Vec<_>>()
         };
         let (a, b) = (all(b"one block"), all(b"another block"));
@@ -156,7 +166,7 @@ mod tests {
     fn golden() {
         let (run, candidates) = (spec(), candidates(3));
         let seed = window_seed(run.id(), 0, &Hash32::default());
-        let assignment = Assignment::new(&run, 0, &candidates, &seed, 1000);
+        let assignment = Assignment::new(&run, 0, 0, &candidates, &seed, 1000);
         let firsts: Vec<u64> = candidates.iter().map(|one| assignment.slice(&one.entry)[0]).collect();
         assert_eq!(firsts, [69, 397, 546]);
     }

@@ -107,7 +107,8 @@ impl<'a> Audit<'a> {
         let (roster, seed) = (roster(inputs), window_seed(newest.run, window, &inputs.snapshot_hash));
         let candidates = candidates::choose(window, inputs.contenders(), &base.standing, &self.spec.roster, &seed);
         let certificate = self.certificate(window, inputs, &roster, &candidates, base)?;
-        let dealt = |samples| Assignment::new(self.spec, newest.cursor, &candidates, &seed, samples).next_cursor();
+        let dealt =
+            |samples| Assignment::new(self.spec, window, newest.cursor, &candidates, &seed, samples).next_cursor();
         let cursor = self.samples.map_or(after.cursor, dealt);
         let settlement =
             Settlement { roster: &roster, candidates: &candidates, certificate: &certificate, cursor, inputs: digest };

@@ -7,6 +7,7 @@
 
 mod id;
 mod keys;
+mod pace;
 mod spec;
 mod text;
 mod validate;

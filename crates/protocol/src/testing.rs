@@ -52,6 +52,10 @@ pub fn spec() -> RunSpec {
             muon_weight_decay: MUON_WEIGHT_DECAY,
             reset_every_windows: 0,
             reset_warmup_steps: 0,
+            anneal_from_window: 0,
+            anneal_windows: 0,
+            anneal_steps: 0,
+            z_loss: 0.0,
         },
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
         windows: WindowSpec {

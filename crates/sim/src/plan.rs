@@ -101,7 +101,7 @@ impl Plan {
         let mut spec = run_defaults("local", &self.preset, chain, data, self.seed, local_windows());
         // A network with fewer miners than seats is as large as its operator wants it.
         let working = (self.miners as u64).clamp(1, spec.roster.gather.into());
-        spec.scoring.budget_tokens = working * spec.slice_samples() * u64::from(spec.model.seq_len);
+        spec.scoring.budget_tokens = working * spec.slice_tokens(0);
         spec.scoring.burn_uid = (self.miners + self.validators) as u16;
         spec
     }

@@ -38,7 +38,7 @@ impl CpuTrainer {
         let optimiser = Optimiser::new(&Layout::llama(model), inner);
         Self {
             inner: inner.clone(),
-            engine: Engine::new(model),
+            engine: Engine::new(model).with_z_loss(inner.z_loss),
             optimiser,
             gradient: vec![],
             optimiser_s: 0.0,

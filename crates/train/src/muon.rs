@@ -9,9 +9,14 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use templar_cpu::NewtonSchulz;
 use templar_protocol::layout::TensorSpec;
-use templar_protocol::run::InnerSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 
 use crate::adamw::global_norm;
+
+/// Whether Muon updates this tensor: a matrix of a layer, in a run with Muon.
+pub(crate) fn takes_muon(inner: &InnerSpec, tensor: &TensorSpec) -> bool {
+    inner.optimiser == Optimiser::Muon && tensor.shape.len() == 2 && tensor.name.starts_with("model.layers.")
+}
 
 /// The optimiser and its momentum.
 #[derive(Debug)]

@@ -1,18 +1,13 @@
 //! The inner optimiser of a run: which tensor gets Muon and which AdamW, and the state of both.
 
-use templar_protocol::layout::{Layout, TensorSpec};
-use templar_protocol::run::{InnerSpec, Optimiser as Kind};
+use templar_protocol::layout::Layout;
+use templar_protocol::run::InnerSpec;
 
 use crate::adamw::AdamW;
-use crate::muon::Muon;
+use crate::muon::{Muon, takes_muon};
 use crate::schedule::Rates;
 use crate::state::{self, StateShape};
 use crate::trainer::TrainError;
-
-/// Whether Muon updates this tensor: a matrix of a layer, in a run with Muon.
-pub(crate) fn takes_muon(inner: &InnerSpec, tensor: &TensorSpec) -> bool {
-    inner.optimiser == Kind::Muon && tensor.shape.len() == 2 && tensor.name.starts_with("model.layers.")
-}
 
 /// AdamW for all tensors, or Muon for the matrices of the layers and AdamW for the rest.
 #[derive(Debug)]
@@ -79,6 +74,8 @@ impl Optimiser {
 
 #[cfg(test)]
 mod tests {
+    use templar_protocol::run::Optimiser as Kind;
+
     use super::*;
 
     fn layout() -> Layout {

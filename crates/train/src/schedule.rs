@@ -4,7 +4,8 @@ use std::f64::consts::PI;
 
 use templar_protocol::run::InnerSpec;
 
-/// Linear warm-up to `lr`, cosine to `lr · final_lr_fraction`, then constant.
+/// Linear warm-up to `lr`, cosine to `lr · final_lr_fraction`, then constant; times the share that the run's anneal leaves,
+/// which falls linearly to 0.
 ///
 /// Step 0 already learns; the last step of the warm-up has the full rate.
 pub fn learning_rate(inner: &InnerSpec, step: u64) -> f64 {
@@ -32,6 +33,7 @@ impl Rates {
 
 /// The rate of a step where it is `peak` after the warm-up.
 fn scheduled(inner: &InnerSpec, peak: f64, step: u64) -> f64 {
+    let peak = peak * inner.anneal_share(step);
     if step < inner.warmup_steps {
         return peak * (step + 1) as f64 / inner.warmup_steps as f64;
     }
@@ -55,6 +57,30 @@ mod tests {
         assert!((0..13).skip(4).all(|step| learning_rate(&inner, step + 1) < learning_rate(&inner, step)));
         let cold = InnerSpec { warmup_steps: 0, ..inner };
         assert!((learning_rate(&cold, 0) - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_anneal_takes_the_rate_to_0_without_a_jump() {
+        let preset = templar_model::presets::preset("nano").unwrap();
+        let inner = InnerSpec {
+            steps: 8,
+            warmup_steps: 4,
+            decay_steps: 60,
+            anneal_from_window: 10,
+            anneal_windows: 5,
+            anneal_steps: 4,
+            ..preset.inner
+        };
+        let rates: Vec<Rates> = (0..120).map(|step| Rates::new(&inner, step, step)).collect();
+        let largest = rates.windows(2).skip(4).map(|pair| (pair[1].lr - pair[0].lr).abs()).fold(0.0, f64::max);
+        assert!(largest <= inner.lr * (1.0 / 20.0 + PI / 120.0), "{largest}");
+        // From the held rate on, a straight line over twenty steps.
+        let held = learning_rate(&inner, 79);
+        assert!((held - inner.final_lr_fraction * inner.lr).abs() < 1e-12);
+        for (step, share) in [(80, 1.0), (85, 0.75), (90, 0.5), (99, 0.05), (100, 0.0), (119, 0.0)] {
+            let Rates { lr, muon } = rates[step];
+            assert!((lr - share * held).abs() < 1e-12 && (muon - lr * inner.muon_lr / inner.lr).abs() < 1e-12, "{lr}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use templar_protocol::layout::{Layout, TensorSpec};
 use templar_protocol::run::{InnerSpec, Optimiser};
 
-use crate::optimiser::takes_muon;
+use crate::muon::takes_muon;
 use crate::trainer::TrainError;
 
 const MAGIC_BYTES: usize = 16;

@@ -24,6 +24,8 @@ fn cpu_trainer_conforms() {
             conformance::check_against_reference(&model, &inner, tolerance, make);
             conformance::check_trainer(&model, make);
         }
+        let inner = InnerSpec { z_loss: 0.03, ..inner };
+        conformance::check_against_reference(&model, &inner, tolerance, || Box::new(CpuTrainer::new(&model, &inner)));
         conformance::check_optimisers(&model, &inner, |inner| Box::new(CpuTrainer::new(&model, inner)));
     }
 }

@@ -270,7 +270,7 @@ impl NetworkArgs {
             }
             Text::Prepared(folder) => format!("the prepared dataset in {}", folder.display()),
         };
-        let tokens = u64::from(inner.steps) * u64::from(inner.batch_sequences) * u64::from(model.seq_len);
+        let tokens = inner.samples_of(0) * u64::from(model.seq_len);
         let files = match folder {
             Folder::Kept(path) => format!("{} (if interrupted, the same command resumes from here)", path.display()),
             Folder::Temporary(folder) => {
@@ -295,7 +295,7 @@ impl NetworkArgs {
             show::count(plan.validators, "validator"),
             plan.preset.name,
             plan.windows,
-            inner.steps,
+            inner.steps_of(0),
             inner.batch_sequences,
             model.seq_len,
             results.join("; "),

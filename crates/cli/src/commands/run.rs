@@ -192,7 +192,7 @@ impl Show {
     fn run(self) -> Result<()> {
         let spec = read_run(&self.file)?;
         let parameters = spec.layout().len();
-        let window_tokens = spec.slice_samples() * u64::from(spec.model.seq_len);
+        let window_tokens = spec.slice_tokens(0);
         if is_json() {
             let value = json!({ "run_id": spec.id(), "parameters": parameters, "tokens_per_miner_and_window": window_tokens, "spec": spec });
             say!("{value}");
@@ -228,11 +228,24 @@ impl Show {
         );
         say!(
             "training  {} inner steps of {} sequences: {window_tokens} tokens per miner and window",
-            spec.inner.steps,
+            spec.inner.steps_of(0),
             spec.inner.batch_sequences
         );
+        if let Some(anneal) = anneal(&spec) {
+            say!("anneal    {anneal}");
+        }
         Ok(())
     }
+}
+
+/// The end of a run in words, if it is planned.
+fn anneal(spec: &RunSpec) -> Option<String> {
+    let inner = &spec.inner;
+    let first = Some(inner.anneal_from_window).filter(|window| *window > 0)?;
+    let (last, steps, tokens) = (first + inner.anneal_windows - 1, inner.steps_of(first), spec.slice_tokens(first));
+    Some(format!(
+        "windows {first} to {last}: the learning rate falls to 0 over windows of {steps} inner steps, {tokens} tokens per miner"
+    ))
 }
 
 impl Verify {

@@ -6,9 +6,9 @@ use templar_train::{TokenBatch, TrainError};
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
 
-/// One batch per inner step; a slice shorter than the window's steps is repeated.
-pub fn batches(ctx: &Context, samples: &[u64]) -> Result<Vec<TokenBatch>, NodeError> {
-    let (steps, sequences) = (ctx.spec.inner.steps as usize, ctx.spec.inner.batch_sequences as usize);
+/// One batch per inner step of a window; a slice shorter than that is repeated.
+pub fn batches(ctx: &Context, window: u64, samples: &[u64]) -> Result<Vec<TokenBatch>, NodeError> {
+    let (steps, sequences) = (ctx.spec.inner.steps_of(window) as usize, ctx.spec.inner.batch_sequences as usize);
     let mut order = samples.iter().cycle();
     (0..steps).map(|_| batch(ctx, Split::Train, &order.by_ref().take(sequences).copied().collect::<Vec<_>>())).collect()
 }

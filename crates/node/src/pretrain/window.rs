@@ -36,7 +36,7 @@ impl Window {
         let (roster, seed, snapshot_hash) = participants(ctx, number).await?;
         let candidates = candidates::select(number, &roster, &base.standing, &ctx.spec.roster, &seed);
         let samples = ctx.dataset.samples(Split::Train);
-        let assignment = Assignment::new(&ctx.spec, cursor, &candidates, &seed, samples);
+        let assignment = Assignment::new(&ctx.spec, number, cursor, &candidates, &seed, samples);
         let (base, base_digest) = (base.clone(), base.digest());
         Ok(Self { number, roster, seed, snapshot_hash, candidates, assignment, base, base_digest })
     }
@@ -46,8 +46,7 @@ impl Window {
     pub fn context(&self, ctx: &Context, entry: &EntryId, theta: &[f32]) -> Result<HeaderContext, NodeError> {
         let slice = self.assignment.slice(entry);
         // The last window of an epoch deals short slices, which miners repeat.
-        let tokens_max =
-            if slice.is_empty() { 0 } else { ctx.spec.slice_samples() * u64::from(ctx.spec.model.seq_len) };
+        let tokens_max = if slice.is_empty() { 0 } else { ctx.spec.slice_tokens(self.number) };
         let hashes = slice.into_iter().map(|sample| ctx.dataset.sample_hash(Split::Train, sample));
         Ok(HeaderContext {
             run: ctx.run,
@@ -57,7 +56,7 @@ impl Window {
             sample_digest: sample_digest(&hashes.collect::<Result<Vec<_>, _>>()?),
             possession: possession::of_theta(theta, &entry.hotkey, &self.seed),
             ciphertext_bytes_max: Self::ciphertext_bytes_max(ctx),
-            steps_max: ctx.spec.inner.steps,
+            steps_max: ctx.spec.inner.steps_of(self.number),
             tokens_max,
         })
     }

@@ -45,7 +45,7 @@ fn history(spec: &RunSpec, steps: &[Option<OuterStep>]) -> Vec<(WindowInputs, Ru
         let (roster, newest) = (roster(&inputs), states.last().unwrap());
         let ballots = read_ballots(window, &roster, candidates.len(), &inputs.at_vote());
         let certificate = certify(window, &roster, &candidates, &base.standing, spec.roster.gather, &ballots);
-        let cursor = Assignment::new(spec, newest.cursor, &candidates, &seed, SAMPLES).next_cursor();
+        let cursor = Assignment::new(spec, window, newest.cursor, &candidates, &seed, SAMPLES).next_cursor();
         let digest = inputs.digest();
         let settlement =
             Settlement { roster: &roster, candidates: &candidates, certificate: &certificate, cursor, inputs: digest };

@@ -148,7 +148,7 @@ pub enum Optimiser {
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InnerSpec {
-    /// H: inner steps in a window.
+    /// H: inner steps in a window, but for those of an anneal: [`InnerSpec::steps_of`].
     pub steps: u32,
     /// Sequences in one inner step.
     pub batch_sequences: u32,
@@ -181,14 +181,18 @@ pub struct InnerSpec {
     /// Steps after a reset over which the learning rate rises linearly to its value.
     #[serde(default)]
     pub reset_warmup_steps: u64,
-}
-
-impl InnerSpec {
-    /// Whether miners forget their optimiser's moments before this window. It depends on the window's number alone, so that
-    /// whoever repeats the window's training need not know which windows a miner trained before.
-    pub fn resets_before(&self, window: u64) -> bool {
-        self.reset_every_windows > 0 && window.is_multiple_of(self.reset_every_windows)
-    }
+    /// First window of the anneal, which ends the run; 0: none.
+    #[serde(default)]
+    pub anneal_from_window: u64,
+    /// Windows over which the learning rate falls to 0.
+    #[serde(default)]
+    pub anneal_windows: u64,
+    /// H from the anneal on; 0: as before it.
+    #[serde(default)]
+    pub anneal_steps: u32,
+    /// ζ: training lowers loss + ζ·(log Z)² of every target, where Z is the sum of the exponentiated logits.
+    #[serde(default)]
+    pub z_loss: f64,
 }
 
 /// What the keys of Muon are where a run does not name them.
@@ -291,8 +295,8 @@ impl RunSpec {
         Layout::llama(&self.model)
     }
 
-    /// Samples that a miner needs per window; each is one sequence.
-    pub fn slice_samples(&self) -> u64 {
-        u64::from(self.inner.steps) * u64::from(self.inner.batch_sequences)
+    /// Tokens of a miner's slice in a window.
+    pub fn slice_tokens(&self, window: u64) -> u64 {
+        self.inner.samples_of(window) * u64::from(self.model.seq_len)
     }
 }

@@ -201,11 +201,12 @@ impl Crew {
     }
 
     fn moment(&self, services: &Services, schedule: &Schedule) -> Moment {
-        let spec = &services.spec;
-        let all = self.steps.len() as u64 * u64::from(spec.inner.steps);
+        let (spec, block) = (&services.spec, services.chain.newest().number);
+        let of_miner = spec.inner.steps_of(schedule.window_at(block).unwrap_or_default());
+        let all = self.steps.len() as u64 * u64::from(of_miner);
         let done = self.steps.iter().map(|steps| steps.load(Ordering::Relaxed)).sum::<u64>().min(all);
         let steps = (all > 0).then_some((done, all));
-        moment(services.chain.newest().number, spec, schedule, steps)
+        moment(block, spec, schedule, steps)
     }
 }
 

@@ -129,7 +129,8 @@ pub fn claim_all(job: &TrainJob<'_>, like: StepStats, outcome: &mut TrainOutcome
     outcome.tokens = outcome.steps.iter().map(|step| step.tokens).sum();
 }
 
-/// How many outer steps the base of a job has behind it: windows, but for those that were null.
+/// How many outer steps the base of a job has behind it: windows, but for those that were null. Only for runs without an
+/// anneal, whose steps are counted otherwise.
 pub fn outer_steps(job: &TrainJob<'_>) -> u64 {
     job.first_step / (job.batches.len() as u64).max(1)
 }

@@ -20,6 +20,7 @@ mod presence;
 mod protocol;
 mod published;
 mod rescue;
+mod schedule;
 mod storage;
 mod validators_ends;
 mod withheld;

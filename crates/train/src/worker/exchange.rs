@@ -14,7 +14,7 @@ use templar_protocol::layout::{Layout, TensorSpec};
 use templar_protocol::run::InnerSpec;
 
 use crate::batch::TokenBatch;
-use crate::optimiser::takes_muon;
+use crate::muon::takes_muon;
 use crate::state::{self, StateShape};
 use crate::worker::error::WorkerError;
 use crate::worker::folder::{self, PrivateFolder};

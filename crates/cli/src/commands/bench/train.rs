@@ -1,10 +1,11 @@
 //! `templar bench train`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use color_eyre::eyre::{OptionExt, Result, ensure};
 use templar_bench::train::{Options, Report, measure};
 use templar_model::presets;
-use templar_protocol::{layout::ModelSpec, run::InnerSpec};
+use templar_protocol::layout::ModelSpec;
+use templar_protocol::run::{InnerSpec, Optimiser};
 
 use crate::end::End;
 use crate::numbers::{real, whole};
@@ -37,14 +38,28 @@ pub(crate) struct Train {
     /// Threads; by default as many as there are cores.
     #[arg(long, value_parser = whole::<u16>(1..=1024))]
     threads: Option<u16>,
+    /// How gradients become steps. With muon, steps with AdamW take turns, and the ratio is shown.
+    #[arg(long, value_enum, default_value_t = By::Adamw)]
+    optimiser: By,
     /// Seconds of training; evaluation takes half as long.
     #[arg(long, default_value_t = 5.0, value_parser = real(0.0..=3600.0))]
     seconds: f64,
 }
 
+/// `inner.optimiser`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum By {
+    Adamw,
+    Muon,
+}
+
 impl Train {
     pub(crate) fn run(self) -> Result<End> {
-        let (model, inner) = self.shape()?;
+        let (model, mut inner) = self.shape()?;
+        inner.optimiser = match self.optimiser {
+            By::Adamw => Optimiser::Adamw,
+            By::Muon => Optimiser::Muon,
+        };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.map_or(cores, usize::from);
         let report = measure(&Options { model, inner, threads, seconds: self.seconds })?;
@@ -90,6 +105,9 @@ fn print(report: &Report) {
         report;
     say!("{parameters} parameters, {threads} threads");
     say!("train    {train_tokens_per_s:>9.0} tokens/s, {achieved_gflops:.0} of {peak_gflops:.0} GFLOP/s");
+    if let Some(ratio) = report.step_over_adamw {
+        say!("step     {ratio:>9.2} times as long as with AdamW");
+    }
     say!("evaluate {eval_tokens_per_s:>9.0} tokens/s");
     say!("memory   {:>9} MiB at most", report.peak_memory_bytes >> 20);
     let shares = &report.breakdown;

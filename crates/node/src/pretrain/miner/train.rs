@@ -1,7 +1,6 @@
 //! From a window to a pseudo-gradient.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use templar_record::event::Event;
 use templar_record::outcome::Miss;
@@ -12,6 +11,7 @@ use crate::frame::error::NodeError;
 use crate::pretrain::batches::batches;
 use crate::pretrain::miner::job::{Finished, Job};
 use crate::pretrain::miner::{Miner, Work};
+use crate::pretrain::state::State;
 
 impl Miner {
     /// When training must end to leave time for the upload and the commitment.
@@ -50,21 +50,12 @@ impl Miner {
         let Some(trainer) = self.trainer.take() else { return Ok(None) };
         self.outcomes.retract(number);
         self.work = Work::Training(window);
-        let first_step = base.run.outer_steps * u64::from(self.ctx.spec.inner.steps);
-        let moments = Moments::before(&self.ctx.spec.inner, number);
-        Ok(Some(self.training_job(trainer, base.theta, samples, first_step, moments, self.stop_block(number))))
+        Ok(Some(self.training_job(trainer, number, base, samples)))
     }
 
-    fn training_job(
-        &self,
-        mut trainer: Box<dyn Trainer>,
-        theta: Arc<Vec<f32>>,
-        samples: Vec<u64>,
-        first_step: u64,
-        moments: Moments,
-        stop_block: u64,
-    ) -> Job {
+    fn training_job(&self, mut trainer: Box<dyn Trainer>, number: u64, base: State, samples: Vec<u64>) -> Job {
         let (ctx, signals, started) = (self.ctx.clone(), self.signals.clone(), Instant::now());
+        let stop_block = self.stop_block(number);
         let work = move || {
             let mut on_step = |_: &_| {
                 if signals.head() >= stop_block || signals.stopped() {
@@ -73,8 +64,14 @@ impl Miner {
                     ControlFlow::Continue(())
                 }
             };
-            let outcome = batches(&ctx, &samples).and_then(|batches| {
-                let job = TrainJob { theta: &theta, batches: &batches, first_step, moments };
+            let inner = &ctx.spec.inner;
+            let outcome = batches(&ctx, number, &samples).and_then(|batches| {
+                let job = TrainJob {
+                    theta: &base.theta,
+                    batches: &batches,
+                    first_step: inner.first_step(number, base.run.outer_steps),
+                    moments: Moments::before(inner, number),
+                };
                 Ok(trainer.train(&job, &mut on_step)?)
             });
             (trainer, outcome)

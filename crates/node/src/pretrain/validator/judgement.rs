@@ -29,7 +29,7 @@ pub(super) fn judgement(
     let Settled { window, ballots, .. } = settled;
     let refused = refused(certificate, &window.roster, &window.candidates, &window.base.standing, ballots);
     let contributions = contributions(intake, applied);
-    let slice_tokens = ctx.spec.slice_samples() * u64::from(ctx.spec.model.seq_len);
+    let slice_tokens = ctx.spec.slice_tokens(window.number);
     let judged = |entry: EntryId| {
         let opened = contributions.iter().find(|(of, _)| *of == entry);
         let tokens = opened.map_or(slice_tokens, |(_, opened)| opened.header.header.tokens);
