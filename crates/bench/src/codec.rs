@@ -7,7 +7,7 @@ use serde::Serialize;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_model::presets::Preset;
 use templar_protocol::layout::{Layout, TensorSpec};
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 use templar_train::TrainError;
 
 use crate::peers::{Peers, Text};
@@ -97,7 +97,7 @@ pub fn measure(sample: &Sample, options: &Options) -> Vec<Row> {
 
 /// The codec of new runs (`templar_host::defaults::run_spec`, which `templar bench` compares it with), for one kind.
 pub fn spec(kind: CodecKind) -> CodecSpec {
-    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 }
+    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform: Transform::None }
 }
 
 /// The outer step of new runs.

@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::hash::Hash32;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN};
+use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN, Transform};
 use templar_protocol::tree;
 
 use crate::contribution::Contribution;
@@ -26,9 +26,9 @@ use crate::segment::{self, Feedback, NotFinite, Reader, Scratch};
 /// # use std::sync::Arc;
 /// # use templar_codec::{Codec, DecodeError};
 /// # use templar_protocol::layout::Layout;
-/// # use templar_protocol::run::{CodecKind, CodecSpec};
+/// # use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 /// let layout = Arc::new(Layout::new([("w".to_owned(), vec![4096])]));
-/// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 };
+/// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0, transform: Transform::None };
 /// let codec = Codec::new(layout, &spec);
 /// // A head of 4 bytes and a length of 2; a scale, 64 values of a sign and 5 bits, and at most 64 ones and 126 zeros.
 /// assert_eq!(codec.max_payload_bytes(), 4 + 2 + (8 + 64 * 6 + 64 + 126u64).div_ceil(8));

@@ -23,10 +23,10 @@
 //! use std::sync::Arc;
 //! use templar_codec::{Codec, outer_step};
 //! use templar_protocol::layout::Layout;
-//! use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+//! use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 //!
 //! let layout = Arc::new(Layout::new([("w".to_owned(), vec![4, 4])]));
-//! let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 2, error_decay: 0.95, max_abs: 1.0 };
+//! let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 2, error_decay: 0.95, max_abs: 1.0, transform: Transform::None };
 //! let codec = Codec::new(Arc::clone(&layout), &spec);
 //!
 //! // A miner learned something; two of its sixteen values are sent, each as a sign and their mean magnitude.

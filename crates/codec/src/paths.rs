@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use pulp::Arch;
 use templar_protocol::hash::Hasher;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
 use crate::{Codec, Contribution, outer_step};
 
@@ -55,7 +55,7 @@ proptest! {
         senders: bool,
     ) {
         let layout = Arc::new(Layout::new(lengths.iter().map(|&length| ("t".to_owned(), vec![length]))));
-        let spec = CodecSpec { kind, chunk, k: k.min(chunk), error_decay: 0.95, max_abs: 0.5 };
+        let spec = CodecSpec { kind, chunk, k: k.min(chunk), error_decay: 0.95, max_abs: 0.5, transform: Transform::None };
         let mean_over = if senders { MeanOver::Senders } else { MeanOver::Peers };
         let outer = OuterSpec { rate: 0.9, mean_over, min_senders: 2 };
         let results: Vec<_> = archs()

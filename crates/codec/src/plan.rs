@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 
 use crate::format::{HEAD_BYTES, LENGTH_BYTES};
 
@@ -173,7 +173,10 @@ mod tests {
 
     fn plan(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32) -> Plan {
         let layout = Layout::new(lengths.iter().map(|&len| ("t".to_owned(), vec![len])));
-        Plan::new(Arc::new(layout), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0 })
+        Plan::new(
+            Arc::new(layout),
+            &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0, transform: Transform::None },
+        )
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rayon::ThreadPool;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
 const CHUNK: usize = 4096;
 const PEERS: usize = 20;
@@ -68,7 +68,10 @@ fn layout() -> Arc<Layout> {
 
 fn check(kind: CodecKind, pool: &ThreadPool, delta: &[f32]) {
     let threads = pool.current_num_threads();
-    let codec = Codec::new(layout(), &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 });
+    let codec = Codec::new(
+        layout(),
+        &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform: Transform::None },
+    );
     let (tensors, params) = (codec.layout().tensors().len(), delta.len());
     // Each tensor may end in a segment of its own.
     let segments = params.div_ceil(SEGMENT_PARAMS) + 2 * tensors;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use templar_codec::{Codec, DecodeError};
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 
 use crate::samples::{crafted, encode, layout, values};
 
@@ -17,7 +17,7 @@ fn folder() -> PathBuf {
 }
 
 fn spec(kind: CodecKind, chunk: u32, k: u32) -> CodecSpec {
-    CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0 }
+    CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0, transform: Transform::None }
 }
 
 /// Name, specification, and the lengths of the tensors.

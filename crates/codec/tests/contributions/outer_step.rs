@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use templar_codec::{Codec, Contribution, clip_factors, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
 use crate::samples::{codec, codecs, encode, layout, stream, values};
 
@@ -155,7 +155,14 @@ fn untouched_parameters_keep_their_bits() {
 
 #[test]
 fn the_largest_numbers_that_a_run_allows_do_not_overflow() {
-    let spec = CodecSpec { kind: CodecKind::DenseF32, chunk: 16, k: 16, error_decay: 1.0, max_abs: 1024.0 };
+    let spec = CodecSpec {
+        kind: CodecKind::DenseF32,
+        chunk: 16,
+        k: 16,
+        error_decay: 1.0,
+        max_abs: 1024.0,
+        transform: Transform::None,
+    };
     let codec = Codec::new(layout(&[16]), &spec);
     let loud = codec.decode(encode(&codec, &[f32::MAX; 16]).unwrap()).unwrap();
     for mean_over in [MeanOver::Peers, MeanOver::Senders] {
