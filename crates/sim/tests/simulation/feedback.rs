@@ -76,7 +76,7 @@ fn it_follows_from_what_was_committed_in_time_and_from_what_counted() {
             let mut values = confirmed.0.clone();
             // The first base that tells that it did not count.
             if window == UNOPENED + 1 + u64::from(spec.windows.delay_windows) {
-                codec.decode(payload(&objects, UNOPENED)).unwrap().add_scaled(&mut values, 1.0);
+                codec.decode(payload(&objects, UNOPENED)).unwrap().give_back(&mut values);
             }
             let sent = codec.encode(&mut values, &deltas[window as usize]).unwrap();
             let header = header(&objects, window);

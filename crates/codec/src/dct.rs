@@ -1,0 +1,328 @@
+//! The cosine transform: 4096 values of a chunk, as a square of 64 rows of 64, to coefficients and back.
+//!
+//! With c(j) = round(2^26 · √2 · cos(j·π / 128)), the integer matrix A has the rows (k) and columns (n)
+//!
+//! > A\[0\]\[n\] = 2^26, A\[k\]\[n\] = c((2n + 1) · k)
+//!
+//! A · 2^-29 is the DCT-II of length 64, orthonormal but for the rounding of c: no entry is further off than 2^-30.
+//!
+//! *To coefficients* (miners): F = A X Aᵀ · 2^-58, in f64 and in a fixed order, so that whoever trains a slice again gets
+//! the same error feedback. *Back* (everybody, to the bit): in integers, along the rows of Q and then along the columns,
+//!
+//! > Y = ⌊(Q A + 2^28) / 2^29⌋, X = ⌊(Aᵀ Y + 2^28) / 2^29⌋
+//!
+//! where the sums are exact and each of the two steps rounds once, halves upwards. Integer sums have no order, so this
+//! code may use that A\[k\]\[63 − n\] = (−1)^k · A\[k\]\[n\] and multiply half as often.
+//!
+//! *No overflow.* Magnitudes in a column of A add up to less than 7.3 · 2^29. So from |Q| ≤ 2^54 + 256 (see
+//! [`crate::aggregate`]) follow |Y| < 2^57 and |X| < 2^60. A product of Y with an entry of A does not fit an i64. Therefore
+//! a value is split into v = h · 2^28 + l with −2^27 ≤ l < 2^27 and |h| ≤ 2^29, and with sums H of h and L of l,
+//! ⌊(H · 2^28 + L + 2^28) / 2^29⌋ = ⌊(H + 1 + ⌊L / 2^28⌋) / 2⌋; |H| < 2^61 and |L| < 2^59, and so are all partial sums.
+//!
+//! *Error.* The first rounding is off by at most a half and grows at most 7.3-fold, the second adds a half: X is within
+//! 4.2 of what A without rounding gives, in units of 2^-40. A itself shifts X by less than 2^-21 of the largest |Q|.
+
+use templar_protocol::run::TRANSFORM_CHUNK;
+
+/// Values of a transformed chunk.
+pub(crate) const SQUARE: usize = TRANSFORM_CHUNK as usize;
+/// Rows of a square, and values of a row.
+const SIDE: usize = 64;
+/// Columns of A that say the others.
+const HALF: usize = SIDE / 2;
+/// Rows that are transformed at once, in the lanes of vectors.
+const LANES: usize = 8;
+/// Bits of a value's low part.
+const LOW_BITS: u32 = 28;
+
+/// c of the module's documentation; c(64) is 0, and c(128 − j) = −c(j).
+#[rustfmt::skip]
+static COSINES: [i32; SIDE] = [
+    94_906_266, 94_877_682, 94_791_947, 94_649_113, 94_449_266, 94_192_526, 93_879_049, 93_509_022,
+    93_082_668, 92_600_246, 92_062_044, 91_468_387, 90_819_634, 90_116_174, 89_358_431, 88_546_862,
+    87_681_956, 86_764_234, 85_794_248, 84_772_583, 83_699_854, 82_576_707, 81_403_819, 80_181_897,
+    78_911_676, 77_593_921, 76_229_427, 74_819_015, 73_363_535, 71_863_864, 70_320_904, 68_735_586,
+    67_108_864, 65_441_718, 63_735_153, 61_990_195, 60_207_898, 58_389_333, 56_535_596, 54_647_805,
+    52_727_096, 50_774_626, 48_791_572, 46_779_127, 44_738_504, 42_670_932, 40_577_657, 38_459_940,
+    36_319_055, 34_156_294, 31_972_958, 29_770_363, 27_549_835, 25_312_712, 23_060_341, 20_794_080,
+    18_515_294, 16_225_354, 13_925_641, 11_617_540, 9_302_441, 6_981_738, 4_656_830, 2_329_116,
+];
+
+/// The left half of A.
+static MATRIX: [[i32; HALF]; SIDE] = matrix();
+/// The same as f64.
+static MATRIX_F64: [[f64; HALF]; SIDE] = matrix_f64();
+
+const fn matrix() -> [[i32; HALF]; SIDE] {
+    let mut rows = [[COSINES[HALF]; HALF]; SIDE];
+    let mut k = 1;
+    while k < SIDE {
+        let mut n = 0;
+        while n < HALF {
+            let angle = (2 * n + 1) * k % (4 * SIDE);
+            let angle = if angle > 2 * SIDE { 4 * SIDE - angle } else { angle };
+            rows[k][n] = match angle {
+                0..SIDE => COSINES[angle],
+                SIDE => 0,
+                _ => -COSINES[2 * SIDE - angle],
+            };
+            n += 1;
+        }
+        k += 1;
+    }
+    rows
+}
+
+const fn matrix_f64() -> [[f64; HALF]; SIDE] {
+    let (integers, mut rows) = (matrix(), [[0.0; HALF]; SIDE]);
+    let mut k = 0;
+    while k < SIDE {
+        let mut n = 0;
+        while n < HALF {
+            rows[k][n] = integers[k][n] as f64;
+            n += 1;
+        }
+        k += 1;
+    }
+    rows
+}
+
+/// One thread's working memory: 32 KiB for either direction, once it was used.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    floats: Vec<f64>,
+    integers: Vec<i64>,
+    /// The coefficients of [`forward`].
+    coefficients: Vec<f32>,
+}
+
+/// The coefficients of a chunk, each rounded to f32 once.
+///
+/// Along the rows and then along the columns, the values v of a line become the sums over n = 0 … 31 of A\[k\]\[n\] ·
+/// (v\[n\] + v\[63 − n\]) for even k, and of A\[k\]\[n\] · (v\[n\] − v\[63 − n\]) for odd k: from 0, in this order, in f64.
+#[inline(always)]
+pub(crate) fn forward<'a>(chunk: &[f32], scratch: &'a mut Scratch) -> &'a [f32] {
+    let Scratch { floats, coefficients, .. } = scratch;
+    floats.resize(2 * SQUARE, 0.0);
+    let (values, other) = floats.split_at_mut(SQUARE);
+    for (value, &parameter) in values.iter_mut().zip(chunk) {
+        *value = f64::from(parameter);
+    }
+    forward_rows(values, other);
+    forward_rows(other, values);
+    coefficients.clear();
+    // A power of two: exact.
+    coefficients.extend(values.iter().map(|value| (value / (1u64 << 58) as f64) as f32));
+    coefficients
+}
+
+/// Transforms the rows of `from` into the columns of `to`.
+#[inline(always)]
+fn forward_rows(from: &[f64], to: &mut [f64]) {
+    for first in (0..SIDE).step_by(LANES) {
+        // Sums and differences, for even and odd k.
+        let mut folded = [[[0.0; LANES]; HALF]; 2];
+        for lane in 0..LANES {
+            let row = &from[(first + lane) * SIDE..][..SIDE];
+            for n in 0..HALF {
+                folded[0][n][lane] = row[n] + row[SIDE - 1 - n];
+                folded[1][n][lane] = row[n] - row[SIDE - 1 - n];
+            }
+        }
+        for (k, entries) in MATRIX_F64.iter().enumerate() {
+            let mut sums = [0.0; LANES];
+            for (&entry, values) in entries.iter().zip(&folded[k % 2]) {
+                for lane in 0..LANES {
+                    sums[lane] += entry * values[lane];
+                }
+            }
+            to[k * SIDE + first..][..LANES].copy_from_slice(&sums);
+        }
+    }
+}
+
+/// What coefficients as fixed-point integers of magnitude up to 2^54 + 256 are in parameters, in place: the integer
+/// transform of the module's documentation.
+#[inline(always)]
+pub(crate) fn inverse(values: &mut [i64], scratch: &mut Scratch) {
+    let other = &mut scratch.integers;
+    other.resize(SQUARE, 0);
+    inverse_rows(values, other);
+    inverse_rows(other, values);
+}
+
+/// Transforms the rows of `from` back, into the columns of `to`.
+#[inline(always)]
+fn inverse_rows(from: &[i64], to: &mut [i64]) {
+    // Checked arithmetic would not be vectorised; the module's documentation says why nothing overflows.
+    for first in (0..SIDE).step_by(LANES) {
+        let (mut high, mut low) = ([[0i32; LANES]; SIDE], [[0i32; LANES]; SIDE]);
+        for lane in 0..LANES {
+            for (k, &value) in from[(first + lane) * SIDE..][..SIDE].iter().enumerate() {
+                (high[k][lane], low[k][lane]) = split(value);
+            }
+        }
+        for n in 0..HALF {
+            // Of even k and of odd k.
+            let (mut highs, mut lows) = ([[0i64; LANES]; 2], [[0i64; LANES]; 2]);
+            for k in 0..SIDE {
+                let entry = i64::from(MATRIX[k][n]);
+                for lane in 0..LANES {
+                    let sum = &mut highs[k % 2][lane];
+                    *sum = sum.wrapping_add(entry.wrapping_mul(i64::from(high[k][lane])));
+                    let sum = &mut lows[k % 2][lane];
+                    *sum = sum.wrapping_add(entry.wrapping_mul(i64::from(low[k][lane])));
+                }
+            }
+            for lane in 0..LANES {
+                let ([even, odd], [low_even, low_odd]) = (highs.map(|sums| sums[lane]), lows.map(|sums| sums[lane]));
+                to[n * SIDE + first + lane] = joined(even.wrapping_add(odd), low_even.wrapping_add(low_odd));
+                to[(SIDE - 1 - n) * SIDE + first + lane] =
+                    joined(even.wrapping_sub(odd), low_even.wrapping_sub(low_odd));
+            }
+        }
+    }
+}
+
+/// h and l of the module's documentation.
+#[inline(always)]
+fn split(value: i64) -> (i32, i32) {
+    let low = value << (64 - LOW_BITS) >> (64 - LOW_BITS);
+    ((value.wrapping_sub(low) >> LOW_BITS) as i32, low as i32)
+}
+
+/// The rounded quotient of sums of h and of l.
+#[inline(always)]
+fn joined(high: i64, low: i64) -> i64 {
+    high.wrapping_add(1).wrapping_add(low >> LOW_BITS) >> 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::f64::consts::{PI, SQRT_2};
+
+    use proptest::prelude::*;
+    use templar_protocol::hash::{Hasher, Stream};
+
+    use super::*;
+
+    /// The largest magnitude that [`inverse`] is made for.
+    const MOST: i64 = (1 << 54) + 256;
+
+    fn stream(seed: u64) -> Stream {
+        let mut hasher = Hasher::new("templar codec dct");
+        hasher.update_value(&seed);
+        hasher.into_stream()
+    }
+
+    /// A, entry by entry, from the specification.
+    fn entry(k: usize, n: usize) -> i128 {
+        if k == 0 {
+            return 1 << 26;
+        }
+        let angle = ((2 * n + 1) * k % 256) as f64;
+        (f64::from(1 << 26) * SQRT_2 * (angle * PI / 128.0).cos()).round() as i128
+    }
+
+    /// The specification, as plainly as possible.
+    fn plain(values: &[i64]) -> Vec<i64> {
+        let rounded = |sum: i128| (sum + (1 << 28)).div_euclid(1 << 29);
+        let mut rows = vec![0; SQUARE];
+        for (i, n) in (0..SQUARE).map(|at| (at / SIDE, at % SIDE)) {
+            rows[i * SIDE + n] = rounded((0..SIDE).map(|c| i128::from(values[i * SIDE + c]) * entry(c, n)).sum());
+        }
+        let column = |m: usize, n: usize| rounded((0..SIDE).map(|i| entry(i, m) * rows[i * SIDE + n]).sum());
+        (0..SQUARE).map(|at| column(at / SIDE, at % SIDE) as i64).collect()
+    }
+
+    fn back(values: &[i64]) -> Vec<i64> {
+        let mut values = values.to_vec();
+        inverse(&mut values, &mut Scratch::default());
+        values
+    }
+
+    fn integers(seed: u64, most: i64, share: u64) -> Vec<i64> {
+        let mut stream = stream(seed);
+        let mut value = || stream.below(2 * most as u64 + 1) as i64 - most;
+        let values: Vec<i64> = (0..SQUARE).map(|_| value()).collect();
+        values.into_iter().map(|value| if value.unsigned_abs() % 100 < share { value } else { 0 }).collect()
+    }
+
+    #[test]
+    fn the_constants_are_rounded_cosines() {
+        for k in 0..SIDE {
+            for n in 0..HALF {
+                assert_eq!(i128::from(MATRIX[k][n]), entry(k, n), "{k} {n}");
+                assert_eq!(entry(k, SIDE - 1 - n), entry(k, n) * if k % 2 == 0 { 1 } else { -1 });
+                let exact =
+                    if k == 0 { 0.125 } else { (0.125 * SQRT_2) * ((2 * n + 1) as f64 * k as f64 * PI / 128.0).cos() };
+                assert!((f64::from(MATRIX[k][n]) / 2f64.powi(29) - exact).abs() <= 2f64.powi(-30));
+            }
+        }
+        for n in 0..SIDE {
+            let sum: i128 = (0..SIDE).map(|k| entry(k, n).abs()).sum();
+            assert!(sum < 73 * (1 << 29) / 10, "{sum}");
+        }
+    }
+
+    /// The signs of a column of A, and of a row's and a column's product, drive sums as far as they go.
+    #[test]
+    fn the_largest_values_do_not_overflow() {
+        for at in [0, 31, 32, 63, 5 * SIDE + 40, SQUARE - 1] {
+            let (m, n) = (at / SIDE, at % SIDE);
+            let worst: Vec<i64> =
+                (0..SQUARE).map(|q| MOST * (entry(q / SIDE, m) * entry(q % SIDE, n)).signum() as i64).collect();
+            let found = back(&worst);
+            assert_eq!(found, plain(&worst));
+            assert!(found[at] > 1 << 59 && found.iter().all(|value| value.abs() < 1 << 60), "{}", found[at]);
+        }
+        let all = vec![-MOST; SQUARE];
+        assert_eq!(back(&all), plain(&all));
+    }
+
+    #[test]
+    fn splitting_is_exact() {
+        for value in [0, 1, -1, 1 << 27, (1 << 27) - 1, -(1 << 27), -(1 << 27) - 1, 1 << 57, -(1 << 57), MOST, -MOST] {
+            let (high, low) = split(value);
+            assert_eq!((i64::from(high) << LOW_BITS) + i64::from(low), value);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn agrees_with_the_plain_product(seed: u64, bits in 1u32..=54, share in 0u64..=100) {
+            let values = integers(seed, 1 << bits, share);
+            prop_assert_eq!(back(&values), plain(&values));
+        }
+
+        /// Sums are exact, so only the roundings of three transforms are in between.
+        #[test]
+        fn is_linear_but_for_rounding(seed: u64, bits in 1u32..=53) {
+            let (a, b) = (integers(seed, 1 << bits, 100), integers(!seed, 1 << bits, 30));
+            let sum: Vec<i64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+            for ((sum, a), b) in back(&sum).into_iter().zip(back(&a)).zip(back(&b)) {
+                prop_assert!((sum - a - b).abs() <= 12, "{sum} {a} {b}");
+            }
+        }
+
+        #[test]
+        fn back_and_forth_is_where_it_started(seed: u64, exponent in -20i32..=9) {
+            let scale = 2f64.powi(exponent);
+            let chunk: Vec<f32> =
+                integers(seed, 1 << 20, 100).iter().map(|&value| (value as f64 / f64::from(1 << 20) * scale) as f32).collect();
+            let mut scratch = Scratch::default();
+            let coefficients = forward(&chunk, &mut scratch).to_vec();
+            let energy = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+            prop_assert!((energy(&coefficients) / energy(&chunk) - 1.0).abs() < 1e-6);
+            let unit = (1u64 << 40) as f64;
+            let fixed: Vec<i64> = coefficients.iter().map(|&value| (f64::from(value) * unit).round() as i64).collect();
+            for (found, value) in back(&fixed).into_iter().zip(&chunk) {
+                // The module's documentation, and half a unit of each coefficient and of f32.
+                let bound = (4.2 + 64.0) / unit + scale * 64.0 * 2f64.powi(-22);
+                prop_assert!((found as f64 / unit - f64::from(*value)).abs() <= bound, "{found} {value}");
+            }
+        }
+    }
+}
