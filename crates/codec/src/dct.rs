@@ -320,7 +320,7 @@ mod tests {
             let fixed: Vec<i64> = coefficients.iter().map(|&value| (f64::from(value) * unit).round() as i64).collect();
             for (found, value) in back(&fixed).into_iter().zip(&chunk) {
                 // The module's documentation, and half a unit of each coefficient and of f32.
-                let bound = (4.2 + 64.0) / unit + scale * 64.0 * 2f64.powi(-22);
+                let bound = (4.2 + 64.0) / unit + scale * 64.0 * 2f64.powi(-27);
                 prop_assert!((found as f64 / unit - f64::from(*value)).abs() <= bound, "{found} {value}");
             }
         }

@@ -21,6 +21,8 @@ const SEGMENT_PARAMS: usize = 1 << 16;
 /// all values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
 /// entries per peer.
 const THREAD_BYTES: usize = 4 * CHUNK * size_of::<f32>();
+/// What a transform adds: two squares of f64 and one of f32 forwards, two squares of i64 back.
+const TRANSFORM_BYTES: usize = 5 * CHUNK * size_of::<f32>();
 /// Two slices, a start, and a length or a checked sum.
 const SEGMENT_BYTES: usize = 96;
 /// A norm in each contribution, a clip factor for it, and the median.
@@ -66,19 +68,18 @@ fn layout() -> Arc<Layout> {
     Arc::new(Layout::new(shapes.into_iter().enumerate().map(|(index, shape)| (format!("tensor{index}"), shape))))
 }
 
-fn check(kind: CodecKind, pool: &ThreadPool, delta: &[f32]) {
+fn check(kind: CodecKind, transform: Transform, pool: &ThreadPool, delta: &[f32]) {
     let threads = pool.current_num_threads();
-    let codec = Codec::new(
-        layout(),
-        &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform: Transform::None },
-    );
+    let codec =
+        Codec::new(layout(), &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform });
     let (tensors, params) = (codec.layout().tensors().len(), delta.len());
     // Each tensor may end in a segment of its own.
     let segments = params.div_ceil(SEGMENT_PARAMS) + 2 * tensors;
-    let bound = threads * THREAD_BYTES + segments * SEGMENT_BYTES + tensors * TENSOR_BYTES * PEERS;
+    let thread_bytes = THREAD_BYTES + if transform == Transform::Dct { TRANSFORM_BYTES } else { 0 };
+    let bound = threads * thread_bytes + segments * SEGMENT_BYTES + tensors * TENSOR_BYTES * PEERS;
     assert!(bound < params / 8, "the bound rules out a copy of even one bit per parameter");
     let assert_bounded = |what: &str, extra: usize| {
-        assert!(extra <= bound, "{what}, {kind:?}, {threads} threads: {extra} bytes, more than {bound}");
+        assert!(extra <= bound, "{what}, {kind:?}, {transform:?}, {threads} threads: {extra} bytes, more than {bound}");
     };
 
     let (mut e, mut theta) = (vec![0.0; params], vec![0.0; params]);
@@ -106,10 +107,15 @@ fn no_step_needs_more_than_a_few_chunks_per_thread() {
     for pool in &pools {
         pool.broadcast(|_| ());
     }
-    for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32] {
+    for (kind, transform) in [
+        (CodecKind::TopkSign, Transform::None),
+        (CodecKind::TopkTwoBit, Transform::None),
+        (CodecKind::DenseF32, Transform::None),
+        (CodecKind::TopkSign, Transform::Dct),
+    ] {
         for pool in &pools {
-            check(kind, pool, &varied);
-            check(kind, pool, &equal);
+            check(kind, transform, pool, &varied);
+            check(kind, transform, pool, &equal);
         }
     }
 }

@@ -27,6 +27,25 @@ pub(crate) fn codecs() -> impl Strategy<Value = (CodecSpec, Codec)> {
     })
 }
 
+/// topk-sign of the cosine transform.
+pub(crate) fn dct(lengths: &[u64], k: u32) -> Codec {
+    Codec::new(layout(lengths), &dct_spec(CodecKind::TopkSign, k))
+}
+
+pub(crate) fn dct_spec(kind: CodecKind, k: u32) -> CodecSpec {
+    CodecSpec { kind, chunk: 4096, k, error_decay: 0.95, max_abs: 4.0, transform: Transform::Dct }
+}
+
+/// Codecs under the cosine transform over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
+pub(crate) fn transformed() -> impl Strategy<Value = (CodecSpec, Codec)> {
+    let kind = prop_oneof![Just(CodecKind::TopkSign), Just(CodecKind::TopkTwoBit)];
+    let lengths = prop::collection::vec(prop_oneof![Just(4096u64), 0u64..9000], 1..3);
+    (kind, lengths, 1u32..=4096).prop_map(|(kind, lengths, k)| {
+        let spec = dct_spec(kind, k);
+        (spec.clone(), Codec::new(layout(&lengths), &spec))
+    })
+}
+
 pub(crate) fn stream(seed: u64) -> Stream {
     let mut hasher = Hasher::new("templar codec test values");
     hasher.update_value(&seed);
