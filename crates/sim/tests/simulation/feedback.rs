@@ -14,7 +14,7 @@ use templar_sim::r#virtual::scenario::Scenario;
 use templar_sim::zoo::layers::{alter_training, forge_uploads, published, rewrite_commitments, window_of};
 
 use crate::crashes::overlapping;
-use crate::{assert_one_history, run};
+use crate::{assert_one_history, in_coefficients, run};
 
 /// The chain never has miner-1's header of this window.
 const LATE: u64 = 2;
@@ -68,7 +68,7 @@ fn payload(objects: &Objects, window: u64) -> Vec<u8> {
 
 #[test]
 fn it_follows_from_what_was_committed_in_time_and_from_what_counted() {
-    for adjust in [|_: &mut RunSpec| {}, overlapping] {
+    for adjust in [|_: &mut RunSpec| {}, overlapping, in_coefficients] {
         let (spec, objects, deltas) = watched(adjust);
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let mut confirmed = (vec![0.0; codec.layout().len()], Hash32::default());
