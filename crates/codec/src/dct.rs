@@ -87,7 +87,7 @@ const fn matrix_f64() -> [[f64; HALF]; SIDE] {
     rows
 }
 
-/// One thread's working memory: 32 KiB for either direction, once it was used.
+/// One thread's working memory: 80 KiB for the way there, 32 KiB for the way back.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     floats: Vec<f64>,

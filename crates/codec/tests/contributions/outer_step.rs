@@ -152,9 +152,9 @@ fn threads_and_order_do_not_change_a_bit() {
 
 /// State roots of the fixed case: a change here is a change of the protocol.
 const GOLDEN_PEERS: &str = "d4025aac260feb76ed7b04844c1be90d4ee935826bc12fa20a417357256b1dbb";
-const GOLDEN_DCT_PEERS: &str = "";
-const GOLDEN_DCT_SENDERS: &str = "";
 const GOLDEN_SENDERS: &str = "4995f7d0341ea5601122ab49c113d6e8429c65ebbef5a9b0b7abcbf0daa2c851";
+const GOLDEN_DCT_PEERS: &str = "a45a442f63a79476941c50345c5abb051310b3ebd7e559b27db01911e429eae4";
+const GOLDEN_DCT_SENDERS: &str = "c343ca797e89db2f754a316210f7f7da3d20512084ca83bf2965dc230c9ad91a";
 
 #[test]
 fn untouched_parameters_keep_their_bits() {
