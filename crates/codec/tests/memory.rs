@@ -21,8 +21,8 @@ const SEGMENT_PARAMS: usize = 1 << 16;
 /// all values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
 /// entries per peer.
 const THREAD_BYTES: usize = 4 * CHUNK * size_of::<f32>();
-/// What a transform adds: two squares of f64 and one of f32 forwards, two squares of i64 back.
-const TRANSFORM_BYTES: usize = 5 * CHUNK * size_of::<f32>();
+/// What a transform adds: a square of f64 and one of f32 there, or two of i64 back where there is no other working memory.
+const TRANSFORM_BYTES: usize = 3 * CHUNK * size_of::<f32>();
 /// Two slices, a start, and a length or a checked sum.
 const SEGMENT_BYTES: usize = 96;
 /// A norm in each contribution, a clip factor for it, and the median.
@@ -64,7 +64,7 @@ fn peak_bytes<T>(work: impl FnOnce() -> T) -> (usize, T) {
 }
 
 fn layout() -> Arc<Layout> {
-    let shapes = [vec![1024, 1024], vec![300], vec![777, 1000], vec![60, 60], vec![5]];
+    let shapes = [vec![1024, 1024], vec![1024, 1024], vec![300], vec![777, 1000], vec![60, 60], vec![5]];
     Arc::new(Layout::new(shapes.into_iter().enumerate().map(|(index, shape)| (format!("tensor{index}"), shape))))
 }
 
