@@ -91,7 +91,9 @@ const fn matrix_f64() -> [[f64; HALF]; SIDE] {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     floats: Vec<f64>,
-    integers: Vec<i64>,
+    /// h and l of Y.
+    high: Vec<[i32; SIDE]>,
+    low: Vec<[i32; SIDE]>,
     /// The coefficients of [`forward`].
     coefficients: Vec<f32>,
 }
@@ -143,43 +145,60 @@ fn forward_rows<F: Copy, T>(from: &[F], to: &mut [T], load: impl Fn(F) -> f64, s
 /// transform of the module's documentation.
 #[inline(always)]
 pub(crate) fn inverse(values: &mut [i64], scratch: &mut Scratch) {
-    let other = &mut scratch.integers;
-    other.resize(SQUARE, 0);
-    inverse_rows(values, other);
-    inverse_rows(other, values);
-}
-
-/// Transforms the rows of `from` back, into the columns of `to`.
-#[inline(always)]
-fn inverse_rows(from: &[i64], to: &mut [i64]) {
-    // Checked arithmetic would not be vectorised; the module's documentation says why nothing overflows.
-    for first in (0..SIDE).step_by(LANES) {
-        let (mut high, mut low) = ([[0i32; LANES]; SIDE], [[0i32; LANES]; SIDE]);
-        for lane in 0..LANES {
-            for (k, &value) in from[(first + lane) * SIDE..][..SIDE].iter().enumerate() {
-                (high[k][lane], low[k][lane]) = split(value);
-            }
+    let Scratch { high, low, .. } = scratch;
+    high.resize(SIDE, [0; SIDE]);
+    low.resize(SIDE, [0; SIDE]);
+    let (rows, _) = values.as_chunks_mut();
+    for ((row, high), low) in rows.iter().zip(&mut *high).zip(&mut *low) {
+        inverse_row(row, high, low);
+    }
+    for m in 0..HALF {
+        // Of products with h and then with l, each for even k and for odd k.
+        let mut sums = [[0; SIDE]; 4];
+        for k in 0..SIDE {
+            add_products(&mut sums[k % 2], MATRIX[k][m], &high[k]);
+            add_products(&mut sums[2 + k % 2], MATRIX[k][m], &low[k]);
         }
-        for n in 0..HALF {
-            // Of even k and of odd k.
-            let (mut highs, mut lows) = ([[0i64; LANES]; 2], [[0i64; LANES]; 2]);
-            for k in 0..SIDE {
-                let entry = i64::from(MATRIX[k][n]);
-                for lane in 0..LANES {
-                    let sum = &mut highs[k % 2][lane];
-                    *sum = sum.wrapping_add(entry.wrapping_mul(i64::from(high[k][lane])));
-                    let sum = &mut lows[k % 2][lane];
-                    *sum = sum.wrapping_add(entry.wrapping_mul(i64::from(low[k][lane])));
-                }
-            }
-            for lane in 0..LANES {
-                let ([even, odd], [low_even, low_odd]) = (highs.map(|sums| sums[lane]), lows.map(|sums| sums[lane]));
-                to[n * SIDE + first + lane] = joined(even.wrapping_add(odd), low_even.wrapping_add(low_odd));
-                to[(SIDE - 1 - n) * SIDE + first + lane] =
-                    joined(even.wrapping_sub(odd), low_even.wrapping_sub(low_odd));
-            }
+        for column in 0..SIDE {
+            (rows[m][column], rows[SIDE - 1 - m][column]) = joined(sums.each_ref().map(|sums| sums[column]));
         }
     }
+}
+
+/// Transforms a row of coefficients back, and splits the result. Most coefficients are 0: nobody sent them.
+#[inline(always)]
+fn inverse_row(row: &[i64; SIDE], high: &mut [i32; SIDE], low: &mut [i32; SIDE]) {
+    let mut sums = [[0; HALF]; 4];
+    for (k, &value) in row.iter().enumerate() {
+        if value != 0 {
+            let (of_high, of_low) = split(value);
+            add_products(&mut sums[k % 2], of_high, &MATRIX[k]);
+            add_products(&mut sums[2 + k % 2], of_low, &MATRIX[k]);
+        }
+    }
+    for n in 0..HALF {
+        let (value, mirrored) = joined(sums.each_ref().map(|sums| sums[n]));
+        (high[n], low[n]) = split(value);
+        (high[SIDE - 1 - n], low[SIDE - 1 - n]) = split(mirrored);
+    }
+}
+
+/// Adds a multiple of `values` to `sums`. Checked arithmetic would not be vectorised; nothing overflows.
+#[inline(always)]
+fn add_products<const N: usize>(sums: &mut [i64; N], factor: i32, values: &[i32; N]) {
+    for (sum, &value) in sums.iter_mut().zip(values) {
+        *sum = sum.wrapping_add(i64::from(factor).wrapping_mul(i64::from(value)));
+    }
+}
+
+/// The rounded quotients of the sums over all k, at n and at 63 − n.
+#[inline(always)]
+fn joined([even_high, odd_high, even_low, odd_low]: [i64; 4]) -> (i64, i64) {
+    let rounded = |high: i64, low: i64| high.wrapping_add(1).wrapping_add(low >> LOW_BITS) >> 1;
+    (
+        rounded(even_high.wrapping_add(odd_high), even_low.wrapping_add(odd_low)),
+        rounded(even_high.wrapping_sub(odd_high), even_low.wrapping_sub(odd_low)),
+    )
 }
 
 /// h and l of the module's documentation.
@@ -187,12 +206,6 @@ fn inverse_rows(from: &[i64], to: &mut [i64]) {
 fn split(value: i64) -> (i32, i32) {
     let low = value << (64 - LOW_BITS) >> (64 - LOW_BITS);
     ((value.wrapping_sub(low) >> LOW_BITS) as i32, low as i32)
-}
-
-/// The rounded quotient of sums of h and of l.
-#[inline(always)]
-fn joined(high: i64, low: i64) -> i64 {
-    high.wrapping_add(1).wrapping_add(low >> LOW_BITS) >> 1
 }
 
 #[cfg(test)]
