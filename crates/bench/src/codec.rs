@@ -93,18 +93,17 @@ pub fn measure(sample: &Sample, options: &Options) -> Vec<Row> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("threads can be started");
     let copy_gb_per_s = pool.install(|| copy_gb_per_s(options));
     let kinds = [
-        spec(CodecKind::TopkSign, Transform::None),
-        spec(CodecKind::TopkSign, Transform::Dct),
-        spec(CodecKind::TopkTwoBit, Transform::None),
-        spec(CodecKind::DenseF32, Transform::None),
+        spec(CodecKind::TopkSign),
+        CodecSpec { transform: Transform::Dct, ..spec(CodecKind::TopkSign) },
+        spec(CodecKind::TopkTwoBit),
+        spec(CodecKind::DenseF32),
     ];
     pool.install(|| kinds.map(|spec| measure_format(&spec, sample, options, copy_gb_per_s)).to_vec())
 }
 
-/// The codec of new runs (`templar_host::defaults::run_spec`, which `templar bench` compares it with), for one kind and
-/// transform.
-pub fn spec(kind: CodecKind, transform: Transform) -> CodecSpec {
-    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform }
+/// The codec of new runs (`templar_host::defaults::run_spec`, which `templar bench` compares it with), for one kind.
+pub fn spec(kind: CodecKind) -> CodecSpec {
+    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform: Transform::None }
 }
 
 /// The outer step of new runs.
@@ -198,8 +197,8 @@ mod tests {
         // Pico's key and value projections have 2048 values each.
         let layout = Layout::llama(&crate::quality::pico().model);
         let delta: Vec<f32> = (0..layout.len()).map(|at| ((at * 7919 % 10_007) as f32 - 5003.0) * 1e-6).collect();
-        let sign = spec(CodecKind::TopkSign, Transform::None);
-        let dense = spec(CodecKind::DenseF32, Transform::None);
+        let sign = spec(CodecKind::TopkSign);
+        let dense = spec(CodecKind::DenseF32);
         let matrices = |tensor: &TensorSpec| is_small(&sign)(tensor) && tensor.shape.len() == 2;
         let of_params = params_share(&layout, matrices);
         let of_bytes = payload_share(&sign, (&layout, &delta), matrices);

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use templar_codec::EncodeError;
 use templar_model::presets::{self, Preset};
 use templar_protocol::layout::ModelSpec;
-use templar_protocol::run::{CodecKind, InnerSpec, Transform};
+use templar_protocol::run::{CodecKind, InnerSpec};
 use templar_train::TrainError;
 
 pub use formats::Format;
@@ -177,7 +177,7 @@ pub fn position_costs(
             .collect::<Result<Vec<_>, _>>()?;
         let flags = |values: &[f32]| values.iter().map(|&value| value != 0.0).collect::<Vec<_>>();
         let (own, other) = (flags(&sent[0].values), flags(&sent[1].values));
-        let chunk = crate::codec::spec(CodecKind::TopkSign, Transform::None).chunk as usize;
+        let chunk = crate::codec::spec(CodecKind::TopkSign).chunk as usize;
         let cost = positions::cost(&layout, chunk, &own, &before, &other);
         costs.push(PositionCost { payload_bits: sent[0].bits_per_value, ..cost });
         before = own;

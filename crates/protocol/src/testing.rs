@@ -8,7 +8,8 @@ use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
     ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, MeanOver,
-    Optimiser, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec, Theta0Source, Theta0Spec, Transform, WindowSpec,
+    Optimiser, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec, Theta0Source, Theta0Spec, Transform,
+    WindowSpec,
 };
 
 /// A small valid run.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use templar_codec::{Codec, Contribution, EncodeError, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, OuterSpec, Transform};
+use templar_protocol::run::{CodecKind, CodecSpec, OuterSpec, Transform};
 
 use crate::codec;
 
@@ -99,7 +99,7 @@ impl Format {
         Compressor {
             format: self,
             layout: layout.clone(),
-            codec: Codec::new(Arc::new(layout.clone()), &codec::spec(kind, transform)),
+            codec: Codec::new(Arc::new(layout.clone()), &CodecSpec { transform, ..codec::spec(kind) }),
             error: vec![0.0; layout.len()],
             order: if self == Self::OneBitDctTiles { by_tiles(layout) } else { (0..layout.len()).collect() },
         }
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((order[3 + SIDE], order[3 + SIDE * SIDE]), (at(1, 0), at(0, 64)));
         // Rows that fill no tile stay as they are.
         assert_eq!(order[3 + SIDE * 128..], (at(64, 0)..layout.len()).collect::<Vec<_>>());
-        let mut sorted = order.clone();
+        let mut sorted = order;
         sorted.sort_unstable();
         assert_eq!(sorted, (0..layout.len()).collect::<Vec<_>>());
     }

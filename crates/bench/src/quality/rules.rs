@@ -71,14 +71,14 @@ mod tests {
     use std::sync::Arc;
 
     use templar_codec::{Codec, outer_step};
-    use templar_protocol::run::{CodecKind, Transform};
+    use templar_protocol::run::CodecKind;
 
     use super::*;
 
     #[test]
     fn agrees_with_the_protocol() {
         let layout = Layout::new([("a".to_owned(), vec![64, 64]), ("b".to_owned(), vec![100])]);
-        let codec = Codec::new(Arc::new(layout.clone()), &crate::codec::spec(CodecKind::TopkSign, Transform::None));
+        let codec = Codec::new(Arc::new(layout.clone()), &crate::codec::spec(CodecKind::TopkSign));
         let delta = |peer: usize| -> Vec<f32> {
             (0..layout.len())
                 .map(|at| ((at * (peer + 3) * 7919 % 1009) as f32 - 504.0) * 1e-3 * (peer + 1) as f32)

@@ -258,7 +258,7 @@ mod tests {
     use templar_host::defaults;
     use templar_protocol::{
         hash::Hash32,
-        run::{ChainSpec, CodecKind, DataSpec, Transform},
+        run::{ChainSpec, CodecKind, DataSpec},
     };
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let data = DataSpec { manifest: Hash32::of(b"m"), seed: 1 };
         let nano = super::preset("nano").unwrap();
         let run = defaults::run_spec("t", &nano, chain, data, 1, defaults::mainnet_windows());
-        assert_eq!(templar_bench::codec::spec(CodecKind::TopkSign, Transform::None), run.codec);
+        assert_eq!(templar_bench::codec::spec(CodecKind::TopkSign), run.codec);
         assert_eq!(templar_bench::codec::outer(), run.outer);
     }
 }
