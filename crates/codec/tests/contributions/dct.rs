@@ -103,8 +103,7 @@ fn opposite_contributions_leave_every_bit() {
 #[test]
 fn the_largest_coefficients_do_not_overflow() {
     let codec = dct(&[4096], 4096);
-    let mut e = values(6, 4096);
-    e.iter_mut().for_each(|value| *value = 1e6f32.copysign(*value));
+    let mut e: Vec<f32> = values(6, 4096).into_iter().map(|value| 1e6f32.copysign(value)).collect();
     let mut unused = vec![0.0; 4096];
     // Error feedback of coefficients, all of them large.
     let payload = codec.encode(&mut e, &unused).unwrap();
