@@ -1,5 +1,8 @@
 //! A second writer of the format, and a second transform, from their specifications: what every other implementation must do.
 
+use std::f64::consts::PI;
+use std::sync::LazyLock;
+
 use templar_protocol::layout::Layout;
 use templar_protocol::run::{CodecKind, CodecSpec};
 
@@ -87,9 +90,13 @@ pub(crate) fn inverse_dct(layout: &Layout, sums: &mut [i128]) {
 }
 
 fn inverse_line(line: &[i128]) -> Vec<i128> {
-    let cosine = |angle: usize| (2f64.powf(26.5) * (angle as f64 * std::f64::consts::PI / 128.0).cos()).round() as i128;
-    let entry = |k: usize, n: usize| if k == 0 { 1 << 26 } else { cosine((2 * n + 1) * k % 256) };
-    (0..64)
-        .map(|n| (line.iter().enumerate().map(|(k, value)| value * entry(k, n)).sum::<i128>() + (1 << 28)) >> 29)
-        .collect()
+    let sum = |n: usize| line.iter().zip(&*FREQUENCIES).map(|(value, row)| value * row[n]).sum::<i128>();
+    (0..64).map(|n| (sum(n) + (1 << 28)) >> 29).collect()
 }
+
+/// A of the specification.
+static FREQUENCIES: LazyLock<Vec<Vec<i128>>> = LazyLock::new(|| {
+    let cosine = |angle: usize| (2f64.powf(26.5) * (angle as f64 * PI / 128.0).cos()).round() as i128;
+    let entry = |k: usize, n: usize| if k == 0 { 1 << 26 } else { cosine((2 * n + 1) * k % 256) };
+    (0..64).map(|k| (0..64).map(|n| entry(k, n)).collect()).collect()
+});
