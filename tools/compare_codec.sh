@@ -30,6 +30,7 @@ ours, torch, two = rows[0::3], rows[1::3], rows[2::3]
 print("| format | M params/s | PyTorch | ratio | of copy bandwidth | two threads against one |")
 print("|---|---|---|---|---|---|")
 for nth, row in enumerate(ours[0]):
+    of = " of the DCT" if row["transform"] == "dct" else ""
     for field, name in [("encode_params_per_s", "encode"), ("decode20_params_per_s", "decode and aggregate 20")]:
         one = [round[nth][field] for round in ours]
         ratios = [round[nth][field] / other[field] for round, other in zip(ours, torch)]
@@ -37,6 +38,6 @@ for nth, row in enumerate(ours[0]):
         share = median(round[nth]["encode_fraction_of_copy"] for round in ours)
         copy = f"{100 * share:.0f} %" if field.startswith("encode") else ""
         theirs = median(other[field] for other in torch)
-        print(f"| {row['format']}, {name} | {median(one) / 1e6:.0f} | {theirs / 1e6:.0f} | {median(ratios):.1f} | {copy} | {median(scaling):.2f} |")
+        print(f"| {row['format']}{of}, {name} | {median(one) / 1e6:.0f} | {theirs / 1e6:.0f} | {median(ratios):.1f} | {copy} | {median(scaling):.2f} |")
 print(f"\n{ours[0][0]['params']:,} parameters, {len(ours)} rounds, copy {median(row[0]['copy_gb_per_s'] for row in ours):.1f} GB/s on one thread")
 PY

@@ -3,9 +3,11 @@
 
     python3 tools/read_contribution.py testdata/contributions/*.json
 
-compares each golden vector's payload with the values that it lists, and checks that each payload of rejects.json is refused.
+compares each golden vector's payload with the values that it lists, and with what it makes of θ = 0 where that is listed, and
+checks that each payload of rejects.json is refused.
 """
 import json
+import math
 import sys
 
 import numpy as np
@@ -76,18 +78,40 @@ def read(payload: bytes, lengths, codec) -> np.ndarray:
     return values
 
 
+def matrix():
+    """A of section 9: its rows are frequencies. Python's integers, which have no bounds."""
+    entry = lambda k, n: 1 << 26 if k == 0 else round(2**26 * math.sqrt(2) * math.cos((2 * n + 1) * k % 256 * math.pi / 128))
+    return np.array([[entry(k, n) for n in range(64)] for k in range(64)], object)
+
+
+def step(values, lengths, codec):
+    """θ after the outer step that takes this contribution alone from θ = 0, at α = 1."""
+    sums = np.array([round(float(value) * 2**40) for value in values], object)
+    if codec.get("transform") == "dct":
+        a, end = matrix(), 0
+        for length in lengths:
+            start, end = end, end + length
+            for chunk in range(start, end - codec["chunk"] + 1, codec["chunk"]):
+                square = sums[chunk:chunk + 4096].reshape(64, 64)
+                rows = (square.dot(a) + 2**28) // 2**29
+                sums[chunk:chunk + 4096] = ((a.T.dot(rows) + 2**28) // 2**29).ravel()
+    return np.array([0.0 - int(total) * 2.0**-40 if total else 0.0 for total in sums], "<f4")
+
+
 def found(vector):
-    """The bits of the values that a payload sends, or the rule that it breaks."""
+    """The bits of the values that a payload sends, and of θ where it is listed; or the rule that it breaks."""
+    lengths, codec = vector["tensor_lengths"], vector["codec"]
     try:
-        return read(bytes.fromhex(vector["payload_hex"]), vector["tensor_lengths"], vector["codec"]).tobytes()
+        values = read(bytes.fromhex(vector["payload_hex"]), lengths, codec)
     except ValueError as broken:
         return broken.args[0]
+    return values.tobytes() + (step(values, lengths, codec).tobytes() if "theta_bits" in vector else b"")
 
 
 def expected(vector):
     values = np.zeros(sum(vector["tensor_lengths"]), "<u4")
     values[vector.get("positions", [])] = vector.get("value_bits", [])
-    return vector.get("rule", values.tobytes())
+    return vector.get("rule", values.tobytes() + np.array(vector.get("theta_bits", []), "<u4").tobytes())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ use serde::Serialize;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_model::presets::Preset;
 use templar_protocol::layout::{Layout, TensorSpec};
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 use templar_train::TrainError;
 
 use crate::peers::{Peers, Text};
@@ -32,6 +32,7 @@ pub struct Options {
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     pub format: CodecKind,
+    pub transform: Transform,
     pub params: usize,
     pub threads: usize,
     /// Bits of the whole payload per value that it sends.
@@ -91,13 +92,18 @@ impl Sample {
 pub fn measure(sample: &Sample, options: &Options) -> Vec<Row> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("threads can be started");
     let copy_gb_per_s = pool.install(|| copy_gb_per_s(options));
-    let kinds = [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32];
-    pool.install(|| kinds.map(|kind| measure_format(kind, sample, options, copy_gb_per_s)).to_vec())
+    let kinds = [
+        spec(CodecKind::TopkSign),
+        CodecSpec { transform: Transform::Dct, ..spec(CodecKind::TopkSign) },
+        spec(CodecKind::TopkTwoBit),
+        spec(CodecKind::DenseF32),
+    ];
+    pool.install(|| kinds.map(|spec| measure_format(&spec, sample, options, copy_gb_per_s)).to_vec())
 }
 
 /// The codec of new runs (`templar_host::defaults::run_spec`, which `templar bench` compares it with), for one kind.
 pub fn spec(kind: CodecKind) -> CodecSpec {
-    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 }
+    CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform: Transform::None }
 }
 
 /// The outer step of new runs.
@@ -105,9 +111,9 @@ pub fn outer() -> OuterSpec {
     OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 }
 }
 
-fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_per_s: f64) -> Row {
+fn measure_format(spec: &CodecSpec, sample: &Sample, options: &Options, copy_gb_per_s: f64) -> Row {
     let (layout, copies) = sample.copies(options.params);
-    let codec = Codec::new(Arc::clone(&layout), &spec(kind));
+    let codec = Codec::new(Arc::clone(&layout), spec);
     let mut e = vec![0.0; layout.len()];
     let delta = sample.deltas[0].repeat(copies);
     let encode_s = median_s(options.repeats, || {
@@ -128,16 +134,17 @@ fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_p
 
     let contribution = codec.decode(payloads[0].clone()).expect("own payload");
     let (params, bits) = (layout.len() as f64, 8.0 * payloads[0].len() as f64);
-    let (small, of_one) = (is_small(kind), (&sample.layout, &sample.deltas[0][..]));
+    let (small, of_one) = (is_small(spec), (&sample.layout, &sample.deltas[0][..]));
     let encode_gb_per_s = ENCODE_BYTES * params / encode_s / 1e9;
     Row {
-        format: kind,
+        format: spec.kind,
+        transform: spec.transform,
         params: layout.len(),
         threads: options.threads,
         bits_per_value: bits / contribution.values_sent() as f64,
         ratio_f32: 32.0 * params / bits,
-        one_dimensional_share: payload_share(kind, of_one, |tensor| tensor.shape.len() == 1),
-        small_tensor_share: payload_share(kind, of_one, &small),
+        one_dimensional_share: payload_share(spec, of_one, |tensor| tensor.shape.len() == 1),
+        small_tensor_share: payload_share(spec, of_one, &small),
         small_tensor_params_share: params_share(&sample.layout, &small),
         encode_params_per_s: params / encode_s,
         decode20_params_per_s: params / decode_s,
@@ -148,8 +155,8 @@ fn measure_format(kind: CodecKind, sample: &Sample, options: &Options, copy_gb_p
 }
 
 /// Whether a tensor has fewer values than a chunk.
-fn is_small(kind: CodecKind) -> impl Fn(&TensorSpec) -> bool {
-    let chunk = spec(kind).chunk as usize;
+fn is_small(spec: &CodecSpec) -> impl Fn(&TensorSpec) -> bool {
+    let chunk = spec.chunk as usize;
     move |tensor| tensor.range().len() < chunk
 }
 
@@ -159,12 +166,12 @@ fn params_share(layout: &Layout, which: impl Fn(&TensorSpec) -> bool) -> f64 {
 }
 
 /// Share of the bytes of Δ's payload that some tensors take: how much shorter it is without them.
-fn payload_share(kind: CodecKind, (layout, delta): (&Layout, &[f32]), which: impl Fn(&TensorSpec) -> bool) -> f64 {
+fn payload_share(spec: &CodecSpec, (layout, delta): (&Layout, &[f32]), which: impl Fn(&TensorSpec) -> bool) -> f64 {
     let payload_bytes = |keep: &dyn Fn(&TensorSpec) -> bool| {
         let kept: Vec<&TensorSpec> = layout.tensors().iter().filter(|tensor| keep(tensor)).collect();
         let delta: Vec<f32> = kept.iter().flat_map(|tensor| &delta[tensor.range()]).copied().collect();
         let layout = Layout::new(kept.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())));
-        let codec = Codec::new(Arc::new(layout), &spec(kind));
+        let codec = Codec::new(Arc::new(layout), spec);
         codec.encode(&mut vec![0.0; delta.len()], &delta).expect("trained values are finite").len() as f64
     };
     1.0 - payload_bytes(&|tensor| !which(tensor)) / payload_bytes(&|_| true)
@@ -190,11 +197,13 @@ mod tests {
         // Pico's key and value projections have 2048 values each.
         let layout = Layout::llama(&crate::quality::pico().model);
         let delta: Vec<f32> = (0..layout.len()).map(|at| ((at * 7919 % 10_007) as f32 - 5003.0) * 1e-6).collect();
-        let matrices = |tensor: &TensorSpec| is_small(CodecKind::TopkSign)(tensor) && tensor.shape.len() == 2;
+        let sign = spec(CodecKind::TopkSign);
+        let dense = spec(CodecKind::DenseF32);
+        let matrices = |tensor: &TensorSpec| is_small(&sign)(tensor) && tensor.shape.len() == 2;
         let of_params = params_share(&layout, matrices);
-        let of_bytes = payload_share(CodecKind::TopkSign, (&layout, &delta), matrices);
+        let of_bytes = payload_share(&sign, (&layout, &delta), matrices);
         assert!(of_params > 0.05 && (0.9..1.1).contains(&(of_bytes / of_params)), "{of_bytes} of {of_params}");
         // All but the header of four bytes.
-        assert!(payload_share(CodecKind::DenseF32, (&layout, &delta), |_| true) > 0.9999);
+        assert!(payload_share(&dense, (&layout, &delta), |_| true) > 0.9999);
     }
 }

@@ -53,12 +53,11 @@ pub struct Arm {
     pub rate: f64,
 }
 
-/// All formats under one rule.
-pub fn format_arms() -> Vec<Arm> {
+/// Formats under one rule.
+pub fn format_arms(formats: &[Format]) -> Vec<Arm> {
     let rule = Rule::Senders { at_least: 2 };
-    Format::ALL
-        .map(|format| Arm { format, rule: if format == Format::Dense { Rule::Peers } else { rule }, rate: 1.0 })
-        .to_vec()
+    let arm = |&format| Arm { format, rule: if format == Format::Dense { Rule::Peers } else { rule }, rate: 1.0 };
+    formats.iter().map(arm).collect()
 }
 
 /// All rules over outer rates with the one-bit format, and dense DiLoCo over the same rates.
@@ -120,9 +119,12 @@ fn run(arm: &Arm, text: &Text, options: &Options, seed: u64) -> Result<Outcome, 
             .collect::<Result<Vec<_>, _>>()?;
         errors.extend(sent.iter().map(|sent| sent.relative_error));
         bits.extend(sent.iter().map(|sent| sent.bits_per_value));
-        let step = arm.rule.aggregate(&layout, &sent.iter().map(|sent| &sent.values[..]).collect::<Vec<_>>(), arm.rate);
-        for (theta, step) in theta.iter_mut().zip(compressors[0].to_parameters(step)) {
-            *theta -= step;
+        if arm.format.is_transformed() {
+            compressors[0].take_step(&mut theta, &sent, &arm.rule.outer(arm.rate));
+        } else {
+            let values: Vec<&[f32]> = sent.iter().map(|sent| &sent.values[..]).collect();
+            let step = arm.rule.aggregate(&layout, &values, arm.rate);
+            theta.iter_mut().zip(step).for_each(|(theta, step)| *theta -= step);
         }
         if window % options.windows.div_ceil(4) == 0 || window == options.windows {
             curve.push(peers.held_out_loss(&theta, EVALUATION_SEQUENCES)?);

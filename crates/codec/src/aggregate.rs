@@ -9,6 +9,9 @@
 //! parameter, m). Then θ′ = f32(f64(θ) − f64(Σq) · 2^-40), and θ stays untouched where Σq = 0. Each operation is
 //! correctly rounded by IEEE 754 and none is fused, so q has the same bits everywhere; integer sums have no order.
 //!
+//! Under a transform, v is a coefficient, and so is "this parameter" in the above: contributions are summed as coefficients.
+//! Then [`crate::dct`] turns each chunk's Σq, in integers, into what θ is moved by.
+//!
 //! *No overflow.* |v| ≤ `codec.max_abs` ≤ 2^10, clip ≤ 1, α ≤ 2^4, so that |q| ≤ 2^54 / R + 1. R is at least the number
 //! of addends, which is at most 256: |Σq| ≤ 2^54 + 256, which leaves eight bits of an i64 for other use. θ stays
 //! finite, since the subtrahend is far below half a unit in the last place of `f32::MAX`.
@@ -19,14 +22,13 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CANDIDATES_MAX, MeanOver, OuterSpec};
+use templar_protocol::run::{CANDIDATES_MAX, MeanOver, OuterSpec, Transform};
 
 use crate::contribution::{Chunks, Contribution, Sent};
+use crate::dct;
+use crate::fixed::{ONE, quantise};
 use crate::plan::Segment;
 use crate::segment::Entry;
-
-/// 2^40: one in the fixed-point numbers in which contributions are added.
-const ONE: f64 = (1u64 << 40) as f64;
 
 /// The most contributions that a window gathers.
 const CONTRIBUTIONS_MAX: usize = CANDIDATES_MAX as usize;
@@ -72,7 +74,11 @@ pub fn outer_step(layout: &Layout, theta: &mut [f32], contributions: &[&Contribu
     let plan = &first.plan;
     let shares = plan.split_params(theta);
     plan.segments.par_iter().enumerate().zip(shares).for_each_init(
-        || Scratch { slots: vec![0; plan.chunk], table: Box::new([[0; CONTRIBUTIONS_MAX]; 4]) },
+        || Scratch {
+            slots: vec![0; plan.chunk],
+            table: Box::new([[0; CONTRIBUTIONS_MAX]; 4]),
+            dct: dct::Scratch::default(),
+        },
         |scratch, ((index, segment), theta)| {
             first.arch.dispatch(StepSegment { step: &step, index, segment, theta, scratch });
         },
@@ -114,6 +120,7 @@ struct Scratch {
     slots: Vec<i64>,
     /// q · 2^8 of one contribution's chunk, by code and R.
     table: Box<Table>,
+    dct: dct::Scratch,
 }
 
 type Table = [[i64; CONTRIBUTIONS_MAX]; 4];
@@ -157,10 +164,21 @@ impl<'a> Step<'a> {
                     Sent::Dense(values) => self.add_dense(values, clip, most, slots),
                 }
             }
-            for (theta, slot) in theta.iter_mut().zip(slots) {
-                let sum = std::mem::take(slot) >> ROW_BITS;
-                let moved = (f64::from(*theta) - sum as f64 / ONE) as f32;
-                *theta = if sum == 0 { *theta } else { moved };
+            match segment.transform {
+                Transform::None => {
+                    for (theta, slot) in theta.iter_mut().zip(slots) {
+                        *theta = moved(*theta, std::mem::take(slot) >> ROW_BITS);
+                    }
+                }
+                Transform::Dct => {
+                    for slot in &mut *slots {
+                        *slot >>= ROW_BITS;
+                    }
+                    dct::inverse(slots, &mut scratch.dct);
+                    for (theta, slot) in theta.iter_mut().zip(slots) {
+                        *theta = moved(*theta, std::mem::take(slot));
+                    }
+                }
             }
         }
     }
@@ -212,11 +230,11 @@ impl<'a> Step<'a> {
     }
 }
 
-/// q of the module's documentation. Rounding is symmetric, so that only magnitudes are rounded.
+/// θ′ of the module's documentation.
 #[inline(always)]
-fn quantise(value: f64, clip: f64, rate: f64, divisor: f64) -> i64 {
-    let magnitude = round_to_i64(value.abs() * clip * rate / divisor * ONE);
-    if value < 0.0 { magnitude.wrapping_neg() } else { magnitude }
+fn moved(theta: f32, sum: i64) -> f32 {
+    let moved = (f64::from(theta) - sum as f64 / ONE) as f32;
+    if sum == 0 { theta } else { moved }
 }
 
 /// Adds what one contribution sends of a chunk.
@@ -226,41 +244,5 @@ fn add_sparse(entries: &[Entry], table: &Table, slots: &mut [i64]) {
         let slot = &mut slots[entry.position()];
         // Checked sums would take longer; the module's documentation says why none overflows.
         *slot = slot.wrapping_add(table[entry.code()][usize::from(*slot as u8)]);
-    }
-}
-
-/// Rounds 0 ≤ `x` ≤ 2^54 to an integer, ties to even: as `f64::round_ties_even`, in steps that every processor has for vectors.
-#[inline(always)]
-fn round_to_i64(x: f64) -> i64 {
-    /// From here on every f64 is an integer, and adding this to a smaller one rounds it to an integer.
-    const INTEGERS: f64 = (1u64 << 52) as f64;
-    /// The sum of this and an integer of magnitude up to 2^51 has that integer in its lowest bits.
-    const MIDDLE: f64 = 1.5 * INTEGERS;
-    const LOW: u32 = 27;
-    let whole = if x < INTEGERS { (x + INTEGERS) - INTEGERS } else { x };
-    let high = (whole / (1u64 << LOW) as f64 + MIDDLE) - MIDDLE;
-    let low = whole - high * (1u64 << LOW) as f64;
-    let integer = |x: f64| ((x + MIDDLE).to_bits() as i64).wrapping_sub(MIDDLE.to_bits() as i64);
-    (integer(high) << LOW).wrapping_add(integer(low))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rounds_as_the_standard_library_does() {
-        let near = |x: f64| [x.next_down(), x, x.next_up()];
-        let cases = [0.0, 0.5, 1.5, 2.5, 1e6 + 0.5, 2f64.powi(51) + 0.5, 2f64.powi(52), 2f64.powi(53), 2f64.powi(54)];
-        for x in cases.into_iter().flat_map(near).filter(|&x| x >= 0.0) {
-            assert_eq!(round_to_i64(x), x.round_ties_even() as i64, "{x}");
-        }
-    }
-
-    #[test]
-    fn dividing_by_a_power_of_two_is_multiplying_by_its_inverse() {
-        for sum in [1i64, -1, (1 << 62) - 1, 3 << 40] {
-            assert_eq!((sum as f64 / ONE).to_bits(), (sum as f64 * (-40f64).exp2()).to_bits());
-        }
     }
 }

@@ -10,14 +10,16 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use templar_protocol::hash::Hash32;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN};
+use templar_protocol::run::{CHUNK_MAX, CodecKind, CodecSpec, SENT_MAX, SENT_MIN, TRANSFORM_CHUNK, Transform};
 use templar_protocol::tree;
 
 use crate::contribution::Contribution;
+use crate::dct;
+use crate::feedback::Feedback;
 use crate::format::{self, ChunkError, DecodeError, HEAD_BYTES, LENGTH_BYTES, Limits};
 use crate::frame;
 use crate::plan::{Plan, Segment};
-use crate::segment::{self, Feedback, NotFinite, Reader, Scratch};
+use crate::segment::{self, NotFinite, Reader, Scratch};
 
 /// The codec of one run: chunked top-k with one or two magnitudes per chunk (SparseLoCo), or dense f32 (DiLoCo) for
 /// comparison.
@@ -26,9 +28,9 @@ use crate::segment::{self, Feedback, NotFinite, Reader, Scratch};
 /// # use std::sync::Arc;
 /// # use templar_codec::{Codec, DecodeError};
 /// # use templar_protocol::layout::Layout;
-/// # use templar_protocol::run::{CodecKind, CodecSpec};
+/// # use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 /// let layout = Arc::new(Layout::new([("w".to_owned(), vec![4096])]));
-/// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 };
+/// let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0, transform: Transform::None };
 /// let codec = Codec::new(layout, &spec);
 /// // A head of 4 bytes and a length of 2; a scale, 64 values of a sign and 5 bits, and at most 64 ones and 126 zeros.
 /// assert_eq!(codec.max_payload_bytes(), 4 + 2 + (8 + 64 * 6 + 64 + 126u64).div_ceil(8));
@@ -63,6 +65,11 @@ impl Codec {
             (SENT_MIN..=SENT_MAX).contains(&spec.max_abs),
             "codec.max_abs is {}; validate the run first",
             spec.max_abs
+        );
+        assert!(
+            spec.transform == Transform::None || (spec.chunk == TRANSFORM_CHUNK && spec.kind != CodecKind::DenseF32),
+            "codec.transform is {:?}; validate the run first",
+            spec.transform
         );
         Self {
             plan: Arc::new(Plan::new(layout, spec)),
@@ -106,16 +113,21 @@ impl Codec {
 
     /// e ← β·e + Δ, in place: what [`Codec::encode`] begins with.
     ///
-    /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end.
+    /// Each value is f32(f64(β·f64(e)) + f64(Δ)): the product and the sum in f64, rounded to f32 once, at the end. Under a
+    /// transform, e holds coefficients, and Δ is transformed first.
     ///
     /// # Panics
     /// If `e` and `delta` do not have the length of the run's parameters.
     pub fn accumulate(&self, e: &mut [f32], delta: &[f32]) {
         assert_eq!(delta.len(), self.plan.layout.len(), "Δ does not fit the layout");
         let shares = self.plan.split_params(e);
-        shares.into_par_iter().zip(&self.plan.segments).for_each(|(e, segment)| {
-            self.arch.dispatch(Accumulate(Feedback { e, delta: &delta[segment.params()], decay: self.error_decay }));
-        });
+        shares.into_par_iter().zip(&self.plan.segments).for_each_init(
+            dct::Scratch::default,
+            |scratch, (e, segment)| {
+                let feedback = Feedback { e, delta: &delta[segment.params()], decay: self.error_decay };
+                self.arch.dispatch(Accumulate { segment, feedback, scratch });
+            },
+        );
     }
 
     /// e ← β·e + Δ, the payload of this e, and e ← e − what the payload sends (SparseLoCo, eq. 2): the same bytes for any
@@ -124,9 +136,9 @@ impl Codec {
     /// From each chunk it sends the `k` values of the largest magnitude (of equal ones, those at lower positions) as
     /// signs and one or two magnitudes: the means of the magnitudes that they stand for, each capped at `max_abs`,
     /// rounded as [`mod@format`] says. The difference is taken in f64 and rounded to f32 once.
-    /// [`Contribution::add_scaled`] puts what was sent back if it turns out not to count.
+    /// [`Contribution::give_back`] puts what was sent back if it turns out not to count.
     ///
-    /// Makes one pass over `e` and `delta`; memory beyond the payload is a few chunks per thread. After an error, `e`
+    /// Under a transform, e and what is sent are coefficients. Makes one pass over `e` and `delta`; memory beyond the payload is a few chunks per thread. After an error, `e`
     /// is not usable.
     ///
     /// # Panics
@@ -201,14 +213,20 @@ impl Codec {
 }
 
 /// See [`Codec::accumulate`].
-struct Accumulate<'a>(Feedback<'a>);
+struct Accumulate<'a> {
+    segment: &'a Segment,
+    feedback: Feedback<'a>,
+    scratch: &'a mut dct::Scratch,
+}
 
 impl WithSimd for Accumulate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) {
-        self.0.accumulate();
+    fn with_simd<S: Simd>(self, _: S) {
+        for mut chunk in self.feedback.chunks(self.segment.chunk_len) {
+            chunk.accumulate(self.segment.transform, self.scratch);
+        }
     }
 }
 
@@ -232,7 +250,7 @@ impl WithSimd for EncodeSegment<'_> {
                 segment::encode(simd, segment, limits, feedback, out, scratch)
             }
             CodecKind::DenseF32 => {
-                feedback.accumulate();
+                feedback.accumulate(Transform::None, &mut scratch.dct);
                 if !feedback.e.iter().all(|value| value.is_finite()) {
                     return Err(NotFinite);
                 }

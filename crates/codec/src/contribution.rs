@@ -6,8 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use templar_protocol::run::CodecKind;
+use templar_protocol::run::{CodecKind, Transform};
 
+use crate::dct;
+use crate::fixed::{ONE, quantise};
 use crate::plan::{Plan, Segment};
 use crate::segment::{Entry, Reader};
 
@@ -111,16 +113,35 @@ impl Contribution {
         &self.norms
     }
 
-    /// x ← x + factor · contribution: product and sum in f64, rounded to f32 once. It serves to evaluate θ and to put
-    /// what did not count back into error feedback; what nodes must agree on is [`outer_step`](crate::outer_step).
+    /// x ← x + factor · contribution, in parameters: product and sum in f64, rounded to f32 once. It serves to evaluate θ;
+    /// what nodes must agree on is [`outer_step`](crate::outer_step).
+    ///
+    /// Under a transform, the products are rounded to multiples of 2^-40, and the transform is the outer step's.
     ///
     /// # Panics
-    /// If `params` does not have the length of the run's parameters.
+    /// If `params` does not have the length of the run's parameters, or if |factor| is above [`FACTOR_MAX`].
     pub fn add_scaled(&self, params: &mut [f32], factor: f64) {
-        let shares = self.plan.split_params(params);
-        shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each(|(index, (params, segment))| {
-            self.arch.dispatch(AddScaled { chunks: self.chunks(index), params, chunk_len: segment.chunk_len, factor });
-        });
+        assert!(factor.abs() <= FACTOR_MAX, "the factor is {factor}; no run has one above {FACTOR_MAX}");
+        self.add(params, Coordinates::Parameters { factor });
+    }
+
+    /// e ← e + contribution, in the coordinates of error feedback: what [`Codec::encode`](crate::Codec::encode) took
+    /// from e comes back if it did not count. The sum is in f64, rounded to f32 once.
+    ///
+    /// # Panics
+    /// If `e` does not have the length of the run's parameters.
+    pub fn give_back(&self, e: &mut [f32]) {
+        self.add(e, Coordinates::Feedback);
+    }
+
+    fn add(&self, values: &mut [f32], to: Coordinates) {
+        let shares = self.plan.split_params(values);
+        shares.into_par_iter().zip(&self.plan.segments).enumerate().for_each_init(
+            Scratch::default,
+            |scratch, (index, (values, segment))| {
+                self.arch.dispatch(Add { chunks: self.chunks(index), values, segment, to, scratch });
+            },
+        );
     }
 
     /// The one payload that decodes to this contribution.
@@ -150,24 +171,68 @@ impl Contribution {
     }
 }
 
-/// See [`Contribution::add_scaled`].
-struct AddScaled<'a> {
-    chunks: Chunks<'a>,
-    params: &'a mut [f32],
-    chunk_len: usize,
-    factor: f64,
+/// The largest factor of [`Contribution::add_scaled`]: the largest `outer.rate`, so that nothing overflows.
+pub const FACTOR_MAX: f64 = 16.0;
+
+/// What a contribution is added to.
+#[derive(Clone, Copy, Debug)]
+enum Coordinates {
+    Parameters { factor: f64 },
+    Feedback,
 }
 
-impl WithSimd for AddScaled<'_> {
+/// One thread's working memory to add transformed chunks.
+#[derive(Debug, Default)]
+struct Scratch {
+    sums: Vec<i64>,
+    dct: dct::Scratch,
+}
+
+/// See [`Contribution::add`].
+struct Add<'a> {
+    chunks: Chunks<'a>,
+    values: &'a mut [f32],
+    segment: &'a Segment,
+    to: Coordinates,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Add<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) {
-        for params in self.params.chunks_mut(self.chunk_len) {
-            self.chunks.next().for_each(|position, value| {
-                params[position] = (f64::from(params[position]) + self.factor * f64::from(value)) as f32;
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { mut chunks, values, segment, to, scratch } = self;
+        for values in values.chunks_mut(segment.chunk_len) {
+            let sent = chunks.next();
+            let factor = match (to, segment.transform) {
+                (Coordinates::Parameters { factor }, Transform::Dct) => {
+                    add_transformed(sent, values, factor, scratch);
+                    continue;
+                }
+                (Coordinates::Parameters { factor }, Transform::None) => factor,
+                (Coordinates::Feedback, _) => 1.0,
+            };
+            sent.for_each(|position, value| {
+                values[position] = (f64::from(values[position]) + factor * f64::from(value)) as f32;
             });
         }
+    }
+}
+
+/// Adds what a chunk sends as coefficients to its parameters.
+#[inline(always)]
+fn add_transformed(sent: Sent<'_>, params: &mut [f32], factor: f64, scratch: &mut Scratch) {
+    if sent.len() == 0 {
+        return;
+    }
+    let Scratch { sums, dct } = scratch;
+    sums.clear();
+    sums.resize(params.len(), 0);
+    sent.for_each(|position, value| sums[position] = quantise(f64::from(value) * factor, 1.0, 1.0, 1.0));
+    dct::inverse(sums, dct);
+    for (param, &sum) in params.iter_mut().zip(&*sums) {
+        *param = (f64::from(*param) + sum as f64 / ONE) as f32;
     }
 }
 

@@ -10,9 +10,13 @@
 //! |---|---|---|
 //! | e ← β·e + Δ, payload = encode(e), e ← e − decode(payload) | miner | [`Codec::encode`] |
 //! | contribution = decode(payload), or a typed error | everybody | [`Codec::decode`] |
-//! | e ← e + contribution, if it did not count | miner | [`Contribution::add_scaled`] |
+//! | e ← e + contribution, if it did not count | miner | [`Contribution::give_back`] |
+//! | θ + factor · contribution, to measure its loss | validator | [`Contribution::add_scaled`] |
 //! | how much each peer is clipped, tensor by tensor | everybody | [`clip_factors`] |
 //! | θ′ from θ and all contributions, to the bit | everybody | [`outer_step`] |
+//!
+//! With `codec.transform = "dct"`, full chunks are sent, owed and summed as coefficients of a cosine transform, and so is e.
+//! Only [`outer_step`] and [`Contribution::add_scaled`] know parameters.
 //!
 //! The bytes are specified in [`mod@format`]. Decoding is total (any bytes give a contribution or a typed error) and
 //! canonical (no contribution has two payloads).
@@ -23,10 +27,10 @@
 //! use std::sync::Arc;
 //! use templar_codec::{Codec, outer_step};
 //! use templar_protocol::layout::Layout;
-//! use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+//! use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 //!
 //! let layout = Arc::new(Layout::new([("w".to_owned(), vec![4, 4])]));
-//! let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 2, error_decay: 0.95, max_abs: 1.0 };
+//! let spec = CodecSpec { kind: CodecKind::TopkSign, chunk: 16, k: 2, error_decay: 0.95, max_abs: 1.0, transform: Transform::None };
 //! let codec = Codec::new(Arc::clone(&layout), &spec);
 //!
 //! // A miner learned something; two of its sixteen values are sent, each as a sign and their mean magnitude.
@@ -54,6 +58,9 @@ mod aggregate;
 mod bits;
 mod codec;
 mod contribution;
+mod dct;
+mod feedback;
+mod fixed;
 pub mod format;
 mod frame;
 #[cfg(test)]
@@ -64,5 +71,5 @@ mod select;
 
 pub use aggregate::{clip_factors, outer_step};
 pub use codec::{Codec, EncodeError};
-pub use contribution::Contribution;
+pub use contribution::{Contribution, FACTOR_MAX};
 pub use format::{ChunkError, DecodeError};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use pulp::Arch;
 use templar_protocol::hash::Hasher;
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
 use crate::{Codec, Contribution, outer_step};
 
@@ -32,6 +32,7 @@ fn window(codec: &Codec, seed: u64, outer: &OuterSpec) -> (Vec<Vec<u8>>, Vec<u32
         let mut e = values(10 + peer);
         let payload = codec.encode(&mut e, &values(20 + peer)).unwrap();
         let contribution = codec.decode(payload.clone()).unwrap();
+        contribution.give_back(&mut e);
         contribution.add_scaled(&mut e, 0.5);
         codec.accumulate(&mut e, &values(30 + peer));
         payloads.push(payload);
@@ -53,9 +54,12 @@ proptest! {
         (chunk, k) in prop_oneof![Just((4096u32, 64u32)), Just((256, 4)), (1u32..300, 1u32..300)],
         lengths in prop::collection::vec(0u64..9000, 1..4),
         senders: bool,
+        transformed: bool,
     ) {
+        let can_be = chunk == 4096 && kind != CodecKind::DenseF32;
+        let transform = if transformed && can_be { Transform::Dct } else { Transform::None };
         let layout = Arc::new(Layout::new(lengths.iter().map(|&length| ("t".to_owned(), vec![length]))));
-        let spec = CodecSpec { kind, chunk, k: k.min(chunk), error_decay: 0.95, max_abs: 0.5 };
+        let spec = CodecSpec { kind, chunk, k: k.min(chunk), error_decay: 0.95, max_abs: 0.5, transform };
         let mean_over = if senders { MeanOver::Senders } else { MeanOver::Peers };
         let outer = OuterSpec { rate: 0.9, mean_over, min_senders: 2 };
         let results: Vec<_> = archs()

@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 
 use crate::format::{HEAD_BYTES, LENGTH_BYTES};
 
@@ -31,6 +31,8 @@ pub(crate) struct Segment {
     /// Values that each chunk sends.
     pub(crate) k: usize,
     pub(crate) kind: CodecKind,
+    /// What its chunks are sent as: parameters, or, if they are full ones, coefficients.
+    pub(crate) transform: Transform,
     /// b: how many low bits of a gap are stored as they are; what is above them is unary.
     pub(crate) low_bits: usize,
     /// Bits of a chunk that do not depend on what it sends.
@@ -101,6 +103,7 @@ impl Plan {
                     CodecKind::DenseF32 => chunk_len,
                 };
                 let (kind, low_bits) = (spec.kind, low_bits(chunk_len, k));
+                let transform = if chunk_len == chunk { spec.transform } else { Transform::None };
                 let fixed_bits = match kind {
                     CodecKind::TopkSign => SCALE_BITS + k * (1 + low_bits),
                     CodecKind::TopkTwoBit => SCALE_BITS + RATIO_BITS + k * (2 + low_bits),
@@ -113,6 +116,7 @@ impl Plan {
                     chunk_len,
                     k,
                     kind,
+                    transform,
                     low_bits,
                     fixed_bits,
                     first_param,
@@ -173,7 +177,10 @@ mod tests {
 
     fn plan(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32) -> Plan {
         let layout = Layout::new(lengths.iter().map(|&len| ("t".to_owned(), vec![len])));
-        Plan::new(Arc::new(layout), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0 })
+        Plan::new(
+            Arc::new(layout),
+            &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 1.0, transform: Transform::None },
+        )
     }
 
     #[test]

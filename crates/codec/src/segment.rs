@@ -6,6 +6,8 @@
 use pulp::Simd;
 
 use crate::bits::{BitWriter, Bits};
+use crate::dct;
+use crate::feedback::Feedback;
 use crate::format::{ChunkError, Limits, low_level, round_ratio, scale_value};
 use crate::plan::{RATIO_BITS, SCALE_BITS, Segment};
 use crate::select::{Selection, magnitude_bits};
@@ -24,24 +26,7 @@ pub(crate) struct Scratch {
     gaps: Vec<u16>,
     signs: Vec<u16>,
     unary: Vec<u64>,
-}
-
-/// Error feedback and what is added to it.
-pub(crate) struct Feedback<'a> {
-    pub(crate) e: &'a mut [f32],
-    pub(crate) delta: &'a [f32],
-    /// β.
-    pub(crate) decay: f64,
-}
-
-impl Feedback<'_> {
-    /// e ← β·e + Δ (SparseLoCo, eq. 2): product and sum in f64, rounded to f32 once.
-    #[inline(always)]
-    pub(crate) fn accumulate(&mut self) {
-        for (e, &delta) in self.e.iter_mut().zip(self.delta) {
-            *e = (self.decay * f64::from(*e) + f64::from(delta)) as f32;
-        }
-    }
+    pub(crate) dct: dct::Scratch,
 }
 
 /// Accumulates Δ into e, writes what is sent into `out`, which has room for the longest segment, and subtracts it from
@@ -59,10 +44,9 @@ pub(crate) fn encode<S: Simd>(
     scratch.unary.clear();
     scratch.unary.resize((segment.chunks * segment.unary_bits_max()).div_ceil(64), 0);
     let mut unary_bits = 0;
-    let Feedback { e, delta, decay } = feedback;
-    for (e, delta) in e.chunks_mut(segment.chunk_len).zip(delta.chunks(segment.chunk_len)) {
-        Feedback { e: &mut *e, delta, decay }.accumulate();
-        encode_chunk(simd, segment, limits, e, &mut writer, scratch, &mut unary_bits)?;
+    for mut chunk in feedback.chunks(segment.chunk_len) {
+        chunk.accumulate(segment.transform, &mut scratch.dct);
+        encode_chunk(simd, segment, limits, chunk.e, &mut writer, scratch, &mut unary_bits)?;
     }
     writer.put_words(&scratch.unary, unary_bits);
     Ok(writer.finish())
@@ -78,7 +62,7 @@ fn encode_chunk<S: Simd>(
     scratch: &mut Scratch,
     unary_bits: &mut usize,
 ) -> Result<(), NotFinite> {
-    let Scratch { selection, levels, magnitudes, gaps, signs, unary } = scratch;
+    let Scratch { selection, levels, magnitudes, gaps, signs, unary, dct: _ } = scratch;
     let (k, low_bits) = (segment.k, segment.low_bits);
     if selection.select_largest(simd, chunk, k) > magnitude_bits(f32::MAX) {
         return Err(NotFinite);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rayon::ThreadPool;
 use templar_codec::{Codec, Contribution, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
 const CHUNK: usize = 4096;
 const PEERS: usize = 20;
@@ -21,6 +21,8 @@ const SEGMENT_PARAMS: usize = 1 << 16;
 /// all values are equal. The outer step needs eight bytes per parameter of a chunk, a table of 8 KiB, and one chunk's
 /// entries per peer.
 const THREAD_BYTES: usize = 4 * CHUNK * size_of::<f32>();
+/// What a transform adds: a square of f64 and one of f32 there, or two of i64 back where there is no other working memory.
+const TRANSFORM_BYTES: usize = 3 * CHUNK * size_of::<f32>();
 /// Two slices, a start, and a length or a checked sum.
 const SEGMENT_BYTES: usize = 96;
 /// A norm in each contribution, a clip factor for it, and the median.
@@ -62,20 +64,22 @@ fn peak_bytes<T>(work: impl FnOnce() -> T) -> (usize, T) {
 }
 
 fn layout() -> Arc<Layout> {
-    let shapes = [vec![1024, 1024], vec![300], vec![777, 1000], vec![60, 60], vec![5]];
+    let shapes = [vec![1024, 1024], vec![1024, 1024], vec![300], vec![777, 1000], vec![60, 60], vec![5]];
     Arc::new(Layout::new(shapes.into_iter().enumerate().map(|(index, shape)| (format!("tensor{index}"), shape))))
 }
 
-fn check(kind: CodecKind, pool: &ThreadPool, delta: &[f32]) {
+fn check(kind: CodecKind, transform: Transform, pool: &ThreadPool, delta: &[f32]) {
     let threads = pool.current_num_threads();
-    let codec = Codec::new(layout(), &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 });
+    let codec =
+        Codec::new(layout(), &CodecSpec { kind, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0, transform });
     let (tensors, params) = (codec.layout().tensors().len(), delta.len());
     // Each tensor may end in a segment of its own.
     let segments = params.div_ceil(SEGMENT_PARAMS) + 2 * tensors;
-    let bound = threads * THREAD_BYTES + segments * SEGMENT_BYTES + tensors * TENSOR_BYTES * PEERS;
+    let thread_bytes = THREAD_BYTES + if transform == Transform::Dct { TRANSFORM_BYTES } else { 0 };
+    let bound = threads * thread_bytes + segments * SEGMENT_BYTES + tensors * TENSOR_BYTES * PEERS;
     assert!(bound < params / 8, "the bound rules out a copy of even one bit per parameter");
     let assert_bounded = |what: &str, extra: usize| {
-        assert!(extra <= bound, "{what}, {kind:?}, {threads} threads: {extra} bytes, more than {bound}");
+        assert!(extra <= bound, "{what}, {kind:?}, {transform:?}, {threads} threads: {extra} bytes, more than {bound}");
     };
 
     let (mut e, mut theta) = (vec![0.0; params], vec![0.0; params]);
@@ -103,10 +107,15 @@ fn no_step_needs_more_than_a_few_chunks_per_thread() {
     for pool in &pools {
         pool.broadcast(|_| ());
     }
-    for kind in [CodecKind::TopkSign, CodecKind::TopkTwoBit, CodecKind::DenseF32] {
+    for (kind, transform) in [
+        (CodecKind::TopkSign, Transform::None),
+        (CodecKind::TopkTwoBit, Transform::None),
+        (CodecKind::DenseF32, Transform::None),
+        (CodecKind::TopkSign, Transform::Dct),
+    ] {
         for pool in &pools {
-            check(kind, pool, &varied);
-            check(kind, pool, &equal);
+            check(kind, transform, pool, &varied);
+            check(kind, transform, pool, &equal);
         }
     }
 }

@@ -4,7 +4,7 @@ use templar_model::presets::Preset;
 use templar_protocol::hash::Hash32;
 use templar_protocol::run::{
     ChainSpec, CodecKind, CodecSpec, DataSpec, MeanOver, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec,
-    Theta0Source, Theta0Spec, WindowSpec,
+    Theta0Source, Theta0Spec, Transform, WindowSpec,
 };
 
 /// Stake of each validator in a local network. A neuron needs half of it to be a validator.
@@ -57,7 +57,14 @@ pub fn run_defaults(
         model: preset.model.clone(),
         theta0: Theta0Spec { seed: theta0_seed, root: Hash32::default(), source: Theta0Source::Seed },
         data,
-        codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 16.0 },
+        codec: CodecSpec {
+            kind: CodecKind::TopkSign,
+            chunk: 4096,
+            k: 64,
+            error_decay: 0.95,
+            max_abs: 16.0,
+            transform: Transform::None,
+        },
         inner: preset.inner.clone(),
         outer: OuterSpec { rate: 1.0, mean_over: MeanOver::Senders, min_senders: 2 },
         roster: RosterSpec {

@@ -107,6 +107,28 @@ mod tests {
     }
 
     #[test]
+    fn a_transform_needs_top_k_and_square_chunks() {
+        let with = |edit: fn(&mut CodecSpec)| {
+            error(|run| {
+                run.codec.transform = Transform::Dct;
+                edit(&mut run.codec);
+            })
+        };
+        assert_eq!(
+            with(|codec| codec.kind = CodecKind::DenseF32),
+            "`codec.transform` is dct, which needs a codec.kind that picks values: topk-sign or topk-2bit, not dense-f32"
+        );
+        assert_eq!(
+            with(|codec| codec.chunk = 1024),
+            "`codec.transform` is dct, which needs codec.chunk = 4096, not 1024"
+        );
+        let mut run = spec();
+        run.codec.transform = Transform::Dct;
+        assert_eq!(RunSpec::from_toml(&run.to_toml()), Ok(run.clone()));
+        assert_ne!(run.id(), spec().id());
+    }
+
+    #[test]
     fn the_table_has_every_key_in_the_order_of_the_file() {
         let text = spec().to_toml();
         let mut section = String::new();

@@ -8,7 +8,8 @@ use crate::layout::ModelSpec;
 use crate::roster::{EntryId, Miner, Roster, Uid, Validator};
 use crate::run::{
     ChainSpec, CodecKind, CodecSpec, DataSpec, InnerSpec, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, MeanOver,
-    Optimiser, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec, Theta0Source, Theta0Spec, WindowSpec,
+    Optimiser, OuterSpec, PROTOCOL_VERSION, RosterSpec, RunSpec, ScoringSpec, Theta0Source, Theta0Spec, Transform,
+    WindowSpec,
 };
 
 /// A small valid run.
@@ -32,7 +33,14 @@ pub fn spec() -> RunSpec {
         model,
         theta0: Theta0Spec { seed: 1, root: Hash32::of(b"theta0"), source: Theta0Source::Seed },
         data: DataSpec { manifest: Hash32::of(b"manifest"), seed: 1 },
-        codec: CodecSpec { kind: CodecKind::TopkSign, chunk: 4096, k: 64, error_decay: 0.95, max_abs: 1.0 },
+        codec: CodecSpec {
+            kind: CodecKind::TopkSign,
+            chunk: 4096,
+            k: 64,
+            error_decay: 0.95,
+            max_abs: 1.0,
+            transform: Transform::None,
+        },
         inner: InnerSpec {
             steps: 4,
             batch_sequences: 8,

@@ -1,13 +1,12 @@
 //! The formats that are compared: ours through the real codec, the others as simply as possible.
 
-use std::f64::consts::PI;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
-use templar_codec::{Codec, EncodeError};
+use templar_codec::{Codec, Contribution, EncodeError, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::CodecKind;
+use templar_protocol::run::{CodecKind, CodecSpec, OuterSpec, Transform};
 
 use crate::codec;
 
@@ -15,7 +14,7 @@ use crate::codec;
 const PLAIN_BITS: f64 = 44.0;
 /// As the reference system stores it: 12 bits of position and a byte of code.
 const REFERENCE_BITS: f64 = 20.0;
-/// Side of the square into which the cosine transform arranges a chunk.
+/// Side of the square that the cosine transform takes.
 const SIDE: usize = 64;
 
 /// How Δ becomes what is sent.
@@ -31,8 +30,10 @@ pub enum Format {
     /// The reference system's quantiser, from its description; see [`reference`].
     #[serde(rename = "reference-2bit")]
     Reference,
-    /// topk-sign of the cosine transform (DCT-II) of full chunks, as in DeMo.
+    /// topk-sign of the cosine transform of full chunks: the protocol's.
     OneBitDct,
+    /// The same of 64 × 64 tiles of matrices, as in DeMo: the protocol's on reordered parameters.
+    OneBitDctTiles,
     /// DiLoCo: every value as f32, no error feedback.
     Dense,
 }
@@ -45,6 +46,7 @@ impl fmt::Display for Format {
             Self::TwoBit => "topk-2bit",
             Self::Reference => "reference-2bit",
             Self::OneBitDct => "topk-sign of the DCT",
+            Self::OneBitDctTiles => "topk-sign of the DCT of tiles",
             Self::Dense => "dense f32 (DiLoCo)",
         })
     }
@@ -56,6 +58,8 @@ pub(super) struct Sent {
     pub(super) values: Vec<f32>,
     pub(super) relative_error: f64,
     pub(super) bits_per_value: f64,
+    /// What [`Compressor::take_step`] takes, if the coordinates are not those of parameters.
+    pub(super) transformed: Option<Contribution>,
 }
 
 /// One peer's error feedback and the format that it sends in.
@@ -65,12 +69,25 @@ pub(super) struct Compressor {
     layout: Layout,
     codec: Codec,
     error: Vec<f32>,
-    cosines: Vec<f64>,
+    /// Where each of the codec's parameters lies in the model.
+    order: Vec<usize>,
 }
 
 impl Format {
-    pub const ALL: [Self; 6] =
-        [Self::Unquantised, Self::OneBit, Self::TwoBit, Self::Reference, Self::OneBitDct, Self::Dense];
+    pub const ALL: [Self; 7] = [
+        Self::Unquantised,
+        Self::OneBit,
+        Self::TwoBit,
+        Self::Reference,
+        Self::OneBitDct,
+        Self::OneBitDctTiles,
+        Self::Dense,
+    ];
+
+    /// Whether contributions are summed in coordinates other than parameters.
+    pub(super) fn is_transformed(self) -> bool {
+        matches!(self, Self::OneBitDct | Self::OneBitDctTiles)
+    }
 
     pub(super) fn compressor(self, layout: &Layout) -> Compressor {
         let kind = match self {
@@ -78,16 +95,13 @@ impl Format {
             Self::Dense => CodecKind::DenseF32,
             _ => CodecKind::TopkSign,
         };
-        let cosine = |frequency: usize, at: usize| {
-            let norm = if frequency == 0 { (1.0 / SIDE as f64).sqrt() } else { (2.0 / SIDE as f64).sqrt() };
-            norm * (PI * (at as f64 + 0.5) * frequency as f64 / SIDE as f64).cos()
-        };
+        let transform = if self.is_transformed() { Transform::Dct } else { Transform::None };
         Compressor {
             format: self,
             layout: layout.clone(),
-            codec: Codec::new(Arc::new(layout.clone()), &codec::spec(kind)),
+            codec: Codec::new(Arc::new(layout.clone()), &CodecSpec { transform, ..codec::spec(kind) }),
             error: vec![0.0; layout.len()],
-            cosines: (0..SIDE * SIDE).map(|at| cosine(at / SIDE, at % SIDE)).collect(),
+            order: if self == Self::OneBitDctTiles { by_tiles(layout) } else { (0..layout.len()).collect() },
         }
     }
 }
@@ -95,22 +109,19 @@ impl Format {
 impl Compressor {
     /// e ← β·e + Δ; what is sent is subtracted from e.
     pub(super) fn send(&mut self, delta: &[f32]) -> Result<Sent, EncodeError> {
-        let mut delta = delta.to_vec();
-        if self.format == Format::OneBitDct {
-            self.transform(&mut delta, true);
-        }
+        let delta = self.ordered(delta);
         if self.format == Format::Dense {
-            return Ok(Sent { values: delta, relative_error: 0.0, bits_per_value: 32.0 });
+            return Ok(Sent { values: delta, relative_error: 0.0, bits_per_value: 32.0, transformed: None });
         }
         let payload = self.codec.encode(&mut self.error, &delta)?;
         let bits = 8.0 * payload.len() as f64;
         let contribution = self.codec.decode(payload).expect("own payload");
         let mut values = vec![0.0; delta.len()];
-        contribution.add_scaled(&mut values, 1.0);
+        contribution.give_back(&mut values);
         let mut bits_per_value = bits / contribution.values_sent().max(1) as f64;
         // All formats use the codec's choice of positions; only the values differ. The codec has already subtracted its
         // own values, so they are added back.
-        contribution.add_scaled(&mut self.error, 1.0);
+        contribution.give_back(&mut self.error);
         let kept: Vec<f32> =
             values.iter().zip(&self.error).map(|(&sent, &e)| if sent == 0.0 { 0.0 } else { e }).collect();
         match self.format {
@@ -130,44 +141,44 @@ impl Compressor {
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
         let lost = square(&mut kept.iter().zip(&values).map(|(&kept, &sent)| f64::from(kept) - f64::from(sent)));
         let all = square(&mut kept.iter().map(|&kept| f64::from(kept)));
-        Ok(Sent { values, relative_error: if all == 0.0 { 0.0 } else { lost / all }, bits_per_value })
+        let relative_error = if all == 0.0 { 0.0 } else { lost / all };
+        let transformed = self.format.is_transformed().then_some(contribution);
+        Ok(Sent { values, relative_error, bits_per_value, transformed })
     }
 
-    /// Converts from the format's coordinates to parameters.
-    pub(super) fn to_parameters(&self, mut values: Vec<f32>) -> Vec<f32> {
-        if self.format == Format::OneBitDct {
-            self.transform(&mut values, false);
-        }
-        values
-    }
-
-    /// The orthonormal two-dimensional cosine transform of every full chunk, or its inverse.
-    fn transform(&self, values: &mut [f32], forward: bool) {
-        for tensor in self.layout.tensors() {
-            for chunk in values[tensor.range()].chunks_exact_mut(SIDE * SIDE) {
-                let rows = self.along_rows(&chunk.iter().map(|&value| f64::from(value)).collect::<Vec<_>>(), forward);
-                let both = self.along_rows(&transposed(&rows), forward);
-                for (value, new) in chunk.iter_mut().zip(transposed(&both)) {
-                    *value = new as f32;
-                }
-            }
+    /// θ after the protocol's own outer step with contributions of a transform, which `outer_step` turns into parameters.
+    pub(super) fn take_step(&self, theta: &mut [f32], sent: &[Sent], outer: &OuterSpec) {
+        let contributions: Vec<&Contribution> = sent.iter().filter_map(|sent| sent.transformed.as_ref()).collect();
+        let mut ordered = self.ordered(theta);
+        outer_step(&self.layout, &mut ordered, &contributions, outer);
+        for (&at, moved) in self.order.iter().zip(ordered) {
+            theta[at] = moved;
         }
     }
 
-    fn along_rows(&self, square: &[f64], forward: bool) -> Vec<f64> {
-        let coefficient = |to: usize, from: usize| {
-            if forward { self.cosines[to * SIDE + from] } else { self.cosines[from * SIDE + to] }
-        };
-        let value = |row: &[f64], to: usize| (0..SIDE).map(|from| row[from] * coefficient(to, from)).sum();
-        square
-            .chunks_exact(SIDE)
-            .flat_map(|row| (0..SIDE).map(move |to| value(row, to)).collect::<Vec<f64>>())
-            .collect()
+    /// Parameters in the order in which the format cuts them into chunks.
+    fn ordered(&self, values: &[f32]) -> Vec<f32> {
+        self.order.iter().map(|&at| values[at]).collect()
     }
 }
 
-fn transposed(square: &[f64]) -> Vec<f64> {
-    (0..SIDE * SIDE).map(|at| square[at % SIDE * SIDE + at / SIDE]).collect()
+/// The parameters of each matrix tile by tile, 64 rows by 64 columns, where it has both; the others as they are.
+fn by_tiles(layout: &Layout) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..layout.len()).collect();
+    for tensor in layout.tensors() {
+        let [rows, columns] = tensor.shape[..] else { continue };
+        let (rows, columns) = (rows as usize / SIDE * SIDE, columns as usize);
+        if !columns.is_multiple_of(SIDE) {
+            continue;
+        }
+        let key = |within: usize| {
+            let (row, column) = (within / columns, within % columns);
+            (row / SIDE, column / SIDE, row, column)
+        };
+        let start = tensor.range().start;
+        order[start..start + rows * columns].sort_by_key(|&at| key(at - start));
+    }
+    order
 }
 
 /// The reference system's quantiser on one tensor: four bins 1.5 σ wide around the mean (offset by half a bin), each
@@ -195,20 +206,44 @@ fn reference(values: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use templar_protocol::run::MeanOver;
+
     use super::*;
 
     #[test]
-    fn the_transform_is_orthonormal() {
-        let layout = Layout::new([("w".to_owned(), vec![64, 70])]);
-        let compressor = Format::OneBitDct.compressor(&layout);
-        let values: Vec<f32> = (0..layout.len()).map(|at| ((at * 37) % 101) as f32 - 50.0).collect();
-        let mut there = values.clone();
-        compressor.transform(&mut there, true);
-        let energy = |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
-        assert!((energy(&there) / energy(&values) - 1.0).abs() < 1e-5);
-        assert!((there[0] - values[0]).abs() > 1.0, "it does something");
-        let back = compressor.to_parameters(there);
-        assert!(values.iter().zip(&back).all(|(a, b)| (a - b).abs() < 1e-3));
+    fn tiles_are_squares_of_a_matrix() {
+        let layout = Layout::new([("norm".to_owned(), vec![3]), ("w".to_owned(), vec![70, 128])]);
+        let order = by_tiles(&layout);
+        let at = |row: usize, column: usize| 3 + row * 128 + column;
+        assert_eq!(order[..5], [0, 1, 2, at(0, 0), at(0, 1)]);
+        assert_eq!((order[3 + SIDE], order[3 + SIDE * SIDE]), (at(1, 0), at(0, 64)));
+        // Rows that fill no tile stay as they are.
+        assert_eq!(order[3 + SIDE * 128..], (at(64, 0)..layout.len()).collect::<Vec<_>>());
+        let mut sorted = order;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..layout.len()).collect::<Vec<_>>());
+    }
+
+    /// One peer that owes something smooth in rows and columns: few coefficients of a tile have most of it.
+    #[test]
+    fn a_step_of_coefficients_moves_parameters() {
+        let layout = Layout::new([("w".to_owned(), vec![128, 128])]);
+        let smooth = |at: usize| ((at / 128) as f32 / 40.0).cos() * ((at % 128) as f32 / 40.0).cos();
+        let delta: Vec<f32> = (0..layout.len()).map(smooth).collect();
+        let left = |format: Format| {
+            let mut compressor = format.compressor(&layout);
+            let sent = compressor.send(&delta).unwrap();
+            let mut theta = delta.clone();
+            compressor.take_step(
+                &mut theta,
+                &[sent],
+                &OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 },
+            );
+            theta.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>()
+        };
+        let all: f64 = delta.iter().map(|&value| f64::from(value).powi(2)).sum();
+        let (tiles, runs) = (left(Format::OneBitDctTiles), left(Format::OneBitDct));
+        assert!(tiles < runs && runs < all, "{tiles} {runs} {all}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use templar_protocol::layout::Layout;
+use templar_protocol::run::{MeanOver, OuterSpec};
 
 /// The divisor of the sum of the sent values, per coordinate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +27,15 @@ impl fmt::Display for Rule {
 }
 
 impl Rule {
+    /// The protocol's values for this rule.
+    pub(super) fn outer(self, rate: f64) -> OuterSpec {
+        let (mean_over, min_senders) = match self {
+            Self::Peers => (MeanOver::Peers, 1),
+            Self::Senders { at_least } => (MeanOver::Senders, at_least as u32),
+        };
+        OuterSpec { rate, mean_over, min_senders }
+    }
+
     /// The outer step without the sign: the protocol's rule in f64, clipping to the lower median norm of each tensor
     /// included. (The protocol itself adds integers; the formats compared here include ones that it does not have.)
     pub(super) fn aggregate(self, layout: &Layout, peers: &[&[f32]], rate: f64) -> Vec<f32> {
@@ -61,7 +71,7 @@ mod tests {
     use std::sync::Arc;
 
     use templar_codec::{Codec, outer_step};
-    use templar_protocol::run::{CodecKind, MeanOver, OuterSpec};
+    use templar_protocol::run::CodecKind;
 
     use super::*;
 
@@ -86,12 +96,9 @@ mod tests {
             })
             .collect();
         let peers: Vec<&[f32]> = dense.iter().map(Vec::as_slice).collect();
-        for (rule, mean_over, min_senders) in
-            [(Rule::Peers, MeanOver::Peers, 1), (Rule::Senders { at_least: 2 }, MeanOver::Senders, 2)]
-        {
+        for rule in [Rule::Peers, Rule::Senders { at_least: 2 }] {
             let mut theta = vec![0.0; layout.len()];
-            let outer = OuterSpec { rate: 0.7, mean_over, min_senders };
-            outer_step(&layout, &mut theta, &contributions.iter().collect::<Vec<_>>(), &outer);
+            outer_step(&layout, &mut theta, &contributions.iter().collect::<Vec<_>>(), &rule.outer(0.7));
             let step = rule.aggregate(&layout, &peers, 0.7);
             assert!(theta.iter().zip(&step).all(|(theta, step)| (theta + step).abs() < 1e-6));
         }

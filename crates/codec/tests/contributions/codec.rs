@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use templar_codec::{ChunkError, Codec, Contribution, DecodeError, EncodeError};
 use templar_protocol::hash::Hash32;
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 
 use crate::plain;
 use crate::samples::{codec, codecs, crafted, encode, layout, stream, values};
@@ -194,7 +194,14 @@ fn a_non_finite_value_is_named() {
 fn error_feedback_decays_and_rounds_once() {
     let codec = Codec::new(
         layout(&[4]),
-        &CodecSpec { kind: CodecKind::TopkSign, chunk: 4, k: 1, error_decay: 0.1, max_abs: 1.0 },
+        &CodecSpec {
+            kind: CodecKind::TopkSign,
+            chunk: 4,
+            k: 1,
+            error_decay: 0.1,
+            max_abs: 1.0,
+            transform: Transform::None,
+        },
     );
     let start = [3.0f32, 1.0, f32::MAX, 0.0];
     let delta = [-0.3, 0.5, f32::MAX, -0.0];

@@ -1,5 +1,5 @@
 //! Golden vectors in `testdata/contributions`, for this and every other implementation: payloads with the values that they
-//! send, and in `rejects.json` payloads with the rule of the specification (section 5) that each breaks.
+//! send (under a transform also with what one of them makes of θ = 0), and in `rejects.json` payloads with the rule of the specification (section 5) that each breaks.
 //!
 //! `TEMPLAR_BLESS=1 cargo test -p templar-codec golden` rewrites them. A difference is a change of the protocol.
 
@@ -7,17 +7,17 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use templar_codec::{Codec, DecodeError};
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_codec::{Codec, DecodeError, outer_step};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
-use crate::samples::{crafted, encode, layout, values};
+use crate::samples::{crafted, dct_spec, encode, layout, values};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/contributions")
 }
 
 fn spec(kind: CodecKind, chunk: u32, k: u32) -> CodecSpec {
-    CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0 }
+    CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0, transform: Transform::None }
 }
 
 /// Name, specification, and the lengths of the tensors.
@@ -30,6 +30,7 @@ fn cases() -> Vec<(&'static str, CodecSpec, Vec<u64>)> {
         ("everything", spec(CodecKind::TopkSign, 64, 64), vec![150]),
         ("dense", spec(CodecKind::DenseF32, 16, 1), vec![40, 3]),
         ("empty-chunk", spec(CodecKind::TopkTwoBit, 16, 3), vec![48, 5]),
+        ("dct", dct_spec(CodecKind::TopkTwoBit, 64), vec![4096 + 100, 64]),
     ]
 }
 
@@ -42,17 +43,26 @@ fn vector(name: &str, spec: &CodecSpec, lengths: &[u64], seed: u64) -> Value {
         e[48..].fill(0.0);
     }
     let payload = encode(&codec, &e).unwrap();
+    let contribution = codec.decode(payload.clone()).unwrap();
     let mut sent = vec![0.0; codec.layout().len()];
-    codec.decode(payload.clone()).unwrap().add_scaled(&mut sent, 1.0);
+    contribution.give_back(&mut sent);
     let nonzero = || sent.iter().enumerate().filter(|(_, value)| **value != 0.0);
-    json!({
+    let mut vector = json!({
         "name": name,
         "codec": codec_json(spec),
         "tensor_lengths": lengths,
         "payload_hex": hex::encode(payload),
         "positions": nonzero().map(|(position, _)| position).collect::<Vec<_>>(),
         "value_bits": nonzero().map(|(_, value)| value.to_bits()).collect::<Vec<_>>(),
-    })
+    });
+    if spec.transform == Transform::Dct {
+        let mut theta = vec![0.0; codec.layout().len()];
+        let outer = OuterSpec { rate: 1.0, mean_over: MeanOver::Peers, min_senders: 1 };
+        outer_step(codec.layout(), &mut theta, &[&contribution], &outer);
+        vector["codec"]["transform"] = json!(spec.transform);
+        vector["theta_bits"] = theta.iter().map(|value| value.to_bits()).collect();
+    }
+    vector
 }
 
 fn codec_json(spec: &CodecSpec) -> Value {

@@ -5,6 +5,7 @@
 
 mod attacks;
 mod codec;
+mod dct;
 mod golden;
 mod outer_step;
 mod plain;

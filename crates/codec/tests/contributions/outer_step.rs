@@ -5,9 +5,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use templar_codec::{Codec, Contribution, clip_factors, outer_step};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, MeanOver, OuterSpec, Transform};
 
-use crate::samples::{codec, codecs, encode, layout, stream, values};
+use crate::plain;
+use crate::samples::{codec, codecs, dct, encode, layout, stream, transformed, values};
 
 /// Contributions of `count` peers; the later ones louder, so that some are clipped.
 fn contributions(codec: &Codec, seed: u64, count: u64) -> Vec<Contribution> {
@@ -22,10 +23,10 @@ fn contributions(codec: &Codec, seed: u64, count: u64) -> Vec<Contribution> {
         .collect()
 }
 
-/// Value by value: `None` where the contribution did not send the parameter.
+/// Value by value, in the codec's coordinates: `None` where the contribution did not send it.
 fn sparse(codec: &Codec, contribution: &Contribution, dense: bool) -> Vec<Option<f32>> {
     let mut values = vec![0.0; codec.layout().len()];
-    contribution.add_scaled(&mut values, 1.0);
+    contribution.give_back(&mut values);
     values.into_iter().map(|value| (dense || value != 0.0).then_some(value)).collect()
 }
 
@@ -37,8 +38,8 @@ fn step(layout: &Layout, theta: &[f32], contributions: &[&Contribution], outer: 
 }
 
 /// The rule of the module `aggregate`, parameter by parameter.
-fn oracle(theta: &[f32], sent: &[Vec<Option<f32>>], layout: &Layout, outer: &OuterSpec) -> Vec<f32> {
-    let mut next = theta.to_vec();
+fn oracle(theta: &[f32], sent: &[Vec<Option<f32>>], codec: &Codec, spec: &CodecSpec, outer: &OuterSpec) -> Vec<f32> {
+    let (layout, mut sums) = (codec.layout(), vec![0i128; theta.len()]);
     for tensor in layout.tensors() {
         let norms: Vec<f64> = sent
             .iter()
@@ -53,20 +54,20 @@ fn oracle(theta: &[f32], sent: &[Vec<Option<f32>>], layout: &Layout, outer: &Out
                 MeanOver::Peers => sent.len(),
                 MeanOver::Senders => senders.max(outer.min_senders as usize),
             };
-            let mut sum = 0i128;
             for (values, &norm) in sent.iter().zip(&norms) {
                 let clip = if norm == 0.0 { 1.0 } else { (median / norm).min(1.0) };
                 if let Some(value) = values[index] {
                     let exact = f64::from(value) * clip * outer.rate / r as f64 * 2f64.powi(40);
-                    sum += exact.round_ties_even() as i128;
+                    sums[index] += exact.round_ties_even() as i128;
                 }
-            }
-            if sum != 0 {
-                next[index] = (f64::from(next[index]) - sum as f64 * 2f64.powi(-40)) as f32;
             }
         }
     }
-    next
+    if spec.transform == Transform::Dct {
+        plain::inverse_dct(layout, &mut sums);
+    }
+    let moved = |theta: f32, sum: i128| (f64::from(theta) - sum as f64 * 2f64.powi(-40)) as f32;
+    theta.iter().zip(sums).map(|(&theta, sum)| if sum == 0 { theta } else { moved(theta, sum) }).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -91,15 +92,33 @@ proptest! {
         let dense = spec.kind == CodecKind::DenseF32;
         let sent: Vec<_> = contributions.iter().map(|c| sparse(&codec, c, dense)).collect();
         let found = step(layout, &theta, &contributions.iter().collect::<Vec<_>>(), &outer);
-        let expected = oracle(&theta, &sent, layout, &outer);
+        let expected = oracle(&theta, &sent, &codec, &spec, &outer);
+        prop_assert_eq!(bits(&found), bits(&expected));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn agrees_with_the_oracle_in_coefficients((spec, codec) in transformed(), seed: u64, count in 1u64..5, outer in outers()) {
+        let layout = codec.layout();
+        let theta = values(!seed, layout.len());
+        let contributions = contributions(&codec, seed, count);
+        let sent: Vec<_> = contributions.iter().map(|c| sparse(&codec, c, false)).collect();
+        let found = step(layout, &theta, &contributions.iter().collect::<Vec<_>>(), &outer);
+        let expected = oracle(&theta, &sent, &codec, &spec, &outer);
         prop_assert_eq!(bits(&found), bits(&expected));
     }
 }
 
 /// A model of several segments, with tails; twenty peers; both rules.
-fn fixed_case() -> (Arc<Layout>, Vec<f32>, Vec<Contribution>) {
+fn fixed_case(transform: Transform) -> (Arc<Layout>, Vec<f32>, Vec<Contribution>) {
     let lengths = [70_000, 256, 4096, 5000, 1];
-    let codec = codec(CodecKind::TopkSign, &lengths, 1024, 32, 2.0);
+    let codec = match transform {
+        Transform::None => codec(CodecKind::TopkSign, &lengths, 1024, 32, 2.0),
+        Transform::Dct => dct(&lengths, 128),
+    };
     let layout = layout(&lengths);
     let theta = values(77, layout.len());
     let contributions = contributions(&codec, 42, 20);
@@ -108,17 +127,24 @@ fn fixed_case() -> (Arc<Layout>, Vec<f32>, Vec<Contribution>) {
 
 #[test]
 fn threads_and_order_do_not_change_a_bit() {
-    let (layout, theta, contributions) = fixed_case();
-    let mut refs: Vec<&Contribution> = contributions.iter().collect();
+    let goldens = [
+        (Transform::None, MeanOver::Peers, GOLDEN_PEERS),
+        (Transform::None, MeanOver::Senders, GOLDEN_SENDERS),
+        (Transform::Dct, MeanOver::Peers, GOLDEN_DCT_PEERS),
+        (Transform::Dct, MeanOver::Senders, GOLDEN_DCT_SENDERS),
+    ];
     let mut random = stream(3);
-    for (mean_over, golden) in [(MeanOver::Peers, GOLDEN_PEERS), (MeanOver::Senders, GOLDEN_SENDERS)] {
+    for (transform, mean_over, golden) in goldens {
+        let (layout, theta, contributions) = fixed_case(transform);
+        let mut refs: Vec<&Contribution> = contributions.iter().collect();
         let outer = OuterSpec { rate: 0.7, mean_over, min_senders: 3 };
         for threads in [1, 2, 4] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for _ in 0..3 {
                 random.shuffle(&mut refs);
                 let next = pool.install(|| step(&layout, &theta, &refs, &outer));
-                assert_eq!(layout.state_root(&next).to_string(), golden, "{mean_over:?}, {threads} threads");
+                let root = layout.state_root(&next).to_string();
+                assert_eq!(root, golden, "{transform:?}, {mean_over:?}, {threads} threads");
             }
         }
     }
@@ -127,6 +153,8 @@ fn threads_and_order_do_not_change_a_bit() {
 /// State roots of the fixed case: a change here is a change of the protocol.
 const GOLDEN_PEERS: &str = "d4025aac260feb76ed7b04844c1be90d4ee935826bc12fa20a417357256b1dbb";
 const GOLDEN_SENDERS: &str = "4995f7d0341ea5601122ab49c113d6e8429c65ebbef5a9b0b7abcbf0daa2c851";
+const GOLDEN_DCT_PEERS: &str = "a45a442f63a79476941c50345c5abb051310b3ebd7e559b27db01911e429eae4";
+const GOLDEN_DCT_SENDERS: &str = "c343ca797e89db2f754a316210f7f7da3d20512084ca83bf2965dc230c9ad91a";
 
 #[test]
 fn untouched_parameters_keep_their_bits() {
@@ -155,7 +183,14 @@ fn untouched_parameters_keep_their_bits() {
 
 #[test]
 fn the_largest_numbers_that_a_run_allows_do_not_overflow() {
-    let spec = CodecSpec { kind: CodecKind::DenseF32, chunk: 16, k: 16, error_decay: 1.0, max_abs: 1024.0 };
+    let spec = CodecSpec {
+        kind: CodecKind::DenseF32,
+        chunk: 16,
+        k: 16,
+        error_decay: 1.0,
+        max_abs: 1024.0,
+        transform: Transform::None,
+    };
     let codec = Codec::new(layout(&[16]), &spec);
     let loud = codec.decode(encode(&codec, &[f32::MAX; 16]).unwrap()).unwrap();
     for mean_over in [MeanOver::Peers, MeanOver::Senders] {

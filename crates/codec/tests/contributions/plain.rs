@@ -1,4 +1,7 @@
-//! A second writer of the format, bit by bit from its specification: what every other implementation must do.
+//! A second writer of the format, and a second transform, from their specifications: what every other implementation must do.
+
+use std::f64::consts::PI;
+use std::sync::LazyLock;
 
 use templar_protocol::layout::Layout;
 use templar_protocol::run::{CodecKind, CodecSpec};
@@ -70,3 +73,30 @@ fn segment(values: &[f32], len: usize, spec: &CodecSpec) -> (Vec<u8>, bool) {
 fn bits(value: u64, count: usize) -> impl Iterator<Item = bool> {
     (0..count).map(move |bit| value >> bit & 1 == 1)
 }
+
+/// What sums of coefficients are in parameters, in place: full chunks of 4096 are transformed.
+pub(crate) fn inverse_dct(layout: &Layout, sums: &mut [i128]) {
+    for tensor in layout.tensors() {
+        for chunk in sums[tensor.range()].chunks_exact_mut(4096) {
+            let rows: Vec<Vec<i128>> = chunk.chunks(64).map(inverse_line).collect();
+            for column in 0..64 {
+                let line: Vec<i128> = rows.iter().map(|row| row[column]).collect();
+                for (row, value) in inverse_line(&line).into_iter().enumerate() {
+                    chunk[64 * row + column] = value;
+                }
+            }
+        }
+    }
+}
+
+fn inverse_line(line: &[i128]) -> Vec<i128> {
+    let sum = |n: usize| line.iter().zip(&*FREQUENCIES).map(|(value, row)| value * row[n]).sum::<i128>();
+    (0..64).map(|n| (sum(n) + (1 << 28)) >> 29).collect()
+}
+
+/// A of the specification.
+static FREQUENCIES: LazyLock<Vec<Vec<i128>>> = LazyLock::new(|| {
+    let cosine = |angle: usize| (2f64.powf(26.5) * (angle as f64 * PI / 128.0).cos()).round() as i128;
+    let entry = |k: usize, n: usize| if k == 0 { 1 << 26 } else { cosine((2 * n + 1) * k % 256) };
+    (0..64).map(|k| (0..64).map(|n| entry(k, n)).collect()).collect()
+});

@@ -6,14 +6,14 @@ use proptest::prelude::*;
 use templar_codec::{Codec, EncodeError};
 use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::Layout;
-use templar_protocol::run::{CodecKind, CodecSpec};
+use templar_protocol::run::{CodecKind, CodecSpec, Transform};
 
 pub(crate) fn layout(lengths: &[u64]) -> Arc<Layout> {
     Arc::new(Layout::new(lengths.iter().enumerate().map(|(index, &len)| (format!("tensor{index}"), vec![len]))))
 }
 
 pub(crate) fn codec(kind: CodecKind, lengths: &[u64], chunk: u32, k: u32, max_abs: f64) -> Codec {
-    Codec::new(layout(lengths), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs })
+    Codec::new(layout(lengths), &CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs, transform: Transform::None })
 }
 
 /// Codecs of all kinds over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
@@ -22,7 +22,26 @@ pub(crate) fn codecs() -> impl Strategy<Value = (CodecSpec, Codec)> {
     let kind = prop::strategy::Union::new_weighted(kinds.map(|(weight, kind)| (weight, Just(kind))).to_vec());
     (kind, prop::collection::vec(0u64..200, 1..5), 1u32..=70, 0.0..1.0f64).prop_map(|(kind, lengths, chunk, share)| {
         let k = 1 + (share * f64::from(chunk - 1)) as u32;
-        let spec = CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0 };
+        let spec = CodecSpec { kind, chunk, k, error_decay: 0.95, max_abs: 4.0, transform: Transform::None };
+        (spec.clone(), Codec::new(layout(&lengths), &spec))
+    })
+}
+
+/// topk-sign of the cosine transform.
+pub(crate) fn dct(lengths: &[u64], k: u32) -> Codec {
+    Codec::new(layout(lengths), &dct_spec(CodecKind::TopkSign, k))
+}
+
+pub(crate) fn dct_spec(kind: CodecKind, k: u32) -> CodecSpec {
+    CodecSpec { kind, chunk: 4096, k, error_decay: 0.95, max_abs: 4.0, transform: Transform::Dct }
+}
+
+/// Codecs under the cosine transform over a few tensors, with full chunks, tails, and tensors shorter than a chunk.
+pub(crate) fn transformed() -> impl Strategy<Value = (CodecSpec, Codec)> {
+    let kind = prop_oneof![Just(CodecKind::TopkSign), Just(CodecKind::TopkTwoBit)];
+    let lengths = prop::collection::vec(prop_oneof![Just(4096u64), 0u64..9000], 1..3);
+    (kind, lengths, 1u32..=4096).prop_map(|(kind, lengths, k)| {
+        let spec = dct_spec(kind, k);
         (spec.clone(), Codec::new(layout(&lengths), &spec))
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write as _};
 use crate::hash::{Hash32, Hasher};
 use crate::run::spec::{
     CANDIDATES_MAX, CHUNK_MAX, MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, Optimiser, PROTOCOL_VERSION, RunSpec,
-    SENT_MAX, SENT_MIN, Theta0Source,
+    SENT_MAX, SENT_MIN, Theta0Source, Transform,
 };
 
 use Bound::{At, Of};
@@ -110,6 +110,7 @@ pub static KEYS: &[RunKey] = &[
     integer("codec.k", |run| run.codec.k.into(), (At(1), Of("codec.chunk", |run| run.codec.chunk.into())), "values", "Values sent per full chunk."),
     number("codec.error_decay", |run| run.codec.error_decay, (At(0.0), At(1.0)), "", "β: how much of the error feedback survives a window."),
     number("codec.max_abs", |run| run.codec.max_abs, (At(SENT_MIN), At(SENT_MAX)), "", "Largest magnitude that a sent value may have."),
+    RunKey { key: "codec.transform", values: Values::Choice { get: |run| run.codec.transform as u8, names: &["none", "dct"] }, unit: "", doc: "In which coordinates the largest values are picked and summed: the parameters, or the coefficients of a cosine transform of full chunks (DeMo). `dct` needs a top-k `codec.kind` and `codec.chunk = 4096`.", is_as_before: Some(|run| run.codec.transform == Transform::None) },
     integer("inner.steps", |run| run.inner.steps.into(), (At(1), At(10_000)), "steps", "H: inner steps per window."),
     integer("inner.batch_sequences", |run| run.inner.batch_sequences.into(), (At(1), At(1 << 16)), "sequences", "Sequences per inner step: a multiple of `inner.micro_batch_sequences`."),
     integer("inner.micro_batch_sequences", |run| run.inner.micro_batch_sequences.into(), (At(1), Of("inner.batch_sequences", |run| run.inner.batch_sequences.into())), "sequences", "Sequences per forward pass; gradients are accumulated over the passes of a step."),

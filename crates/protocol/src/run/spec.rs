@@ -17,6 +17,8 @@ pub const CANDIDATES_MAX: u32 = 256;
 pub const VALIDATORS_MAX: usize = 64;
 /// Most values in a chunk of the codec: positions are 16-bit integers.
 pub const CHUNK_MAX: u32 = 1 << 16;
+/// Values in a chunk that the codec can transform: a square of 64 by 64.
+pub const TRANSFORM_CHUNK: u32 = 64 * 64;
 /// Range of `codec.max_abs`: the codec's scales begin at 2^-28.
 pub const SENT_MIN: f64 = 1e-6;
 pub const SENT_MAX: f64 = 1024.0;
@@ -118,6 +120,18 @@ pub enum CodecKind {
     TopkTwoBit = 3,
 }
 
+/// In which coordinates the codec picks the largest values and contributions are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[borsh(use_discriminant = true)]
+pub enum Transform {
+    /// The parameters themselves.
+    #[default]
+    None = 1,
+    /// DeMo: the coefficients of the cosine transform (DCT-II) of each full chunk, taken as a square.
+    Dct = 2,
+}
+
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CodecSpec {
@@ -130,6 +144,8 @@ pub struct CodecSpec {
     pub error_decay: f64,
     /// Largest magnitude that a sent value may have.
     pub max_abs: f64,
+    #[serde(default)]
+    pub transform: Transform,
 }
 
 /// How gradients become inner steps.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::run::keys::{KEYS, Values};
-use crate::run::spec::{CANDIDATES_MAX, RunSpec};
+use crate::run::spec::{CANDIDATES_MAX, CodecKind, CodecSpec, RunSpec, TRANSFORM_CHUNK, Transform};
 
 /// Most parameters that a model may have: far more than any model of today, and few enough to calculate with.
 const PARAMETERS_MAX: u64 = 1 << 40;
@@ -31,6 +31,7 @@ impl RunSpec {
             "inner.micro_batch_sequences",
             inner.micro_batch_sequences,
         )?;
+        transform(&self.codec)?;
         check("roster.gather + roster.reserve", roster.gather + roster.reserve, 1, CANDIDATES_MAX)
     }
 }
@@ -50,6 +51,8 @@ pub enum RunSpecError {
     OutOfRange { key: &'static str, found: String, min: String, max: String },
     #[error("`{key}` is {found}, but must be a multiple of {of}, which is {divisor}")]
     NotMultiple { key: &'static str, found: u32, of: &'static str, divisor: u32 },
+    #[error("`{key}` is {found}, which needs {needs}")]
+    Needs { key: &'static str, found: &'static str, needs: String },
 }
 
 fn check<T: PartialOrd + fmt::Display + Copy>(key: &'static str, found: T, min: T, max: T) -> Result<(), RunSpecError> {
@@ -64,4 +67,18 @@ fn multiple(key: &'static str, found: u32, of: &'static str, divisor: u32) -> Re
         return Ok(());
     }
     Err(RunSpecError::NotMultiple { key, found, of, divisor })
+}
+
+fn transform(codec: &CodecSpec) -> Result<(), RunSpecError> {
+    if codec.transform == Transform::None {
+        return Ok(());
+    }
+    let needs = |needs: String| Err(RunSpecError::Needs { key: "codec.transform", found: "dct", needs });
+    match codec.kind {
+        CodecKind::DenseF32 => {
+            needs("a codec.kind that picks values: topk-sign or topk-2bit, not dense-f32".to_owned())
+        }
+        _ if codec.chunk != TRANSFORM_CHUNK => needs(format!("codec.chunk = {TRANSFORM_CHUNK}, not {}", codec.chunk)),
+        CodecKind::TopkSign | CodecKind::TopkTwoBit => Ok(()),
+    }
 }

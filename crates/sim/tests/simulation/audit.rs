@@ -18,7 +18,7 @@ use templar_sim::zoo::attack::accept_all;
 use templar_sim::zoo::layers::{forge_uploads, published};
 use templar_store::{MemoryCloud, MemoryStore, Store};
 
-use crate::{assert_one_history, certified, kill, run, start};
+use crate::{assert_one_history, certified, in_coefficients, kill, run, start};
 
 const VALIDATORS: [&str; 3] = ["validator-0", "validator-1", "validator-2"];
 /// The votes on window 11 certify the state after this many.
@@ -151,6 +151,14 @@ fn a_history_is_recomputed_from_any_one_archive() {
     // The chain names the same buckets.
     let found = wait(sources(&*ended.chain, &ended.spec)).unwrap();
     assert_eq!(found.iter().map(|source| &*source.bucket.bucket).collect::<Vec<_>>(), VALIDATORS);
+}
+
+#[test]
+fn contributions_as_coefficients_are_summed_again() {
+    let ended = ended(162, Retention::ForGood, in_coefficients);
+    let audited = ended.audit(&VALIDATORS);
+    assert_verified(&audited);
+    assert_eq!(audited.windows.theta_recomputed, all());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use templar_sim::r#virtual::scenario::Scenario;
 use templar_sim::zoo::layers::{alter_training, forge_uploads, published, rewrite_commitments, window_of};
 
 use crate::crashes::overlapping;
-use crate::{assert_one_history, run};
+use crate::{assert_one_history, in_coefficients, run};
 
 /// The chain never has miner-1's header of this window.
 const LATE: u64 = 2;
@@ -68,7 +68,7 @@ fn payload(objects: &Objects, window: u64) -> Vec<u8> {
 
 #[test]
 fn it_follows_from_what_was_committed_in_time_and_from_what_counted() {
-    for adjust in [|_: &mut RunSpec| {}, overlapping] {
+    for adjust in [|_: &mut RunSpec| {}, overlapping, in_coefficients] {
         let (spec, objects, deltas) = watched(adjust);
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let mut confirmed = (vec![0.0; codec.layout().len()], Hash32::default());
@@ -76,7 +76,7 @@ fn it_follows_from_what_was_committed_in_time_and_from_what_counted() {
             let mut values = confirmed.0.clone();
             // The first base that tells that it did not count.
             if window == UNOPENED + 1 + u64::from(spec.windows.delay_windows) {
-                codec.decode(payload(&objects, UNOPENED)).unwrap().add_scaled(&mut values, 1.0);
+                codec.decode(payload(&objects, UNOPENED)).unwrap().give_back(&mut values);
             }
             let sent = codec.encode(&mut values, &deltas[window as usize]).unwrap();
             let header = header(&objects, window);

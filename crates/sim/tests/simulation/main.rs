@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use templar_protocol::fault::FaultKind;
 use templar_protocol::roster::Uid;
+use templar_protocol::run::{RunSpec, Transform};
 use templar_record::event::{Event, NodeEvent};
 use templar_record::outcome::Outcome as End;
 use templar_record::report::WindowReport;
@@ -56,6 +57,13 @@ fn assert_one_history(outcome: &Outcome) {
     for node in &outcome.report.nodes {
         assert_eq!(node.final_state_root, last, "{}", node.name);
     }
+}
+
+/// A run whose contributions are coefficients of the cosine transform.
+fn in_coefficients(spec: &mut RunSpec) {
+    spec.codec.transform = Transform::Dct;
+    let chunk = spec.codec.chunk as usize;
+    assert!(spec.layout().tensors().iter().any(|tensor| tensor.range().len() >= chunk), "something is transformed");
 }
 
 fn certified(outcome: &Outcome) -> Vec<bool> {

@@ -10,7 +10,7 @@ use templar_sim::r#virtual::scenario::Scenario;
 use templar_sim::zoo::attack::{noise, withhold};
 use templar_store::{Fault, OpKind};
 
-use crate::{any, assert_one_history, certified, faults_of, kill, run, start};
+use crate::{any, assert_one_history, certified, faults_of, in_coefficients, kill, run, start};
 
 #[test]
 fn an_honest_network_certifies_every_window_and_learns() {
@@ -26,6 +26,26 @@ fn an_honest_network_certifies_every_window_and_learns() {
     for node in &outcome.report.nodes {
         assert!(node.weight > 0.0 && node.emission > 0.0 && node.troubles == 0, "{node:?}");
     }
+}
+
+/// One validator replays, and one miner goes on from its disk.
+#[test]
+fn a_network_that_sums_coefficients_certifies_every_window_and_learns() {
+    let mut scenario = Scenario::new(4, 3, 7, 12);
+    scenario.adjust = in_coefficients;
+    let stops = [("validator-2", 1, 4), ("miner-1", 3, 4)];
+    scenario.incidents = stops.iter().flat_map(|&(node, from, to)| [kill(node, from), start(node, to)]).collect();
+    let outcome = run(scenario);
+    assert_one_history(&outcome);
+    assert_eq!(certified(&outcome), [true; 7]);
+    for window in &outcome.report.windows {
+        // All but the miner that was stopped before it could publish its key.
+        assert!([0, 2, 3].iter().all(|&uid| window.accepted.contains(&Uid(uid))), "{window:?}");
+        assert!(window.faults.iter().all(|fault| fault.uid == Uid(1)), "{window:?}");
+    }
+    let loss = |nth: usize| outcome.report.windows[nth].val_loss.unwrap();
+    assert!(loss(6) < loss(3) && loss(3) < loss(0), "{} {} {}", loss(0), loss(3), loss(6));
+    assert!(outcome.report.nodes.iter().all(|node| node.weight > 0.0));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use templar_bench::{
     codec::{self, Options, Row, Sample},
     peers::Text,
-    quality,
+    quality::{self, Format},
 };
 use templar_model::presets::{self, Preset};
+use templar_protocol::run::Transform;
 
 use crate::end::End;
 use crate::numbers::whole;
@@ -47,6 +48,10 @@ pub(crate) struct Codec {
     /// With --quality or --positions: a UTF-8 text to train on; without it, the built-in corpus.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// With --quality: only these formats, and no outer rules: one-bit, one-bit-dct, one-bit-dct-tiles, two-bit,
+    /// unquantised, reference-2bit, dense.
+    #[arg(long, value_name = "FORMAT", requires = "quality", value_delimiter = ',', value_parser = format)]
+    formats: Vec<Format>,
     /// With --quality: a folder for two plots (SVG).
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
@@ -120,7 +125,10 @@ impl Codec {
             seeds: (1..=self.seeds.max(1)).collect(),
         };
         let text = self.text()?;
-        let (formats, rules) = (quality::format_arms(), quality::rule_arms());
+        let (formats, rules) = match &self.formats[..] {
+            [] => (quality::format_arms(&Format::ALL), quality::rule_arms()),
+            some => (quality::format_arms(some), Vec::new()),
+        };
         let bar = ProgressBar::new(((formats.len() + rules.len()) * options.seeds.len()) as u64);
         bar.set_style(ProgressStyle::with_template("run {pos}/{len} {bar:24} {elapsed_precise}, {eta} left")?);
         let done = || bar.inc(1);
@@ -132,18 +140,18 @@ impl Codec {
             say!("{}", serde_json::to_string_pretty(&all)?);
         } else {
             print_formats(&formats);
-            print_rules(&rules);
+            if !rules.is_empty() {
+                print_rules(&rules);
+            }
             print_failures(formats.iter().chain(&rules));
         }
         // This comes last, so that a plot that cannot be drawn does not cost the figures.
         if let Some(folder) = &self.plots {
             fs::create_dir_all(folder).wrap_err_with(|| format!("making {}", folder.display()))?;
-            quality::plot(
-                &folder.join("rules.svg"),
-                "Outer rule and rate",
-                "α, the outer rate",
-                &quality::by_rate(&rules),
-            )?;
+            if !rules.is_empty() {
+                let by_rate = quality::by_rate(&rules);
+                quality::plot(&folder.join("rules.svg"), "Outer rule and rate", "α, the outer rate", &by_rate)?;
+            }
             let quarters = quality::by_quarter(&formats);
             quality::plot(&folder.join("formats.svg"), "Formats", "quarter of the run", &quarters)?;
         }
@@ -151,9 +159,25 @@ impl Codec {
     }
 }
 
+/// A format by its name in the JSON.
+fn format(name: &str) -> Result<Format, String> {
+    let names = |format: &Format| serde_json::to_value(format).ok().and_then(|name| name.as_str().map(str::to_owned));
+    let known = || Format::ALL.iter().filter_map(names).collect::<Vec<_>>().join(", ");
+    Format::ALL
+        .into_iter()
+        .find(|format| names(format).as_deref() == Some(name))
+        .ok_or_else(|| format!("it is one of {}", known()))
+}
+
 fn preset(name: &str) -> Result<Preset> {
     presets::preset(name)
         .ok_or_else(|| eyre!("there is no preset {name:?}; choose one of {}", presets::names().join(", ")))
+}
+
+fn name(row: &Row) -> String {
+    let format = serde_json::to_value(row.format).ok().and_then(|name| name.as_str().map(str::to_owned));
+    let of = if row.transform == Transform::Dct { " of the DCT" } else { "" };
+    format.unwrap_or_default() + of
 }
 
 fn print_speed(rows: &[Row]) {
@@ -164,7 +188,7 @@ fn print_speed(rows: &[Row]) {
     for row in rows {
         say!(
             "| {} | {:.3} | {:.1} | {:.2} % | {:.2} % | {:.0} | {:.2} | {:.0} % | {:.0} |",
-            serde_json::to_value(row.format).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
+            name(row),
             row.bits_per_value,
             row.ratio_f32,
             100.0 * row.one_dimensional_share,

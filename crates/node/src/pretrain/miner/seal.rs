@@ -85,7 +85,7 @@ impl Miner {
         let mut values = self.error_feedback.take_values();
         let encode = move || {
             for contribution in owed.into_iter().filter_map(|payload| codec.decode(payload).ok()) {
-                contribution.add_scaled(&mut values, 1.0);
+                contribution.give_back(&mut values);
             }
             let payload = codec.encode(&mut values, &delta);
             let root = codec.feedback_root(&values);
