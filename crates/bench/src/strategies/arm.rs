@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use templar_protocol::run::{CodecKind, InnerSpec, MeanOver, Optimiser};
+use templar_protocol::run::{CodecKind, InnerSpec, MeanOver, Optimiser, Transform};
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,6 +54,7 @@ pub enum Outer {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sparse {
     pub kind: CodecKind,
+    pub transform: Transform,
     /// Values sent per chunk of 4096.
     pub k: u32,
     /// β: how much of the error feedback survives a window.
@@ -110,6 +111,9 @@ impl fmt::Display for Sparse {
             CodecKind::TopkTwoBit => "topk-2bit",
             CodecKind::DenseF32 => "dense-f32",
         };
+        if self.transform == Transform::Dct {
+            f.write_str("DCT, ")?;
+        }
         let Self { k, error_decay, min_senders, rate, .. } = self;
         match self.mean_over {
             MeanOver::Peers => write!(f, "{kind} k {k}, β {error_decay}, peers, α {rate}"),

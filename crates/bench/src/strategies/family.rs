@@ -1,6 +1,6 @@
 //! Arms of one kind, and how their best rates are found.
 
-use templar_protocol::run::{CodecKind, MeanOver, Optimiser};
+use templar_protocol::run::{CodecKind, MeanOver, Optimiser, Transform};
 
 use crate::strategies::arm::{Arm, Denser, Exchange, Inner, Outer, Sparse};
 use crate::strategies::done::{Cell, Done};
@@ -131,6 +131,7 @@ const MUON: Inner = Inner { optimiser: Optimiser::Muon, ..ADAMW };
 const STATELESS: Inner = Inner { reset_every_windows: 1, reset_warmup_steps: 3, ..MUON };
 const OURS: Sparse = Sparse {
     kind: CodecKind::TopkSign,
+    transform: Transform::None,
     k: 64,
     error_decay: 0.95,
     mean_over: MeanOver::Senders,
@@ -226,6 +227,7 @@ fn bytes() -> Vec<Family> {
         [0.8, 0.9, 0.98, 1.0]
             .map(|error_decay| family(format!("decay-{error_decay}"), 8, Sparse { error_decay, ..OURS })),
     );
+    families.push(family("dct".to_owned(), 8, Sparse { transform: Transform::Dct, ..OURS }));
     families.extend([(8, 256), (16, 512)].map(|(every_windows, k)| {
         let denser = Some(Denser { every_windows, k });
         family(format!("k{k}-every-{every_windows}"), 8, Sparse { denser, ..OURS })

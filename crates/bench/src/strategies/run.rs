@@ -141,10 +141,10 @@ impl Run {
     }
 
     fn sparse_window(&mut self, sparse: &Sparse, window: u64) -> Result<(), RunError> {
-        let Sparse { kind, error_decay, mean_over, min_senders, rate, .. } = *sparse;
+        let Sparse { kind, transform, error_decay, mean_over, min_senders, rate, .. } = *sparse;
         let is_denser = |denser: &Denser| (window + 1).is_multiple_of(denser.every_windows);
         let k = sparse.denser.filter(is_denser).map_or(sparse.k, |denser| denser.k);
-        let spec = CodecSpec { kind, k, error_decay, max_abs: MAX_ABS, ..crate::codec::spec(kind) };
+        let spec = CodecSpec { kind, transform, k, error_decay, max_abs: MAX_ABS, ..crate::codec::spec(kind) };
         let codec = Codec::new(Arc::new(self.layout.clone()), &spec);
         let deltas = self.peers.window(&self.theta)?;
         let mut contributions = Vec::with_capacity(deltas.len());
