@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::product::{Matrix, Onto, Panels, product};
 
-/// Of X, AX and A²X.
+/// Of X, of A · X and of A² · X.
 const A: f32 = 3.4445;
 const B: f32 = -4.7750;
 const C: f32 = 2.0315;
