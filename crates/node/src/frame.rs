@@ -7,6 +7,7 @@
 //! | the node's own disk | [`local`] |
 //! | the records that its database holds, and their versions | [`records`] |
 //! | the large files beside it | [`files`] |
+//! | values as bytes | [`floats`] |
 //! | its record on the chain: bucket, header hash, vote | [`publisher`] |
 //! | whether strangers could write into its bucket | [`published`] |
 //! | its copy of the run's dataset | [`dataset`] |
@@ -23,6 +24,7 @@ pub mod drive;
 pub mod error;
 pub mod events;
 pub mod files;
+pub mod floats;
 pub mod local;
 pub mod published;
 pub mod publisher;

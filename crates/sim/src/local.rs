@@ -11,6 +11,7 @@ pub mod crew;
 pub mod demo;
 pub mod error;
 pub mod export;
+mod final_theta;
 pub mod guest;
 pub mod initial;
 pub mod kept;

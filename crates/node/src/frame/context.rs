@@ -85,7 +85,6 @@ impl Context {
         chain: Arc<dyn Chain>,
         store: Arc<dyn Store>,
         dataset: Arc<Dataset>,
-        weights: Option<Weights>,
         events: Events,
         compute: Compute,
     ) -> Result<Self, NodeError> {
@@ -94,10 +93,6 @@ impl Context {
             return Err(NodeError::WrongChain { found: genesis, expected: spec.chain.genesis });
         }
         dataset::check(&spec, dataset.manifest())?;
-        let weights = weights.filter(|weights| weights.root() == spec.theta0.root);
-        if spec.theta0.source == Theta0Source::Weights && weights.is_none() {
-            return Err(NodeError::NoWeights { root: spec.theta0.root });
-        }
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
         let access = Access::new(store.clone(), events.clone(), keys::windows(run));
@@ -110,13 +105,23 @@ impl Context {
             chain,
             store,
             dataset,
-            weights,
+            weights: None,
             codec,
             events,
             compute,
             access,
             published,
         })
+    }
+
+    /// The same with the weights that the run starts from, if it starts from any.
+    pub fn starting_from(mut self, weights: Option<Weights>) -> Result<Self, NodeError> {
+        let root = self.spec.theta0.root;
+        self.weights = weights.filter(|weights| weights.root() == root);
+        if self.spec.theta0.source == Theta0Source::Weights && self.weights.is_none() {
+            return Err(NodeError::NoWeights { root });
+        }
+        Ok(self)
     }
 
     pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use templar_protocol::hash::Hash32;
 
 use crate::frame::error::NodeError;
+use crate::frame::floats::from_bytes;
 use crate::frame::records::FloatFormat;
 
 /// Bytes handed to the system at a time.
@@ -139,16 +140,6 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Little-endian bytes of f32 values.
-pub fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// The inverse of [`to_bytes`]; a tail shorter than a value is dropped, and the caller checks the length.
-pub fn from_bytes(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }
 
 /// The upper halves of finite values, rounded to the nearest, ties to even.

@@ -18,7 +18,8 @@ use templar_protocol::run::{PROTOCOL_VERSION, RunId};
 use templar_protocol::state::RunState;
 
 use crate::frame::error::NodeError;
-use crate::frame::files::{self, Damage, Disk, Failure, Files};
+use crate::frame::files::{Damage, Disk, Failure, Files};
+use crate::frame::floats::from_bytes;
 use crate::frame::records::{self, Record, RecordError, StateRecord, Stored, ThetaRecord};
 use crate::frame::theta;
 
@@ -94,7 +95,7 @@ impl Local {
     pub fn theta(&self, state: &RunState, layout: &Layout) -> Result<Vec<f32>, Damage> {
         let record = self.theta_record(state.settled).map_err(|error| Damage { cause: error.to_string() })?;
         let record = record.ok_or_else(|| Damage { cause: "the database does not have it".to_owned() })?;
-        let mut theta = files::from_bytes(&self.files.read(&record.whole)?);
+        let mut theta = from_bytes(&self.files.read(&record.whole)?);
         for name in &record.patches {
             if !theta::apply(&mut theta, &self.files.read(name)?) {
                 return Err(Damage { cause: format!("{name} is not a patch of it") });

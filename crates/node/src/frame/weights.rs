@@ -14,7 +14,7 @@ use templar_protocol::hash::Hash32;
 use templar_protocol::layout::{Layout, PART_VALUES, part_hash};
 use templar_store::{Store, StoreError, keys};
 
-use crate::frame::files::{from_bytes, to_bytes};
+use crate::frame::floats::{from_bytes, to_bytes};
 
 /// Name of the list in the folder.
 const PARTS: &str = "parts";

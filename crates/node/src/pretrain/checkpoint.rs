@@ -19,7 +19,7 @@ use templar_store::{StoreError, keys};
 
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
-use crate::frame::files::{from_bytes, to_bytes};
+use crate::frame::floats::{from_bytes, to_bytes};
 use crate::pretrain::fetch::SMALL_PATIENCE;
 use crate::pretrain::state::State;
 use templar_record::event::Event;

@@ -270,14 +270,13 @@ async fn whole_from(ctx: &Context, location: &Location, wanted: &Wanted, downloa
         if key.commitment() != header.header.key_commitment {
             return Err(FaultKind::KeyMismatch.into());
         }
-        let ciphertext = match &wanted.ciphertext {
-            Some(ciphertext) => ciphertext.clone(),
-            None => {
-                download.begin(header.header.ciphertext_bytes);
-                let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await;
-                download.set(None);
-                ciphertext?
-            }
+        let ciphertext = if let Some(ciphertext) = &wanted.ciphertext {
+            ciphertext.clone()
+        } else {
+            download.begin(header.header.ciphertext_bytes);
+            let ciphertext = in_time(ctx, PATIENCE, ciphertext(ctx, location, &header)).await;
+            download.set(None);
+            ciphertext?
         };
         Ok(open(ctx, header, ciphertext, key).await?)
     };

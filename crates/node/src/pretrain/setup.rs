@@ -68,8 +68,8 @@ impl Setup {
     async fn work(self, signals: Signals) -> Result<(), NodeError> {
         let events = Events::new(self.name, self.events);
         let Self { spec, keypair, chain, store, dataset, weights, compute, .. } = self;
-        let ctx = Context::new(spec, keypair, chain, store, dataset, weights, events, compute).await?;
-        let ctx = Arc::new(ctx);
+        let ctx = Context::new(spec, keypair, chain, store, dataset, events, compute).await?;
+        let ctx = Arc::new(ctx.starting_from(weights)?);
         ctx.published.at_start().await?;
         let local = Local::open(&self.state_folder, ctx.run, &ctx.keypair.hotkey(), self.disk)?;
         match self.role {

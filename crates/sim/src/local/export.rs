@@ -7,7 +7,7 @@ use templar_data::Grammar;
 use templar_record::report::Final;
 
 use crate::chain_record;
-use crate::local::crew::final_theta;
+use crate::local::final_theta::final_theta;
 use crate::local::kept::{CHAIN, Kept, KeptError};
 use crate::local::network::Outcome;
 

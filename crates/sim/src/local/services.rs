@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::local::error::NetworkError;
+use crate::local::final_theta::state_folder;
 use crate::local::guest::Guest;
 use crate::local::initial;
 use crate::local::kept::{CHAIN, Definition, Kept, Ring};
@@ -194,11 +195,6 @@ impl Services {
             _ => Ok(()),
         }
     }
-}
-
-/// The folder of a member's own state.
-pub(crate) fn state_folder(folder: &Path, member: &Member) -> PathBuf {
-    folder.join("nodes").join(&member.name).join("state")
 }
 
 /// Starts the S3 server at its former address if that is free, because the chain still names that address.

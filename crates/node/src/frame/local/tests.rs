@@ -7,7 +7,7 @@ use templar_protocol::keys::Keypair;
 use templar_protocol::standing::Standing;
 
 use super::*;
-use crate::frame::files::to_bytes;
+use crate::frame::floats::to_bytes;
 use crate::frame::records::{CheckpointsRecord, HeldRecord};
 
 const VALUES: usize = 400;

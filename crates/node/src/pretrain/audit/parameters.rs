@@ -17,7 +17,7 @@ use templar_protocol::state::RunState;
 use templar_store::keys;
 
 use crate::frame::context::Compute;
-use crate::frame::files::from_bytes;
+use crate::frame::floats::from_bytes;
 use crate::frame::weights::{Weights, WeightsError};
 use crate::pretrain::audit::error::AuditError;
 use crate::pretrain::audit::sources::Sources;

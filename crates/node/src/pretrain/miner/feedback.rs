@@ -13,7 +13,8 @@ use templar_protocol::header::Header;
 use templar_protocol::roster::EntryId;
 
 use crate::frame::error::NodeError;
-use crate::frame::files::{floats, to_bf16, to_bytes};
+use crate::frame::files::{floats, to_bf16};
+use crate::frame::floats::to_bytes;
 use crate::frame::local::{Local, Saving};
 use crate::frame::records::{ErrorFeedbackRecord, FloatFormat, KeptFeedback};
 
