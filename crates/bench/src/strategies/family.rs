@@ -126,7 +126,7 @@ const ADAMW: Inner = Inner {
     reset_every_windows: 0,
     reset_warmup_steps: 0,
 };
-const MUON: Inner = Inner { optimiser: Optimiser::Muon, ..ADAMW };
+const MUON: Inner = Inner { optimiser: Optimiser::Muon, lr: 6e-3, muon_lr: 0.01, ..ADAMW };
 /// What an auditor can train again without a private state.
 const STATELESS: Inner = Inner { reset_every_windows: 1, reset_warmup_steps: 3, ..MUON };
 const OURS: Sparse = Sparse {
@@ -141,7 +141,7 @@ const OURS: Sparse = Sparse {
 };
 
 const LRS: Axis = Axis::Lr(&[1.5e-3, 3e-3, 6e-3, 1.2e-2]);
-const MUON_LRS: Axis = Axis::MuonLr(&[0.01, 0.02, 0.04, 0.08]);
+const MUON_LRS: Axis = Axis::MuonLr(&[0.005, 0.01, 0.02, 0.04]);
 const RATES: Axis = Axis::Rate(&[0.4, 0.65, 1.0, 1.5, 2.0, 3.0, 4.0]);
 
 /// Everything that is compared, in the order in which it is run.
