@@ -13,7 +13,7 @@ use templar_protocol::run::Theta0Source;
 use templar_record::event::Role;
 use templar_store::{S3Options, S3Server, S3Store, ServerError, StoreError};
 
-use crate::local::kept::{CHAIN, Kept, KeptError};
+use crate::local::kept::{Kept, KeptError, chain_of};
 use crate::local::services::{DATA_BUCKET, WEIGHTS, bucket};
 
 /// A network's folder, open for an audit. No other process may use it meanwhile, and nothing in it changes.
@@ -46,7 +46,7 @@ pub async fn serve(folder: &Path) -> Result<(Served, Auditor), ServeError> {
     let (kept, spec) = Kept::read(folder)?;
     let name = || folder.display().to_string();
     let (plan, guests) = (kept.definition.plan(&spec), kept.definition.guests());
-    let chain = DevChain::open(Some(&folder.join(CHAIN)), plan.chain_config());
+    let chain = DevChain::open(Some(&chain_of(folder)?), plan.chain_config());
     let chain = chain.map_err(|source| ServeError::Chain { folder: name(), source })?;
     let dataset = Dataset::open(&folder.join("dataset"));
     let samples = dataset.map_err(|source| ServeError::Dataset { folder: name(), source })?.samples(Split::Train);

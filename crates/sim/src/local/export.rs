@@ -8,7 +8,7 @@ use templar_record::report::Final;
 
 use crate::chain_record;
 use crate::local::final_theta::final_theta;
-use crate::local::kept::{CHAIN, Kept, KeptError};
+use crate::local::kept::{Kept, KeptError, chain_of};
 use crate::local::network::Outcome;
 
 /// Why a folder has no result.
@@ -26,7 +26,7 @@ pub fn outcome(folder: &Path) -> Result<Outcome, ExportError> {
     let (kept, spec) = Kept::read(folder)?;
     let definition = &kept.definition;
     let plan = definition.plan(&spec);
-    let chain = DevChain::open(Some(&folder.join(CHAIN)), plan.chain_config());
+    let chain = DevChain::open(Some(&chain_of(folder)?), plan.chain_config());
     let chain = chain.map_err(|source| ExportError::Chain { folder: folder.display().to_string(), source })?;
     let floor = definition.has_built_in_text().then(|| Grammar::new(plan.seed).entropy_bits_per_byte());
     let last = Final { floor_bits_per_byte: floor, wall_s: definition.wall_s, ..Final::default() };

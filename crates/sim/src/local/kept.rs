@@ -94,11 +94,6 @@ impl Kept {
         let lock = lock(folder)?;
         let never = || KeptError::NeverStood { folder: folder.display().to_string() };
         let spec = read_run(folder)?.ok_or_else(never)?;
-        let chain = folder.join(CHAIN);
-        if !chain.is_file() {
-            let reason = "the network's chain is missing: copy the whole folder".to_owned();
-            return Err(KeptError::Malformed { path: chain.display().to_string(), reason });
-        }
         let recorder = replay(folder, &definition)?;
         let (folder, ran_before_s, opened) = (folder.to_path_buf(), definition.wall_s, Instant::now());
         let kept = Self { folder, _lock: lock, definition, spec: None, recorder, ran_before_s, opened, log: None };
@@ -141,6 +136,16 @@ impl Kept {
             self.log = None;
         }
     }
+}
+
+/// The database of a network's chain, which must be there: opening it would make a new one.
+pub(crate) fn chain_of(folder: &Path) -> Result<PathBuf, KeptError> {
+    let path = folder.join(CHAIN);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let reason = "the network's chain is missing: copy the whole folder".to_owned();
+    Err(KeptError::Malformed { path: path.display().to_string(), reason })
 }
 
 /// Members and guests, as the report lists them.
