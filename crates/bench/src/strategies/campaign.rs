@@ -27,7 +27,9 @@ pub struct Campaign<'a> {
 pub struct Progress<'a> {
     pub cell: &'a Cell,
     pub outcome: &'a Outcome,
+    /// Runs of these families that are done, those in the file included, and those of this call.
     pub done: usize,
+    pub ran: usize,
     /// Runs in all, as far as is known before they are run.
     pub total: usize,
 }
@@ -48,6 +50,7 @@ pub enum CampaignError {
 struct Shared {
     done: Done,
     under_way: BTreeSet<Cell>,
+    ran: usize,
     error: Option<CampaignError>,
 }
 
@@ -58,7 +61,7 @@ impl Campaign<'_> {
         on_run: &(dyn Fn(Progress<'_>) + Sync),
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Done, CampaignError> {
-        let shared = Mutex::new(Shared { done: self.load()?, under_way: BTreeSet::new(), error: None });
+        let shared = Mutex::new(Shared { done: self.load()?, under_way: BTreeSet::new(), ran: 0, error: None });
         let changed = Condvar::new();
         thread::scope(|scope| {
             for _ in 0..self.jobs.max(1) {
@@ -89,8 +92,9 @@ impl Campaign<'_> {
             shared.done.arms.entry(cell.arm.clone()).or_default().insert(cell.seed, outcome.clone());
             let error = self.save(&shared.done).err();
             shared.error = shared.error.take().or(error);
+            shared.ran += 1;
             let (done, total) = self.progress(&shared.done);
-            on_run(Progress { cell: &cell, outcome: &outcome, done, total });
+            on_run(Progress { cell: &cell, outcome: &outcome, done, ran: shared.ran, total });
             changed.notify_all();
         }
     }
@@ -202,10 +206,16 @@ mod tests {
         let whole = campaign("whole.json", 2).run(&|_| (), &|| false).unwrap();
 
         let runs = AtomicUsize::new(0);
-        let count = |_: Progress<'_>| _ = runs.fetch_add(1, Ordering::Relaxed);
+        let begun = AtomicUsize::new(0);
+        let count = |progress: Progress<'_>| {
+            let all = runs.fetch_add(1, Ordering::Relaxed) + 1;
+            // Every start counts its own runs, whatever else is in the file.
+            assert_eq!((progress.done, progress.ran), (all, all - begun.load(Ordering::Relaxed)));
+        };
         let stopped = campaign("parts.json", 1).run(&count, &|| runs.load(Ordering::Relaxed) == 3).unwrap();
         assert_eq!((runs.load(Ordering::Relaxed), stopped.count()), (3, 3));
         assert!(rows(&families, &settings.seeds, &stopped).iter().all(|row| !row.is_complete));
+        begun.store(3, Ordering::Relaxed);
         let resumed = campaign("parts.json", 1).run(&count, &|| false).unwrap();
         assert_eq!(runs.load(Ordering::Relaxed), whole.count());
 

@@ -57,12 +57,12 @@ impl Strategies {
         };
         let (begin, is_stopped) = (Instant::now(), output::failed());
         let before = campaign.load().map_err(|error| coded("io")(Report::new(error)))?;
-        let first = before.count();
         let done = if self.show {
             before
         } else {
-            let tell = |progress: Progress<'_>| tell(&progress, first, begin);
-            campaign.run(&tell, &|| *is_stopped.borrow()).map_err(|error| coded("io")(Report::new(error)))?
+            campaign
+                .run(&|progress| tell(&progress, begin), &|| *is_stopped.borrow())
+                .map_err(|error| coded("io")(Report::new(error)))?
         };
         let rows = rows(&families, &settings.seeds, &done);
         if is_json() {
@@ -100,8 +100,8 @@ fn is_named(family: &Family, name: &str) -> bool {
 }
 
 /// One line per run, with an estimate of what is left.
-fn tell(progress: &Progress<'_>, first: usize, begin: Instant) {
-    let Progress { cell, outcome, done, total } = progress;
+fn tell(progress: &Progress<'_>, begin: Instant) {
+    let Progress { cell, outcome, done, ran, total } = progress;
     if is_json() {
         say!(
             "{}",
@@ -110,7 +110,7 @@ fn tell(progress: &Progress<'_>, first: usize, begin: Instant) {
         return;
     }
     let minutes = begin.elapsed().as_secs_f64() / 60.0;
-    let left = minutes / (done - first).max(1) as f64 * (total - done) as f64;
+    let left = minutes / (*ran).max(1) as f64 * total.saturating_sub(*done) as f64;
     let result = match outcome {
         Outcome::Finished(figures) => format!("{:.4}", figures.loss),
         Outcome::Failed { why } => format!("diverged ({why})"),
