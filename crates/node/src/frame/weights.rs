@@ -35,7 +35,7 @@ pub enum WeightsError {
     )]
     WrongRoot { at: String, expected: Hash32 },
     #[error(
-        "{at}: part {part} of the weights is not the one that the run starts from; fetch it again from another copy"
+        "{at}: part {part} of the weights is not the one that the run starts from; take another copy (a node fetches again what is removed from its folder)"
     )]
     WrongPart { at: String, part: usize },
 }

@@ -10,7 +10,7 @@ pub const KIND: Kind = Kind {
     name: "withhold",
     role: Role::Miner,
     tries: "It commits, and never publishes the key: it takes a seat and shows nothing.",
-    stopped_by: "The fault NotOpened: what is not opened does not count, and ranks below a bad contribution.",
+    stopped_by: "The fault NotOpened: what is not opened does not count, and is a value of 0, so that who hides again and again loses all pay.",
     wrap: |setup, _| wrap(setup, "key"),
 };
 
