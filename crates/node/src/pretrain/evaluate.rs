@@ -68,8 +68,9 @@ impl Task {
         is_new: impl Fn(&EntryId) -> bool,
     ) -> Self {
         let (spec, mut stream) = (&ctx.spec.scoring, draws(put_hash, own));
-        let entries: Vec<EntryId> = contributions.iter().map(|(entry, _)| *entry).collect();
-        let drawn = draw_miners(&mut stream, &entries, is_new, spec.draws as usize);
+        let candidates: Vec<EntryId> = window.candidates.iter().map(|candidate| candidate.entry).collect();
+        let is_here = |entry: &EntryId| contributions.iter().any(|(of, _)| of == entry);
+        let drawn = draw_miners(&mut stream, &candidates, is_here, is_new, spec.draws as usize);
         let unseen = Unseen::draw(ctx, window, &mut stream);
         let drawn = contributions.iter().filter(|(entry, _)| drawn.contains(entry));
         let miners = drawn.map(|(entry, opened)| Drawn {
