@@ -14,7 +14,8 @@ use tokio::task::AbortHandle;
 use crate::pretrain::fetch::{Location, Obstacle, Opened, Wanted};
 use crate::pretrain::intake::rescue::ROUNDS_MAX;
 
-/// How often bytes must differ from what the chain names before that is final: the first time, a link may be to blame.
+/// How often bytes must differ from what the chain names before its bucket is given up: the first time, a link may be to
+/// blame.
 const MISREADS_MAX: u32 = 2;
 
 /// One miner's contribution on its way in.
@@ -96,6 +97,8 @@ enum Activity {
     },
     /// Nothing more can be learned before the put deadline.
     Resting,
+    /// Its bucket serves this validator something else. It may serve others what the chain names, and they serve it on.
+    GivenUp,
 }
 
 impl Slot {
@@ -143,7 +146,7 @@ impl Slot {
     pub(super) fn due(&self, head: u64, is_final: bool) -> Option<&Coming> {
         let Stage::Coming(coming) = &self.stage else { return None };
         let is_due = match coming.activity {
-            Activity::Fetching { .. } => false,
+            Activity::Fetching { .. } | Activity::GivenUp => false,
             Activity::Resting => is_final,
             Activity::Idle { looked_at } => looked_at != Some(head) && (is_final || coming.parts.ciphertext.is_none()),
         };
@@ -188,8 +191,9 @@ impl Slot {
         let fault = coming.obstacle.borrow().fault();
         let is_loading = matches!(coming.activity, Activity::Fetching { .. }) && fault == FaultKind::PayloadUnavailable;
         let is_absent = fault.is_absence() && (head >= last_chance || !is_loading);
+        let is_given_up = matches!(coming.activity, Activity::GivenUp);
         let Rescue { rounds, is_under_way, asked_at } = &mut coming.rescue;
-        if !is_absent || *is_under_way || *rounds >= ROUNDS_MAX || *asked_at == Some(head) {
+        if !(is_absent || is_given_up) || *is_under_way || *rounds >= ROUNDS_MAX || *asked_at == Some(head) {
             return None;
         }
         (*rounds, *is_under_way, *asked_at) = (*rounds + 1, true, Some(head));
@@ -325,7 +329,10 @@ impl Coming {
         }
         // All other faults are in bytes that the chain names.
         self.misreads += 1;
-        !fault.is_in_transit() || self.misreads >= MISREADS_MAX
+        if fault.is_in_transit() && self.misreads >= MISREADS_MAX {
+            self.activity = Activity::GivenUp;
+        }
+        !fault.is_in_transit()
     }
 }
 
@@ -356,6 +363,28 @@ mod tests {
         let mut slot = Slot::new(entry, location, None);
         slot.stage = Stage::Coming(Box::new(Coming::new(Arc::new(context), hash, 7)));
         slot
+    }
+
+    /// A bucket may serve the key to most validators and rubbish to one: that one asks the others.
+    #[tokio::test]
+    async fn what_its_bucket_misserves_is_asked_of_others() {
+        let mut slot = coming();
+        for head in [10, 11] {
+            assert!(slot.begin_rescue(head, 20).is_none(), "a link may have been to blame");
+            slot.started(tokio::spawn(std::future::pending::<()>()).abort_handle(), head);
+            slot.take(Fetched {
+                nth: 0,
+                generation: slot.generation(),
+                parts: Parts::default(),
+                is_final: true,
+                result: Err(FaultKind::KeyMismatch.into()),
+            });
+        }
+        assert!(slot.due(12, true).is_none() && !slot.is_decided());
+        assert!(slot.begin_rescue(12, 20).is_some());
+        slot.take_rescued(None);
+        slot.close();
+        assert_eq!(slot.verdict().err(), Some(FaultKind::KeyMismatch));
     }
 
     #[tokio::test]
