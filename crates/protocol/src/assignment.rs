@@ -51,7 +51,9 @@ impl Assignment {
         let epoch = cursor / samples;
         let left = samples - cursor % samples;
         let want = slots.len() as u64 * spec.inner.samples_of(window);
-        let taken = if left < want + slots.len() as u64 { left } else { want };
+        // After the end of a run nobody trains.
+        let is_last = want > 0 && left < want + slots.len() as u64;
+        let taken = if is_last { left } else { want };
         let key = Hash32::of_value("templar v1 epoch permutation", &(spec.data.manifest, spec.data.seed, epoch));
         Self { permutation: Permutation::new(key, samples), samples, cursor, taken: taken.min(left), slots }
     }
@@ -116,7 +118,8 @@ mod tests {
         let mut run = spec();
         (run.inner.steps, run.inner.batch_sequences) = (steps, batch);
         // The windows after the second one are shorter, so the change lies in most epochs.
-        (run.inner.anneal_from_window, run.inner.anneal_windows, run.inner.anneal_steps) = (2, 2, steps.div_ceil(2));
+        (run.inner.anneal_from_window, run.inner.anneal_windows, run.inner.anneal_steps) =
+            (2, 1 << 20, steps.div_ceil(2));
         let candidates = candidates(miners);
         let (mut cursor, mut used, mut window) = (0, HashSet::new(), 0);
         while cursor < samples {
@@ -138,6 +141,16 @@ mod tests {
             (cursor, window) = (assignment.next_cursor(), window + 1);
         }
         assert_eq!((cursor, used.len() as u64), (samples, samples));
+    }
+
+    #[test]
+    fn nobody_gets_samples_once_the_run_has_ended() {
+        let mut run = spec();
+        (run.inner.anneal_from_window, run.inner.anneal_windows) = (2, 2);
+        let candidates = candidates(3);
+        let at = |window| Assignment::new(&run, window, 7, &candidates, &Hash32::default(), 8);
+        assert_eq!([3, 4].map(|window| at(window).next_cursor()), [8, 7]);
+        assert!(at(4).slice(&candidates[0].entry).is_empty());
     }
 
     proptest! {

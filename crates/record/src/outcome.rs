@@ -115,6 +115,9 @@ pub enum Miss {
     /// The contribution was committed but nobody could open it, which ranks below a bad contribution.
     #[error("its key was not in its bucket by the vote deadline")]
     KeyTooLate,
+    /// The anneal of the run is over.
+    #[error("the run has ended: its anneal is over, and nothing is left to train")]
+    RunEnded,
 }
 
 /// Why a validator did not vote.

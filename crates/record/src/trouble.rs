@@ -62,7 +62,8 @@ pub enum Trouble {
     UploadRefused { window: u64, put: Put, cause: String, deadline_block: u64 },
     /// The node's own bucket has not said whether strangers may write into it.
     #[error(
-        "whether anybody could write into this node's own bucket is not known so far: {cause}; the node does not publish the          bucket until it is"
+        "whether anybody could write into this node's own bucket is not known so far: {cause}; the node does not publish \
+         the bucket until it is"
     )]
     Unproven { cause: String },
     /// Old objects stay in the node's own bucket for now. They cost storage and nothing else.

@@ -226,7 +226,9 @@ impl Intake {
         }
         let passed = self.slots.iter().enumerate().filter_map(|(nth, slot)| {
             let (committed_at_block, opened) = slot.passed()?;
-            Some(((committed_at_block, nth), opened.contribution.payload().clone()))
+            // There is nothing to copy in a contribution that moves nothing, and equal ones come by themselves.
+            let is_zero = opened.contribution.norms().iter().all(|&norm| norm == 0.0);
+            (!is_zero).then(|| ((committed_at_block, nth), opened.contribution.payload().clone()))
         });
         for nth in copies(&passed.collect::<Vec<_>>()) {
             self.slots[nth].decide(Err(FaultKind::Duplicate));

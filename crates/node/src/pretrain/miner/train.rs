@@ -27,6 +27,11 @@ impl Miner {
         if number < self.next_window || !matches!(self.work, Work::Idle) {
             return Ok(None);
         }
+        if self.ctx.spec.inner.has_ended(number) {
+            self.next_window = number + 1;
+            self.outcomes.miss(number, Miss::RunEnded);
+            return Ok(None);
+        }
         if head >= self.stop_block(number) {
             self.next_window = number + 1;
             if self.outcomes.missed(number).is_none() {
