@@ -112,6 +112,17 @@ fn a_run_is_made_with_other_values_than_the_defaults() {
     let run = fs::read_to_string(folder.path().join("run.toml")).unwrap();
     assert!(run.contains("rate = 0.65") && run.contains("layers = 2") && run.contains("seed = 5"), "{run}");
     assert!(templar(folder.path(), &["run", "verify", "--data", "data"]).starts_with("exit 0"));
+
+    // The budget follows from what a window trains, unless it is set.
+    let budget = |sets: &[&str]| -> u64 {
+        fs::remove_file(folder.path().join("run.toml")).unwrap();
+        assert!(init(sets).starts_with("exit 0"));
+        let run = fs::read_to_string(folder.path().join("run.toml")).unwrap();
+        run.split("budget_tokens = ").nth(1).unwrap().lines().next().unwrap().parse().unwrap()
+    };
+    let sixteen = ["inner.batch_sequences=16", "inner.steps=8", "roster.gather=10", "roster.reserve=0"];
+    assert_eq!(budget(&sixteen), 10 * 8 * 16 * 128);
+    assert_eq!(budget(&["scoring.budget_tokens=7", "inner.steps=8"]), 7);
 }
 
 #[test]

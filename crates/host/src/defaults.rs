@@ -48,10 +48,8 @@ pub fn run_defaults(
     theta0_seed: u64,
     windows: WindowSpec,
 ) -> RunSpec {
-    let inner = &preset.inner;
-    let slice_tokens = inner.samples_of(0) * u64::from(preset.model.seq_len);
     let stake_age_blocks = 360.min(chain.start_block / 4);
-    RunSpec {
+    let mut spec = RunSpec {
         protocol: PROTOCOL_VERSION,
         name: name.to_owned(),
         model: preset.model.clone(),
@@ -82,11 +80,17 @@ pub fn run_defaults(
             sequences: 8,
             step_fraction: 0.5,
             memory: 0.8,
-            // Every contribution that counts.
-            budget_tokens: u64::from(GATHER) * slice_tokens,
+            budget_tokens: 0,
             burn_uid: 0,
             weights_every_windows: 1,
         },
         chain,
-    }
+    };
+    spec.scoring.budget_tokens = budget_tokens(&spec);
+    spec
+}
+
+/// Tokens of a window in which every contribution that counts is whole: what the whole emission pays for.
+pub fn budget_tokens(spec: &RunSpec) -> u64 {
+    u64::from(spec.roster.gather).saturating_mul(spec.slice_tokens(0))
 }

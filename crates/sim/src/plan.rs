@@ -99,11 +99,15 @@ impl Plan {
         let chain = ChainSpec { genesis, netuid: NETUID, start_block: 20 };
         let data = DataSpec { manifest, seed: self.seed };
         let mut spec = run_defaults("local", &self.preset, chain, data, self.seed, local_windows());
-        // A network with fewer miners than seats is as large as its operator wants it.
-        let working = (self.miners as u64).clamp(1, spec.roster.gather.into());
-        spec.scoring.budget_tokens = working * spec.slice_tokens(0);
+        spec.scoring.budget_tokens = self.budget_tokens(&spec);
         spec.scoring.burn_uid = (self.miners + self.validators) as u16;
         spec
+    }
+
+    /// A network with fewer miners than seats is as large as its operator wants it.
+    pub(crate) fn budget_tokens(&self, spec: &RunSpec) -> u64 {
+        let working = (self.miners as u64).clamp(1, spec.roster.gather.into());
+        working.saturating_mul(spec.slice_tokens(0))
     }
 
     /// Most contributions that count in a window.

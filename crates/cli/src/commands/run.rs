@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, ContextCompat as _, Result, ensure};
 use serde_json::json;
 use templar_data::{Dataset, Split};
-use templar_host::defaults::{mainnet_windows, run_defaults};
+use templar_host::defaults::{budget_tokens, mainnet_windows, run_defaults};
 use templar_model::presets::Preset;
 use templar_node::frame::dataset;
 use templar_node::frame::weights::Weights;
@@ -148,6 +148,9 @@ impl Init {
                 "`{key}` cannot be set: it follows from the dataset, from `model` and `theta0.seed`, or from --from"
             );
             spec.set(key, value).wrap_err_with(|| format!("--set {key}={value}"))?;
+        }
+        if !self.set.iter().any(|(key, _)| key == "scoring.budget_tokens") {
+            spec.scoring.budget_tokens = budget_tokens(&spec);
         }
         spec.validate()?;
         dataset::check(&spec, manifest)?;

@@ -313,6 +313,6 @@ impl RunSpec {
 
     /// Tokens of a miner's slice in a window.
     pub fn slice_tokens(&self, window: u64) -> u64 {
-        self.inner.samples_of(window) * u64::from(self.model.seq_len)
+        self.inner.samples_of(window).saturating_mul(self.model.seq_len.into())
     }
 }

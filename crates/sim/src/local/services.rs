@@ -277,6 +277,9 @@ async fn spec(
     for (key, value) in &network.set {
         spec.set(key, value).map_err(|source| NetworkError::Set { key: key.clone(), source })?;
     }
+    if !network.set.iter().any(|(key, _)| key == "scoring.budget_tokens") {
+        spec.scoring.budget_tokens = network.plan.budget_tokens(&spec);
+    }
     spec.validate()?;
     let (from, folder) = (network.from.clone(), network.folder.join(WEIGHTS));
     let work = move |tell: &dyn Fn(Work) -> ControlFlow<()>| {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use color_eyre::eyre::{Report, Result, WrapErr, eyre};
+use color_eyre::eyre::{Report, Result, WrapErr, ensure, eyre};
 use serde_json::json;
-use templar_bench::peers::Text;
+use templar_bench::peers::{TEXT_BYTES_MIN, Text};
 use templar_bench::quality::plot;
 use templar_bench::strategies::{Campaign, Family, Outcome, Progress, Row, Settings, curves, families, rows};
 
@@ -91,7 +91,14 @@ impl Strategies {
 
     fn text(&self) -> Result<Text> {
         let Some(path) = &self.data else { return Ok(Text::built_in(4 << 20)) };
-        Ok(Text::new(&fs::read_to_string(path).wrap_err_with(|| format!("reading {}", path.display()))?))
+        let text = fs::read_to_string(path).wrap_err_with(|| format!("reading {}", path.display()))?;
+        ensure!(
+            text.len() >= TEXT_BYTES_MIN,
+            "{} has {} bytes, too few to learn from: name a text of at least {TEXT_BYTES_MIN}",
+            path.display(),
+            text.len()
+        );
+        Ok(Text::new(&text))
     }
 }
 
