@@ -18,14 +18,17 @@ pub struct Text {
     hash: Hash32,
 }
 
+/// A shorter text is nothing to learn from.
+pub const TEXT_BYTES_MIN: usize = 10_000;
+
 impl Text {
     /// Any text.
     ///
     /// # Panics
-    /// If the text is shorter than 10,000 bytes.
+    /// If the text is shorter than [`TEXT_BYTES_MIN`].
     pub fn new(text: &str) -> Self {
         let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
-        assert!(tokens.len() >= 10_000, "a text of {} bytes is too short to learn from", tokens.len());
+        assert!(tokens.len() >= TEXT_BYTES_MIN, "a text of {} bytes is too short to learn from", tokens.len());
         let (train, held_out) = tokens.split_at(tokens.len() / 10 * 9);
         Self { train: train.to_vec(), held_out: held_out.to_vec(), hash: Hash32::of(text.as_bytes()) }
     }

@@ -61,7 +61,10 @@ impl Campaign<'_> {
         on_run: &(dyn Fn(Progress<'_>) + Sync),
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Done, CampaignError> {
-        let shared = Mutex::new(Shared { done: self.load()?, under_way: BTreeSet::new(), ran: 0, error: None });
+        let done = self.load()?;
+        // A file that cannot be written is told before hours of work.
+        self.save(&done)?;
+        let shared = Mutex::new(Shared { done, under_way: BTreeSet::new(), ran: 0, error: None });
         let changed = Condvar::new();
         thread::scope(|scope| {
             for _ in 0..self.jobs.max(1) {
@@ -169,9 +172,10 @@ impl Campaign<'_> {
 
 /// Written beside the file first, so that an interruption leaves a whole one.
 fn write(file: &Path, done: &Done) -> io::Result<()> {
-    let beside = file.with_extension("new");
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
     fs::write(&beside, serde_json::to_vec_pretty(done)?)?;
-    fs::rename(&beside, file)
+    fs::rename(beside, file)
 }
 
 /// Under this lock nothing is half done.

@@ -136,13 +136,17 @@ const OURS: Sparse = Sparse {
     error_decay: 0.95,
     mean_over: MeanOver::Senders,
     min_senders: 2,
-    rate: 1.0,
+    rate: 0.4,
     denser: None,
 };
 
 const LRS: Axis = Axis::Lr(&[1.5e-3, 3e-3, 6e-3, 1.2e-2]);
+/// What is sparse takes higher rates.
+const HIGHER_LRS: Axis = Axis::Lr(&[3e-3, 6e-3, 1.2e-2, 2.4e-2]);
 const MUON_LRS: Axis = Axis::MuonLr(&[0.005, 0.01, 0.02, 0.04]);
-const RATES: Axis = Axis::Rate(&[0.4, 0.65, 1.0, 1.5, 2.0, 3.0, 4.0]);
+const RATES: Axis = Axis::Rate(&[0.25, 0.4, 0.65, 1.0, 1.5]);
+/// Where one sender of sixteen moves a coordinate by a sixteenth.
+const RATES_OVER_PEERS: Axis = Axis::Rate(&[1.0, 2.0, 4.0, 8.0]);
 
 /// Everything that is compared, in the order in which it is run.
 pub fn families() -> Vec<Family> {
@@ -164,9 +168,15 @@ fn methods() -> Vec<Family> {
     vec![
         family("data-parallel-adamw", ADAMW, Exchange::EveryStep, &[LRS]),
         family("data-parallel-muon", MUON, Exchange::EveryStep, &[MUON_LRS, LRS]),
-        family("ours", STATELESS, Exchange::Sparse(OURS), &[RATES, MUON_LRS, LRS]),
+        family("ours", MUON, Exchange::Sparse(OURS), &[RATES, MUON_LRS, HIGHER_LRS]),
+        family(
+            "ours-stateless",
+            STATELESS,
+            Exchange::Sparse(OURS),
+            &[RATES, Axis::Warmup(&[0, 3]), MUON_LRS, HIGHER_LRS],
+        ),
         family("before", ADAMW, Exchange::Sparse(OURS), &[RATES, LRS]),
-        family("sparseloco", ADAMW, Exchange::Sparse(sparse_loco), &[RATES, LRS]),
+        family("sparseloco", ADAMW, Exchange::Sparse(sparse_loco), &[RATES_OVER_PEERS, LRS]),
         family("muloco", MUON, dense(0.7, 0.6), &[outer_rates.clone(), MUON_LRS, LRS]),
         family("diloco", ADAMW, dense(0.7, 0.8), &[outer_rates, momenta, LRS]),
         family("averaging", ADAMW, Exchange::Dense(Outer::Plain { rate: 1.0 }), &[LRS]),
@@ -178,14 +188,14 @@ fn resets() -> Vec<Family> {
     let mut families = Vec::new();
     for (optimiser, carried) in [("muon", MUON), ("adamw", ADAMW)] {
         for steps in [8, 15, 30] {
-            for every in [0, 1, 2, 4, 8] {
+            for every in if steps == 8 { vec![0, 1, 2, 4, 8] } else { vec![0, 1, 4] } {
                 let inner = Inner { steps, reset_every_windows: every, ..carried };
                 let often = if every == 0 { "never".to_owned() } else { format!("every-{every}") };
                 families.push(Family {
                     group: "resets",
                     name: format!("{optimiser}-h{steps}-{often}"),
                     start: Arm { inner, exchange: Exchange::Sparse(OURS) },
-                    axes: if every == 0 { vec![] } else { vec![Axis::Warmup(&[0, 3, 6])] },
+                    axes: if every == 0 { vec![] } else { vec![Axis::Warmup(&[0, 3])] },
                 });
             }
         }
@@ -196,16 +206,16 @@ fn resets() -> Vec<Family> {
 /// What a coordinate's sum is divided by, over rates.
 fn outer_steps() -> Vec<Family> {
     let rules = [
-        ("senders", MeanOver::Senders, 1),
-        ("max-senders-2", MeanOver::Senders, 2),
-        ("max-senders-4", MeanOver::Senders, 4),
-        ("peers", MeanOver::Peers, 1),
+        ("senders", MeanOver::Senders, 1, RATES),
+        ("max-senders-2", MeanOver::Senders, 2, RATES),
+        ("max-senders-4", MeanOver::Senders, 4, RATES),
+        ("peers", MeanOver::Peers, 1, RATES_OVER_PEERS),
     ];
-    let family = |(name, mean_over, min_senders): (&str, _, _)| Family {
+    let family = |(name, mean_over, min_senders, rates): (&str, _, _, _)| Family {
         group: "outer",
         name: name.to_owned(),
-        start: Arm { inner: STATELESS, exchange: Exchange::Sparse(Sparse { mean_over, min_senders, ..OURS }) },
-        axes: vec![RATES],
+        start: Arm { inner: MUON, exchange: Exchange::Sparse(Sparse { mean_over, min_senders, ..OURS }) },
+        axes: vec![rates],
     };
     rules.map(family).to_vec()
 }
@@ -215,14 +225,14 @@ fn bytes() -> Vec<Family> {
     let family = |name: String, steps, sparse| Family {
         group: "bytes",
         name,
-        start: Arm { inner: Inner { steps, ..STATELESS }, exchange: Exchange::Sparse(sparse) },
+        start: Arm { inner: Inner { steps, ..MUON }, exchange: Exchange::Sparse(sparse) },
         axes: vec![],
     };
     let mut families = Vec::new();
     families.extend(
         [(32, 4), (64, 8), (128, 16), (256, 32)].map(|(k, h)| family(format!("k{k}-h{h}"), h, Sparse { k, ..OURS })),
     );
-    families.extend([128, 256].map(|k| family(format!("k{k}-h8"), 8, Sparse { k, ..OURS })));
+    families.extend([128, 256, 512].map(|k| family(format!("k{k}-h8"), 8, Sparse { k, ..OURS })));
     families.extend(
         [0.8, 0.9, 0.98, 1.0]
             .map(|error_decay| family(format!("decay-{error_decay}"), 8, Sparse { error_decay, ..OURS })),

@@ -77,7 +77,8 @@ pub fn curves(families: &[Family], seeds: &[u64], done: &Done) -> Vec<(String, V
     let line = |family: &Family| {
         let figures = figures(done, &row(family, seeds, done).arm, seeds);
         let first = figures.first()?;
-        let points = (0..first.curve.len()).map(|at| {
+        let length = figures.iter().map(|figures| figures.curve.len()).min()?;
+        let points = (0..length).map(|at| {
             let mean = figures.iter().map(|figures| figures.curve[at].1).sum::<f64>() / figures.len() as f64;
             (first.curve[at].0 as f64, mean)
         });
