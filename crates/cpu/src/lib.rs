@@ -27,7 +27,7 @@
 //!
 //! let spec = ModelSpec {
 //!     vocab_size: 32, hidden_size: 16, layers: 2, heads: 4, kv_heads: 2, ffn_size: 24, seq_len: 8,
-//!     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false,
+//!     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false, qk_norm: false,
 //! };
 //! let mut theta = Layout::llama(&spec).theta0(&spec, 7);
 //! let (mut engine, mut gradient) = (Engine::new(&spec), vec![0.0; theta.len()]);

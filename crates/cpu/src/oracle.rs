@@ -26,6 +26,9 @@ struct Seen {
     q: Matrix,
     k: Matrix,
     v: Matrix,
+    /// Queries and keys after their norms, if the model has norms.
+    q_normed: Matrix,
+    k_normed: Matrix,
     mixed: Matrix,
     middle: Matrix,
     post_normed: Matrix,
@@ -73,13 +76,15 @@ impl Oracle<'_> {
             let weight = |part: &str| self.tensor(&name(layer, part));
             let normed = rms_norm(&x, weight("input_layernorm"), self.spec.norm_eps);
             let [q, k, v] = ["q", "k", "v"].map(|part| linear(&normed, weight(&format!("self_attn.{part}_proj"))));
-            let mixed = attention(self.spec, &q, &k, &v);
+            let (q_normed, k_normed) =
+                (self.head_norm(&name(layer, Q_NORM), &q), self.head_norm(&name(layer, K_NORM), &k));
+            let mixed = attention(self.spec, &q_normed, &k_normed, &v);
             let middle = sum(&x, &linear(&mixed, weight("self_attn.o_proj")));
             let post_normed = rms_norm(&middle, weight("post_attention_layernorm"), self.spec.norm_eps);
             let [gate, up] = ["gate", "up"].map(|part| linear(&post_normed, weight(&format!("mlp.{part}_proj"))));
             let gated = swiglu(&gate, &up);
             let out = sum(&middle, &linear(&gated, weight("mlp.down_proj")));
-            seen.push(Seen { x, normed, q, k, v, mixed, middle, post_normed, gate, up, gated });
+            seen.push(Seen { x, normed, q, k, v, q_normed, k_normed, mixed, middle, post_normed, gate, up, gated });
             x = out;
         }
         let normed = rms_norm(&x, self.tensor("model.norm.weight"), self.spec.norm_eps);
@@ -97,9 +102,11 @@ impl Oracle<'_> {
         let d_middle =
             sum(dx, &self.norm_backward(&name("post_attention_layernorm"), &d_normed, &seen.middle, gradient));
         let d_mixed = self.linear_backward(&name("self_attn.o_proj"), &d_middle, &seen.mixed, gradient);
-        let d_qkv = attention_backward(self.spec, &d_mixed, &seen.q, &seen.k, &seen.v);
+        let [d_q, d_k, d_v] = attention_backward(self.spec, &d_mixed, &seen.q_normed, &seen.k_normed, &seen.v);
+        let d_q = self.head_norm_backward(&name(Q_NORM), &d_q, &seen.q, gradient);
+        let d_k = self.head_norm_backward(&name(K_NORM), &d_k, &seen.k, gradient);
         let mut d_normed = vec![vec![0.0; dx[0].len()]; dx.len()];
-        for (part, d) in ["q", "k", "v"].iter().zip(&d_qkv) {
+        for (part, d) in [("q", &d_q), ("k", &d_k), ("v", &d_v)] {
             let part = name(&format!("self_attn.{part}_proj"));
             d_normed = sum(&d_normed, &self.linear_backward(&part, d, &seen.normed, gradient));
         }
@@ -125,6 +132,20 @@ impl Oracle<'_> {
         rms_norm_backward(dy, x, self.tensor(name), self.spec.norm_eps, &mut gradient[self.range(name)])
     }
 
+    /// What attention takes: queries or keys as they are, or normed head by head.
+    fn head_norm(&self, name: &str, x: &Matrix) -> Matrix {
+        if self.spec.qk_norm { rms_norm_by_head(x, self.tensor(name), self.spec.norm_eps) } else { x.clone() }
+    }
+
+    fn head_norm_backward(&self, name: &str, dy: &Matrix, x: &Matrix, gradient: &mut [f64]) -> Matrix {
+        if !self.spec.qk_norm {
+            return dy.clone();
+        }
+        let dim = self.spec.head_dim() as usize;
+        let rows = dy.iter().zip(x);
+        rows.map(|(dy, x)| self.norm_backward(name, &heads_of(dy, dim), &heads_of(x, dim), gradient).concat()).collect()
+    }
+
     fn head(&self) -> &'static str {
         if self.spec.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
@@ -137,6 +158,9 @@ impl Oracle<'_> {
         &self.theta[self.range(name)]
     }
 }
+
+const Q_NORM: &str = "self_attn.q_norm";
+const K_NORM: &str = "self_attn.k_norm";
 
 fn name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.{part}.weight")
@@ -154,6 +178,15 @@ pub fn rms_norm(x: &Matrix, weight: &[f64], epsilon: f64) -> Matrix {
         x.iter().zip(weight).map(|(x, w)| x / root * w).collect()
     };
     x.iter().map(row).collect()
+}
+
+/// [`rms_norm`] of each head of each row, with one weight per element of a head.
+pub fn rms_norm_by_head(x: &Matrix, weight: &[f64], epsilon: f64) -> Matrix {
+    x.iter().map(|row| rms_norm(&heads_of(row, weight.len()), weight, epsilon).concat()).collect()
+}
+
+fn heads_of(row: &[f64], dim: usize) -> Matrix {
+    row.chunks(dim).map(<[f64]>::to_vec).collect()
 }
 
 /// With r the root and g = w · dy: dx = g/r − x · Σ(g · x) / (n · r³).
