@@ -263,7 +263,7 @@ mod tests {
         }
         let root = layout.state_root(&theta);
         assert_eq!(layout.theta0_root(&with, 7), root);
-        assert_eq!(root.to_string(), "GOLDEN");
+        assert_eq!(root.to_string(), "0accf58d74e92e572cf52f82896ca7e782afe61b84c22c73fad285d09c6b330e");
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn loss_curve_is_golden() {
 #[test]
 fn loss_curve_with_norms_of_queries_and_keys_is_golden() {
     const GOLDEN: [f64; 10] =
-        [3.48293, 3.42221, 3.24583, 3.19952, 3.01737, 2.94338, 2.70843, 2.67809, 2.42077, 2.36945];
+        [3.48262, 3.41671, 3.22902, 3.17547, 3.00513, 2.92733, 2.67341, 2.62677, 2.34125, 2.35662];
     let (model, inner) = tiny();
     assert_losses(&ModelSpec { qk_norm: true, ..model }, &inner, &GOLDEN);
 }

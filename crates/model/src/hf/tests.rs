@@ -34,8 +34,8 @@ fn theta(spec: &ModelSpec) -> Vec<f32> {
     theta[0] = -0.0;
     theta[1] = f32::MIN_POSITIVE / 4.0;
     // Norms are ones, which could change places unseen.
-    let norms =
-        Layout::llama(spec).tensors().iter().filter(|tensor| tensor.shape.len() == 1).flat_map(TensorSpec::range);
+    let layout = Layout::llama(spec);
+    let norms = layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1).flat_map(TensorSpec::range);
     norms.enumerate().for_each(|(nth, at)| theta[at] += nth as f32 / 256.0);
     theta
 }
