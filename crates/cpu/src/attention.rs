@@ -189,8 +189,14 @@ impl Attention<'_> {
             Some((weight, epsilon)) => simd(
                 #[inline(always)]
                 || {
-                    let copy = |out: &mut [f32], x: &[f32]| norm_row(out, x, weight, epsilon);
-                    self.rotation.forward(out, x, self.stride, scale, copy);
+                    self.rotation.forward(
+                        out,
+                        x,
+                        self.stride,
+                        scale,
+                        #[inline(always)]
+                        |out, x| norm_row(out, x, weight, epsilon),
+                    );
                 },
             ),
         }
