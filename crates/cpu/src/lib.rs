@@ -15,8 +15,9 @@
 //! | the same straight from the formulas, slowly | [`oracle`] |
 //!
 //! The model is Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary embedding by rotated halves, grouped-query attention,
-//! SwiGLU, no biases; with norms of queries and keys it is `Qwen3ForCausalLM`. There is no graph and no tensor type: parameters are one flat slice in the order of
-//! [`Layout::llama`](templar_protocol::layout::Layout::llama), and every operator has its backward pass written beside it.
+//! SwiGLU, no biases; with norms of queries and keys it is `Qwen3ForCausalLM`. There is no graph and no tensor type:
+//! parameters are one flat slice in the order of [`Layout::llama`](templar_protocol::layout::Layout::llama), and every
+//! operator has its backward pass written beside it.
 //!
 //! The same inputs give the same bits whatever the number of threads: work is cut by shapes alone, and contributions of
 //! several tasks are summed in a fixed order.
