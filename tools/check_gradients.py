@@ -37,8 +37,11 @@ def loss_of(spec, p, tokens):
     for layer in range(spec["layers"]):
         w = lambda part: p[f"model.layers.{layer}.{part}.weight"]
         y = norm(x, w("input_layernorm"), spec["norm_eps"])
-        q = rotated(split(y @ w("self_attn.q_proj").T, spec["heads"]))
-        k = rotated(split(y @ w("self_attn.k_proj").T, spec["kv_heads"]))
+        q = split(y @ w("self_attn.q_proj").T, spec["heads"])
+        k = split(y @ w("self_attn.k_proj").T, spec["kv_heads"])
+        if spec["qk_norm"]:
+            q, k = norm(q, w("self_attn.q_norm"), spec["norm_eps"]), norm(k, w("self_attn.k_norm"), spec["norm_eps"])
+        q, k = rotated(q), rotated(k)
         v = split(y @ w("self_attn.v_proj").T, spec["kv_heads"])
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + mixed.transpose(1, 2).reshape(x.shape) @ w("self_attn.o_proj").T
@@ -72,7 +75,7 @@ def main() -> int:
             error = ((found[first:end] - expected).abs().max() / expected.abs().max()).item()
             worst = max(worst, (name, error), key=lambda pair: pair[1])
         off = abs(loss.item() - case["loss"])
-        print(f"{spec['heads']} heads, tied {spec['tied_embeddings']}: loss differs by {off:.1e}, {worst[0]} by {worst[1]:.1e}")
+        print(f"{spec['heads']} heads, tied {spec['tied_embeddings']}, norms of queries and keys {spec['qk_norm']}: loss differs by {off:.1e}, {worst[0]} by {worst[1]:.1e}")
         failures += off > 1e-5 or worst[1] > 1e-4
     return 1 if failures else 0
 

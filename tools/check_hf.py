@@ -26,9 +26,10 @@ def main() -> int:
         return 2
 
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model, report = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    # A Llama or, where queries and keys have norms, a Qwen 3.
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     # With tied embeddings there is no separate output projection to load.
     missing = set(report["missing_keys"]) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     if missing or report["unexpected_keys"] or report["mismatched_keys"]:
@@ -46,7 +47,7 @@ def main() -> int:
         print(f"transformers gives logits of shape {tuple(theirs.shape)}, Templar {tuple(expected.shape)}")
         return 1
     difference = (theirs - expected).abs().max().item()
-    print(f"{theirs.numel()} logits up to {theirs.abs().max().item():.3g}: largest difference {difference:.3g}")
+    print(f"{type(model).__name__}: {theirs.numel()} logits up to {theirs.abs().max().item():.3g}: largest difference {difference:.3g}")
     # Written so that a NaN fails too.
     return 0 if difference <= TOLERANCE else 1
 

@@ -304,6 +304,9 @@ def activation_bytes(spec: ModelSpec, compiled: bool) -> int:
     A compiled layer keeps no f32, nor what is cheap to recompute.
     """
     hidden, ffn = (8, 3) if compiled else (16, 4)
+    if spec.qk_norm:
+        # Queries and keys before their norms and, in f32, on the way through them.
+        hidden += 2 if compiled else 8
     return 2 * (hidden * spec.hidden_size + ffn * spec.ffn_size)
 
 

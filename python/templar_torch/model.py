@@ -1,7 +1,7 @@
 """The decoder: token embedding, pre-norm blocks of grouped-query attention and SwiGLU, final norm, output projection.
 
 It computes what Hugging Face's ``LlamaForCausalLM`` does: RMSNorm, rotary embedding by rotated halves, no biases,
-optionally the embedding as output projection. Parameters carry Hugging Face's names and are f32, so that the optimiser
+optionally the embedding as output projection. With norms of queries and keys it is ``Qwen3ForCausalLM``. Parameters carry Hugging Face's names and are f32, so that the optimiser
 always works on f32; products run in ``compute_dtype``. Weights are cast to it where they are used, or once per step
 (:class:`Linear`).
 
@@ -105,13 +105,17 @@ class Attention(nn.Module):
         self.k_proj = Linear(d, kv)
         self.v_proj = Linear(d, kv)
         self.o_proj = Linear(d, d)
+        self.q_norm = RmsNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.k_norm = RmsNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
 
     def forward(self, x_btd: Tensor, cos_te: Tensor, sin_te: Tensor) -> Tensor:
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        query_bhte = rotate(heads(self.q_proj(x_btd)), cos_te, sin_te)
-        key_bkte = rotate(heads(self.k_proj(x_btd)), cos_te, sin_te)
+        query_bhte, key_bkte = heads(self.q_proj(x_btd)), heads(self.k_proj(x_btd))
+        if self.q_norm is not None and self.k_norm is not None:
+            query_bhte, key_bkte = self.q_norm(query_bhte), self.k_norm(key_bkte)
+        query_bhte, key_bkte = rotate(query_bhte, cos_te, sin_te), rotate(key_bkte, cos_te, sin_te)
         value_bkte = heads(self.v_proj(x_btd))
         mixed_bhte = attend(query_bhte, key_bkte, value_bkte)
         return self.o_proj(mixed_bhte.transpose(1, 2).flatten(2))

@@ -26,6 +26,7 @@ class ModelSpec:
     rope_theta: float
     norm_eps: float
     tied_embeddings: bool
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -40,6 +41,7 @@ class ModelSpec:
             "self_attn.k_proj": (kv, d),
             "self_attn.v_proj": (kv, d),
             "self_attn.o_proj": (d, d),
+            **({f"self_attn.{part}_norm": (self.head_dim,) for part in "qk"} if self.qk_norm else {}),
             "post_attention_layernorm": (d,),
             "mlp.gate_proj": (ffn, d),
             "mlp.up_proj": (ffn, d),

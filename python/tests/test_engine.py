@@ -42,9 +42,12 @@ def naive_losses(theta: dict[str, torch.Tensor], spec: ModelSpec, rows: torch.Te
             own = slice(head * spec.head_dim, (head + 1) * spec.head_dim)
             shared = head // (spec.heads // spec.kv_heads)
             group = slice(shared * spec.head_dim, (shared + 1) * spec.head_dim)
+            queries, keys = q[:, own], k[:, group]
+            if spec.qk_norm:
+                queries, keys = norm(queries, f"{layer}.self_attn.q_norm"), norm(keys, f"{layer}.self_attn.k_norm")
             for now in range(len(x)):
-                query = turned(q[now, own], now)
-                scores = torch.stack([query @ turned(k[then, group], then) for then in range(now + 1)])
+                query = turned(queries[now], now)
+                scores = torch.stack([query @ turned(keys[then], then) for then in range(now + 1)])
                 out[now, own] = (scores / math.sqrt(spec.head_dim)).softmax(0) @ v[: now + 1, group]
         return out @ theta[f"{layer}.self_attn.o_proj.weight"].T
 
@@ -66,7 +69,7 @@ def engine(model: ModelSpec = MODEL, inner: InnerSpec = INNER, **options: object
     return Engine(model, inner, Options(device="cpu", threads=1, compile=False, **options), Ranks())
 
 
-@pytest.mark.parametrize("model", [MODEL, tied()])
+@pytest.mark.parametrize("model", [MODEL, tied(), dataclasses.replace(MODEL, qk_norm=True)])
 def test_losses_and_gradients_match_the_formulas(tmp_path: Path, model: ModelSpec) -> None:
     write_theta(tmp_path / "theta", model)
     theta, rows = TensorFile(tmp_path / "theta"), tokens(1, model=model)[0]

@@ -101,7 +101,7 @@ impl ReportOut {
 fn holds_a_model(out: &Path) -> bool {
     let config = std::fs::read_to_string(out.join("config.json")).unwrap_or_default();
     let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| out.join(name).is_file());
-    has_weights && config.contains("LlamaForCausalLM")
+    has_weights && ["LlamaForCausalLM", "Qwen3ForCausalLM"].iter().any(|model| config.contains(model))
 }
 
 /// Pipes, devices and links, such as /dev/stdout, are written to directly: a file must not replace them.
@@ -171,11 +171,14 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("model")).unwrap();
         std::fs::write(folder.path().join("model/config.json"), r#"{"architectures": ["LlamaForCausalLM"]}"#).unwrap();
         std::fs::write(folder.path().join("model/model.safetensors"), "").unwrap();
+        std::fs::create_dir_all(folder.path().join("qwen")).unwrap();
+        std::fs::write(folder.path().join("qwen/config.json"), r#"{"architectures": ["Qwen3ForCausalLM"]}"#).unwrap();
+        std::fs::write(folder.path().join("qwen/model.safetensors"), "").unwrap();
         std::fs::create_dir_all(folder.path().join("web")).unwrap();
         std::fs::write(folder.path().join("web/config.json"), "{}").unwrap();
         let out = |name: &str| ModelOut { out: at(name) }.check(None).map_err(|error| format!("{error:#}"));
         let report = |name: &str| ReportOut { report: at(name) }.check(None).map_err(|error| format!("{error:#}"));
-        for name in ["new", "model"] {
+        for name in ["new", "model", "qwen"] {
             assert_eq!(out(name), Ok(()), "{name}");
         }
         assert_eq!((report("new"), report("file")), (Ok(()), Ok(())));

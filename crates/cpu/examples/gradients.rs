@@ -8,7 +8,7 @@ use templar_protocol::hash::Hasher;
 use templar_protocol::layout::{Layout, ModelSpec};
 
 fn main() {
-    let case = |(heads, kv_heads, tied_embeddings): (u32, u32, bool)| {
+    let case = |(heads, kv_heads, tied_embeddings, qk_norm): (u32, u32, bool, bool)| {
         let spec = ModelSpec {
             vocab_size: 300,
             hidden_size: 16 * heads,
@@ -20,6 +20,7 @@ fn main() {
             rope_theta: 10_000.0,
             norm_eps: 1e-5,
             tied_embeddings,
+            qk_norm,
         };
         let layout = Layout::llama(&spec);
         // Five times θ₀'s spread, so that attention and gates are far from linear.
@@ -38,6 +39,6 @@ fn main() {
             "gradient": gradient,
         })
     };
-    let cases: Vec<_> = [(4, 4, false), (4, 2, false), (4, 1, true)].into_iter().map(case).collect();
+    let cases: Vec<_> = [(4, 4, false, false), (4, 2, false, true), (4, 1, true, false)].map(case).into();
     println!("{}", json!(cases));
 }

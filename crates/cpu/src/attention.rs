@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use crate::aligned::{Aligned, LINE};
 use crate::arch::simd;
-use crate::kernels::{causal_softmax, causal_softmax_backward, dot};
+use crate::kernels::{causal_softmax, causal_softmax_backward, dot, norm_row, norm_row_backward};
 use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
 
@@ -23,6 +23,8 @@ thread_local! {
 #[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
     pub(crate) rotation: &'a Rotation,
+    /// What queries and keys pass before they are rotated, if the model has it.
+    pub(crate) norms: Option<HeadNorms<'a>>,
     pub(crate) positions: usize,
     /// Elements of a head.
     pub(crate) dim: usize,
@@ -30,6 +32,21 @@ pub(crate) struct Attention<'a> {
     pub(crate) group: usize,
     /// Elements between the rows of projections: those of all queries, keys and values.
     pub(crate) stride: usize,
+}
+
+/// RMS norms over the elements of a head, with weights that all heads of a layer share.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadNorms<'a> {
+    pub(crate) query: &'a [f32],
+    pub(crate) key: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+/// What is rotated: each has its norm.
+#[derive(Clone, Copy, PartialEq)]
+enum Rotated {
+    Query,
+    Key,
 }
 
 /// One sequence's projections, as seen from a key-value head: rows `stride` apart.
@@ -49,12 +66,12 @@ impl Attention<'_> {
         let (room_t, room) = (Panels::room(dim, positions), Panels::room(positions, dim));
         let sizes = [positions * dim, positions * dim, room_t, room, BLOCK * positions];
         with_scratch(sizes, |[query, key, key_t, value, scores]| {
-            self.rotate(key, projections.key, 1.0);
+            self.rotate(Rotated::Key, key, projections.key);
             let key_t = Panels::pack(key_t, Matrix::new(key, positions, dim).transposed());
             let value = Panels::pack(value, Matrix::strided(projections.value, positions, dim, self.stride));
             let heads = out.chunks_exact_mut(positions * dim).zip(log_sums.chunks_exact_mut(positions));
             for (head, (out, log_sums)) in heads.enumerate() {
-                self.rotate(query, &projections.queries[head * dim..], self.scale());
+                self.rotate(Rotated::Query, query, &projections.queries[head * dim..]);
                 for (block, (out, log_sums)) in out.chunks_mut(BLOCK * dim).zip(log_sums.chunks_mut(BLOCK)).enumerate()
                 {
                     let first = block * BLOCK;
@@ -78,12 +95,12 @@ impl Attention<'_> {
         });
     }
 
-    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections. `mixed` is the
-    /// output of [`Attention::forward`] and `d_mixed` its gradient, both from the group's first head on with rows
-    /// `mixed_stride` apart.
+    /// Sets `d`, `[group queries, key, value][positions, dim]`, to the gradients of the projections, and `d_norms`,
+    /// `[query, key][dim]`, to those of the norms' weights; without norms it is empty. `mixed` is the output of
+    /// [`Attention::forward`] and `d_mixed` its gradient, both from the group's first head on with rows `mixed_stride` apart.
     pub(crate) fn backward(
         &self,
-        d: &mut [f32],
+        (d, d_norms): (&mut [f32], &mut [f32]),
         projections: Projections<'_>,
         (mixed, d_mixed, mixed_stride): (&[f32], &[f32], usize),
         log_sums: &[f32],
@@ -93,20 +110,22 @@ impl Attention<'_> {
         let (d_key, d_value) = d_key_value.split_at_mut(positions * dim);
         d_key.fill(0.0);
         d_value.fill(0.0);
+        d_norms.fill(0.0);
         let (room_t, room) = (Panels::room(dim, positions), Panels::room(positions, dim));
         let (rows, block) = (positions * dim, BLOCK * positions);
         let sizes = [rows, rows, room, room, room, room_t, room_t, positions, block, block];
         with_scratch(
             sizes,
             |[query, key, query_panels, key_panels, d_out_panels, key_t, value_t, pull, scores, d_scores]| {
-                self.rotate(key, projections.key, 1.0);
+                self.rotate(Rotated::Key, key, projections.key);
                 let key = Matrix::new(key, positions, dim);
                 let (key, key_t) = (Panels::pack(key_panels, key), Panels::pack(key_t, key.transposed()));
                 let value = Matrix::strided(projections.value, positions, dim, self.stride);
                 let value_t = Panels::pack(value_t, value.transposed());
                 for (head, d_query) in d_queries.chunks_exact_mut(positions * dim).enumerate() {
                     let log_sums = &log_sums[head * positions..][..positions];
-                    self.rotate(query, &projections.queries[head * dim..], self.scale());
+                    let own = &projections.queries[head * dim..];
+                    self.rotate(Rotated::Query, query, own);
                     let query_panels = Panels::pack(query_panels, Matrix::new(query, positions, dim));
                     let (mixed, d_mixed) = (&mixed[head * dim..], &d_mixed[head * dim..]);
                     let d_out_panels =
@@ -136,27 +155,66 @@ impl Attention<'_> {
                         product(d_query, d_scores, key.rows(0..seen), Onto::Replace);
                         product(d_key, d_scores.transposed(), query_panels.rows(range), Onto::Add);
                     }
-                    simd(
-                        #[inline(always)]
-                        || self.rotation.backward(d_query, self.scale()),
-                    );
+                    self.rotate_backward(Rotated::Query, d_query, d_norms, own);
                 }
-                simd(
-                    #[inline(always)]
-                    || self.rotation.backward(d_key, 1.0),
-                );
+                self.rotate_backward(Rotated::Key, d_key, d_norms, projections.key);
             },
         );
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
+    /// What is rotated is multiplied with this, so that scores need no further factor.
+    fn scale(&self, what: Rotated) -> f32 {
+        match what {
+            Rotated::Query => 1.0 / (self.dim as f32).sqrt(),
+            Rotated::Key => 1.0,
+        }
     }
 
-    fn rotate(&self, out: &mut [f32], x: &[f32], scale: f32) {
+    /// The weights of its norm and ε, if the model has norms.
+    fn norm(&self, what: Rotated) -> Option<(&[f32], f32)> {
+        self.norms.map(|norms| match what {
+            Rotated::Query => (norms.query, norms.epsilon),
+            Rotated::Key => (norms.key, norms.epsilon),
+        })
+    }
+
+    /// Sets `out`, `[positions, dim]`, to the queries or keys that scores are products of.
+    fn rotate(&self, what: Rotated, out: &mut [f32], x: &[f32]) {
+        let scale = self.scale(what);
+        match self.norm(what) {
+            None => simd(
+                #[inline(always)]
+                || self.rotation.forward(out, x, self.stride, scale, <[f32]>::copy_from_slice),
+            ),
+            Some((weight, epsilon)) => simd(
+                #[inline(always)]
+                || {
+                    self.rotation.forward(
+                        out,
+                        x,
+                        self.stride,
+                        scale,
+                        #[inline(always)]
+                        |out, x| norm_row(out, x, weight, epsilon),
+                    );
+                },
+            ),
+        }
+    }
+
+    /// Takes gradients of what [`Attention::rotate`] made back to those of `x`, in place, and adds to those of the norms.
+    fn rotate_backward(&self, what: Rotated, d: &mut [f32], d_norms: &mut [f32], x: &[f32]) {
         simd(
             #[inline(always)]
-            || self.rotation.forward(out, x, self.stride, scale),
+            || {
+                self.rotation.backward(d, self.scale(what));
+                let Some((weight, epsilon)) = self.norm(what) else { return };
+                let (d_query, d_key) = d_norms.split_at_mut(self.dim);
+                let d_weight = if what == Rotated::Query { d_query } else { d_key };
+                for (d, x) in d.chunks_exact_mut(self.dim).zip(x.chunks(self.stride)) {
+                    norm_row_backward(d, d_weight, &x[..self.dim], weight, epsilon);
+                }
+            },
         );
     }
 }

@@ -235,7 +235,9 @@ fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize,
     let size = batch.positions * dim;
     let group = shape.group();
     let d_mixed: &[f32] = &gradients.d_mixed;
+    let mut d_norms = gradients.d_qk_norm.chunks_mut(2 * dim);
     for (number, d) in gradients.d_heads.chunks_mut((group + 2) * size).enumerate() {
+        let d_norms = d_norms.next().unwrap_or_default();
         let (sequence, kv_head) = (number / kv_heads, number % kv_heads);
         let projections = context.projections(&layer.qkv, sequence, kv_head);
         let log_sums = &layer.log_sums[number * group * batch.positions..][..group * batch.positions];
@@ -246,7 +248,7 @@ fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize,
             };
             let (mixed, d_mixed) = (&layer.mixed[rows(&layer.mixed)], &d_mixed[rows(d_mixed)]);
             meter.time(Work::Attention, || {
-                context.attention().backward(d, projections, (mixed, d_mixed, hidden), log_sums);
+                context.attention(before).backward((d, d_norms), projections, (mixed, d_mixed, hidden), log_sums);
             });
         }));
     }
@@ -256,6 +258,9 @@ fn weights_and_attention(context: Context<'_>, buffers: &mut Buffers, at: usize,
     weight_jobs(&mut jobs, context, o, (&gradients.d_middle, &gradients.mixed, hidden), onto);
     pack_weights(&mut jobs, context, &mut buffers.packed, before, |weight| weight);
     run(jobs);
+    if !weights.qk_norm.is_empty() {
+        add_norm(&mut gradient[weights.qk_norm.clone()], &gradients.d_qk_norm, onto);
+    }
 }
 
 /// Tasks for the gradient dyᵀ · x of a weight, `[out, in]`, from `(dy, x in panels, in)`.

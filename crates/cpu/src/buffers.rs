@@ -83,6 +83,9 @@ pub(crate) struct GradientBuffers {
     /// Parts of the norms' gradients, one per block of rows: `[blocks, hidden]`.
     pub(crate) d_input_norm: Aligned,
     pub(crate) d_post_norm: Aligned,
+    /// Parts of the gradients of a layer's norms of queries and keys, one per call of attention:
+    /// `[sequences, kv heads][query, key][dim]`.
+    pub(crate) d_qk_norm: Aligned,
 }
 
 impl Buffers {
@@ -125,6 +128,8 @@ impl Buffers {
             gradients.gated.resize(Panels::room(rows, ffn));
             gradients.d_input_norm.resize(batch.blocks() * hidden);
             gradients.d_post_norm.resize(batch.blocks() * hidden);
+            let norms = shape.layers.first().map_or(0, |layer| layer.qk_norm.len());
+            gradients.d_qk_norm.resize(batch.sequences * shape.kv_heads * norms);
         }
         kept
     }

@@ -4,7 +4,7 @@ use std::mem;
 use std::ops::Range;
 
 use crate::aligned::Aligned;
-use crate::attention::{Attention, Projections};
+use crate::attention::{Attention, HeadNorms, Projections};
 use crate::buffers::{Buffers, Layer, Packed};
 use crate::jobs::{Job, run};
 use crate::kernels::{rms_norm, swiglu};
@@ -27,10 +27,13 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub(crate) fn attention(&self) -> Attention<'_> {
-        let Shape { dim, .. } = *self.shape;
+    /// The attention of a layer.
+    pub(crate) fn attention(&self, layer: usize) -> Attention<'_> {
+        let Shape { dim, epsilon, .. } = *self.shape;
         let (positions, group) = (self.batch.positions, self.shape.group());
-        Attention { rotation: self.rotation, positions, dim, group, stride: self.shape.qkv() }
+        let weights = &self.theta[self.shape.layers[layer].qk_norm.clone()];
+        let norms = weights.split_at_checked(dim).map(|(query, key)| HeadNorms { query, key, epsilon });
+        Attention { rotation: self.rotation, norms, positions, dim, group, stride: self.shape.qkv() }
     }
 
     /// The projections of one sequence, from `[rows, qkv]`, as seen from one key-value head.
@@ -190,7 +193,7 @@ fn mix(context: Context<'_>, buffers: &mut Buffers, at: usize, layer: &mut Layer
     for (number, (out, log_sums)) in parts.enumerate() {
         let projections = context.projections(&layer.qkv, number / shape.kv_heads, number % shape.kv_heads);
         jobs.push(Box::new(move || {
-            meter.time(Work::Attention, || context.attention().forward(out, log_sums, projections));
+            meter.time(Work::Attention, || context.attention(at).forward(out, log_sums, projections));
         }));
     }
     pack_weights(&mut jobs, context, &mut buffers.packed, at + 1, Matrix::transposed);

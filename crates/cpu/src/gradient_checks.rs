@@ -4,7 +4,7 @@ use templar_protocol::hash::{Hasher, Stream};
 use templar_protocol::layout::ModelSpec;
 
 use crate::arch::simd;
-use crate::attention::{Attention, Projections};
+use crate::attention::{Attention, HeadNorms, Projections};
 use crate::buffers::LossBuffers;
 use crate::forward::Context;
 use crate::kernels::{exp, rms_norm_backward, swiglu_backward};
@@ -92,36 +92,62 @@ fn spec(heads: u32, kv_heads: u32) -> ModelSpec {
         rope_theta: 50.0,
         norm_eps: 1e-5,
         tied_embeddings: false,
+        qk_norm: false,
     }
 }
 
 /// Two queries share one key and value; there are more positions than a block has.
 #[test]
 fn attention() {
+    check_attention(None);
+}
+
+/// The same with an ε that is not small beside the mean square of a head, and with the gradients of both norms.
+#[test]
+fn attention_with_norms_of_queries_and_keys() {
+    check_attention(Some(0.5));
+}
+
+/// `epsilon` is that of the norms of queries and keys, if there are any.
+fn check_attention(epsilon: Option<f64>) {
     let mut stream = Hasher::new("attention").into_stream();
     let (spec, positions, dim) = (spec(2, 1), 70, 6);
     let stride = 4 * dim;
     let qkv = uniform(positions * stride, &mut stream);
     let d_mixed = uniform(positions * 2 * dim, &mut stream);
     let rotation = Rotation::new(&spec, positions);
-    let attention = Attention { rotation: &rotation, positions, dim, group: 2, stride };
+    let weights = uniform(2 * dim, &mut stream);
+    let norms =
+        epsilon.map(|epsilon| HeadNorms { query: &weights[..dim], key: &weights[dim..], epsilon: epsilon as f32 });
+    let attention = Attention { rotation: &rotation, norms, positions, dim, group: 2, stride };
     let projections = Projections { queries: &qkv, key: &qkv[2 * dim..], value: &qkv[3 * dim..] };
     let (mut by_head, mut log_sums) = (vec![0.0; positions * 2 * dim], vec![0.0; 2 * positions]);
     attention.forward(&mut by_head, &mut log_sums, projections);
     let at = |head: usize, position: usize, i: usize| (head * positions + position) * dim + i;
     let mixed: Vec<f32> = (0..positions * 2 * dim).map(|n| by_head[at(n / dim % 2, n / (2 * dim), n % dim)]).collect();
     let mut d_heads = vec![9.0; positions * stride];
-    attention.backward(&mut d_heads, projections, (&mixed, &d_mixed, 2 * dim), &log_sums);
+    let mut d_norms = vec![9.0; if epsilon.is_some() { 2 * dim } else { 0 }];
+    attention.backward((&mut d_heads, &mut d_norms), projections, (&mixed, &d_mixed, 2 * dim), &log_sums);
     let d: Vec<f32> = (0..positions * stride).map(|n| d_heads[at(n / dim % 4, n / stride, n % dim)]).collect();
 
-    let forward = |qkv: &[f64]| {
-        let part =
-            |from: usize, to: usize| qkv.chunks_exact(stride).map(|row| row[from * dim..to * dim].to_vec()).collect();
-        oracle::attention(&spec, &part(0, 2), &part(2, 3), &part(3, 4))
+    let forward = |qkv: &[f64], weights: &[f64]| {
+        let part = |from: usize, to: usize| {
+            qkv.chunks_exact(stride).map(|row| row[from * dim..to * dim].to_vec()).collect::<Matrix>()
+        };
+        let normed = |x: Matrix, weight: &[f64]| match epsilon {
+            Some(epsilon) => oracle::rms_norm_by_head(&x, weight, epsilon),
+            None => x,
+        };
+        let (query, key) = (normed(part(0, 2), &weights[..dim]), normed(part(2, 3), &weights[dim..]));
+        oracle::attention(&spec, &query, &key, &part(3, 4))
     };
-    let expected = forward(&qkv.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+    let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    let expected = forward(&wide(&qkv), &wide(&weights));
     assert!(mixed.iter().zip(expected.iter().flatten()).all(|(found, x)| (f64::from(*found) - x).abs() < 1e-5));
-    check(&d, &qkv, &mut stream, |qkv| dot(&forward(qkv), &d_mixed));
+    check(&d, &qkv, &mut stream, |qkv| dot(&forward(qkv, &wide(&weights)), &d_mixed));
+    if epsilon.is_some() {
+        check(&d_norms, &weights, &mut stream, |weights| dot(&forward(&wide(&qkv), weights), &d_mixed));
+    }
 }
 
 /// 140 targets in chunks of 64, the last one smaller, and a vocabulary of two blocks; the loss is half of the targets' sum, with

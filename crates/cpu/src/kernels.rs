@@ -132,13 +132,36 @@ pub(crate) fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32)
         #[inline(always)]
         || {
             for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let inverse = inverse_root(x, epsilon);
-                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = x * inverse * weight;
-                }
+                norm_row(out, x, weight, epsilon);
             }
         },
     );
+}
+
+/// RMS norm of one row.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is part of a vector kernel")]
+pub(crate) fn norm_row(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let inverse = inverse_root(x, epsilon);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * inverse * weight;
+    }
+}
+
+/// Backward of [`norm_row`], in place: `d`, the gradient of its output, becomes that of its input, and the weight's is added
+/// to `d_weight`. The formula is that of [`rms_norm_backward`].
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it is part of a vector kernel")]
+pub(crate) fn norm_row_backward(d: &mut [f32], d_weight: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let inverse = inverse_root(x, epsilon);
+    for ((d, d_weight), (x, weight)) in d.iter_mut().zip(d_weight).zip(x.iter().zip(weight)) {
+        *d_weight += x * inverse * *d;
+        *d *= inverse * weight;
+    }
+    let pull = inverse * inverse * (dot(d, x) / x.len() as f32);
+    for (d, x) in d.iter_mut().zip(x) {
+        *d -= pull * x;
+    }
 }
 
 /// Backward of [`rms_norm`], which is repeated into `normed`: adds what follows from `dy`, the gradient of its output,

@@ -15,8 +15,9 @@
 //! | the same straight from the formulas, slowly | [`oracle`] |
 //!
 //! The model is Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary embedding by rotated halves, grouped-query attention,
-//! SwiGLU, no biases. There is no graph and no tensor type: parameters are one flat slice in the order of
-//! [`Layout::llama`](templar_protocol::layout::Layout::llama), and every operator has its backward pass written beside it.
+//! SwiGLU, no biases; with norms of queries and keys it is `Qwen3ForCausalLM`. There is no graph and no tensor type:
+//! parameters are one flat slice in the order of [`Layout::llama`](templar_protocol::layout::Layout::llama), and every
+//! operator has its backward pass written beside it.
 //!
 //! The same inputs give the same bits whatever the number of threads: work is cut by shapes alone, and contributions of
 //! several tasks are summed in a fixed order.
@@ -27,7 +28,7 @@
 //!
 //! let spec = ModelSpec {
 //!     vocab_size: 32, hidden_size: 16, layers: 2, heads: 4, kv_heads: 2, ffn_size: 24, seq_len: 8,
-//!     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false,
+//!     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false, qk_norm: false,
 //! };
 //! let mut theta = Layout::llama(&spec).theta0(&spec, 7);
 //! let (mut engine, mut gradient) = (Engine::new(&spec), vec![0.0; theta.len()]);

@@ -10,8 +10,8 @@ use templar_protocol::layout::ModelSpec;
 
 use crate::arch::{FORCED, simd};
 use crate::kernels::{
-    causal_softmax, causal_softmax_backward, column_softmax, dot, exp, rms_norm, rms_norm_backward, scale_columns,
-    swiglu, swiglu_backward, update,
+    causal_softmax, causal_softmax_backward, column_softmax, dot, exp, norm_row, norm_row_backward, rms_norm,
+    rms_norm_backward, scale_columns, swiglu, swiglu_backward, update,
 };
 use crate::product::{Matrix, Onto, Panels, product};
 use crate::rope::Rotation;
@@ -49,6 +49,17 @@ fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
     rms_norm_backward(&mut dx, &mut d_weight, &mut normed, &dy, &x, &weight, epsilon);
     results.extend([dx, d_weight, normed].concat());
 
+    let (mut d, mut d_weight) = (dy.clone(), vec![0.0; width]);
+    simd(
+        #[inline(always)]
+        || {
+            for (d, x) in d.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                norm_row_backward(d, &mut d_weight, x, &weight, epsilon);
+            }
+        },
+    );
+    results.extend([d, d_weight].concat());
+
     let (mut gated, mut gate_up) = (vec![0.0; size], [&x[..], &dy].concat());
     swiglu(&mut gated, &gate_up, width);
     results.extend_from_slice(&gated);
@@ -82,7 +93,7 @@ fn everything(seed: u64, rows: usize, width: usize) -> Vec<u32> {
         #[inline(always)]
         || dot(&x, &dy),
     ));
-    results.append(&mut rotated(&x, rows, width));
+    results.append(&mut rotated(&x, &weight, rows, width));
     results.into_iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
@@ -98,8 +109,8 @@ fn products(seed: u64, (m, n, k): (usize, usize, usize)) -> Vec<u32> {
     out.into_iter().chain(turned).map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
-/// Rows of an even width turned, and turned back.
-fn rotated(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
+/// Rows of an even width turned, with a norm before and without, and turned back.
+fn rotated(x: &[f32], weight: &[f32], rows: usize, width: usize) -> Vec<f32> {
     let dim = width / 2 * 2;
     if dim == 0 {
         return vec![];
@@ -115,18 +126,20 @@ fn rotated(x: &[f32], rows: usize, width: usize) -> Vec<f32> {
         rope_theta: 50.0,
         norm_eps: 1e-5,
         tied_embeddings: true,
+        qk_norm: false,
     };
     let rotation = Rotation::new(&spec, rows);
-    let (mut there, mut back) = (vec![0.0; rows * dim], x[..rows * dim].to_vec());
+    let [mut there, mut normed] = [(); 2].map(|()| vec![0.0; rows * dim]);
+    let mut back = x[..rows * dim].to_vec();
     simd(
         #[inline(always)]
         || {
-            rotation.forward(&mut there, x, width, 0.3);
+            rotation.forward(&mut there, x, width, 0.3, <[f32]>::copy_from_slice);
+            rotation.forward(&mut normed, x, width, 0.3, |out, x| norm_row(out, x, weight, 1e-5));
             rotation.backward(&mut back, 0.3);
         },
     );
-    there.append(&mut back);
-    there
+    [there, normed, back].concat()
 }
 
 fn with_each<R>(archs: Vec<Arch>, work: impl Fn() -> R) -> Vec<R> {

@@ -25,13 +25,21 @@ impl Rotation {
         self.cos.len() / self.half
     }
 
-    /// Copies the row of position t to row t of `out`, rotated and times `scale`. Rows of `x` are `stride` apart.
+    /// Takes the row of position t to row t of `out` by `copy`, and leaves it there rotated and times `scale`. Rows of `x`
+    /// are `stride` apart.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "it is part of a vector kernel")]
-    pub(crate) fn forward(&self, out: &mut [f32], x: &[f32], stride: usize, scale: f32) {
+    pub(crate) fn forward(
+        &self,
+        out: &mut [f32],
+        x: &[f32],
+        stride: usize,
+        scale: f32,
+        copy: impl Fn(&mut [f32], &[f32]),
+    ) {
         let rows = out.chunks_exact_mut(2 * self.half).zip(x.chunks(stride));
         for ((out, x), (cos, sin)) in rows.zip(self.rows()) {
-            out.copy_from_slice(&x[..2 * self.half]);
+            copy(out, &x[..2 * self.half]);
             turn(out, cos, sin, |a, b, cos, sin| ((a * cos - b * sin) * scale, (b * cos + a * sin) * scale));
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct LayerRanges {
     /// Queries, keys and values, `[hidden + 2 · kv, hidden]`.
     pub(crate) qkv: Range<usize>,
     pub(crate) o: Range<usize>,
+    /// Norms of queries and of keys, `[2 · dim]`; empty in a model without them.
+    pub(crate) qk_norm: Range<usize>,
     pub(crate) post_norm: Range<usize>,
     /// `[2 · ffn, hidden]`.
     pub(crate) gate_up: Range<usize>,
@@ -43,15 +45,20 @@ impl Shape {
     pub(crate) fn new(spec: &ModelSpec) -> Self {
         let layout = Layout::llama(spec);
         let range = |at: usize| layout.tensors()[at].range();
-        let layers = (0..spec.layers as usize).map(|layer| 1 + 9 * layer).map(|at| LayerRanges {
-            input_norm: range(at),
-            qkv: range(at + 1).start..range(at + 3).end,
-            o: range(at + 4),
-            post_norm: range(at + 5),
-            gate_up: range(at + 6).start..range(at + 7).end,
-            down: range(at + 8),
+        let norms = if spec.qk_norm { 2 } else { 0 };
+        let layers = (0..spec.layers as usize).map(|layer| 1 + (9 + norms) * layer).map(|at| {
+            let after = at + 5 + norms;
+            LayerRanges {
+                input_norm: range(at),
+                qkv: range(at + 1).start..range(at + 3).end,
+                o: range(at + 4),
+                qk_norm: range(at + 4).end..range(after).start,
+                post_norm: range(after),
+                gate_up: range(after + 1).start..range(after + 2).end,
+                down: range(after + 3),
+            }
         });
-        let norm = 1 + 9 * spec.layers as usize;
+        let norm = 1 + (9 + norms) * spec.layers as usize;
         Self {
             hidden: spec.hidden_size as usize,
             heads: spec.heads as usize,

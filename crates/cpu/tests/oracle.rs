@@ -18,6 +18,7 @@ fn spec(heads: u32, kv_heads: u32, tied_embeddings: bool) -> ModelSpec {
         rope_theta: 50.0,
         norm_eps: 1e-3,
         tied_embeddings,
+        qk_norm: false,
     }
 }
 
@@ -85,9 +86,10 @@ proptest! {
         seed in any::<u64>(),
         (heads, kv_heads) in prop::sample::select(vec![(1, 1), (4, 1), (4, 2), (3, 3)]),
         tied in any::<bool>(),
+        qk_norm in any::<bool>(),
         shapes in prop::array::uniform2((1usize..4, prop::sample::select(vec![2usize, 3, 16, 64, 65, 67, 80]))),
     ) {
-        let spec = spec(heads, kv_heads, tied);
+        let spec = ModelSpec { qk_norm, ..spec(heads, kv_heads, tied) };
         let mut stream = Hasher::new("oracle").update_value(&seed).clone().into_stream();
         let theta = lively_theta(&Layout::llama(&spec), &mut stream);
         let mut engine = Engine::new(&spec);
@@ -102,8 +104,8 @@ proptest! {
 /// three blocks; weights have several tasks, and products several tiles. The loss in chunks is among the gradient checks.
 #[test]
 fn engine_agrees_with_the_reference_where_work_is_cut() {
-    for tied in [false, true] {
-        let spec = ModelSpec { hidden_size: 96, ffn_size: 300, vocab_size: 1200, ..spec(6, 3, tied) };
+    for (tied, qk_norm) in [(false, false), (true, false), (false, true)] {
+        let spec = ModelSpec { qk_norm, hidden_size: 96, ffn_size: 300, vocab_size: 1200, ..spec(6, 3, tied) };
         let mut stream = Hasher::new("oracle, cut").into_stream();
         let theta = lively_theta(&Layout::llama(&spec), &mut stream);
         let tokens = tokens(&spec, 4 * 80, &mut stream);
@@ -114,8 +116,8 @@ fn engine_agrees_with_the_reference_where_work_is_cut() {
 /// Five parameters of every kind of tensor, by central differences: in f64 a step of 1e-5 leaves an error of about 1e-10.
 #[test]
 fn reference_agrees_with_finite_differences() {
-    for tied in [false, true] {
-        let spec = spec(4, 2, tied);
+    for (tied, qk_norm) in [(false, false), (true, false), (false, true)] {
+        let spec = ModelSpec { qk_norm, ..spec(4, 2, tied) };
         let layout = Layout::llama(&spec);
         let mut stream = Hasher::new("oracle gradient").into_stream();
         let mut theta = widened(&lively_theta(&layout, &mut stream));
@@ -154,7 +156,8 @@ fn hostile_tokens_are_refused() {
 #[test]
 fn threads_change_no_bit() {
     let wide = ModelSpec { vocab_size: 140_000, layers: 1, ..spec(6, 3, false) };
-    let deep = ModelSpec { hidden_size: 96, ffn_size: 300, vocab_size: 700, layers: 3, ..spec(6, 3, true) };
+    let deep =
+        ModelSpec { hidden_size: 96, ffn_size: 300, vocab_size: 700, layers: 3, qk_norm: true, ..spec(6, 3, true) };
     let large = Layout::llama(&wide).tensors()[0].len();
     assert!(large > 4 << 20, "{large}");
     for (spec, sequences) in [(wide, 2), (deep, 9)] {

@@ -59,6 +59,7 @@ fn nano() -> Preset {
         rope_theta: 10_000.0,
         norm_eps: 1e-5,
         tied_embeddings: false,
+        qk_norm: false,
     };
     let inner = InnerSpec {
         steps: 8,
@@ -161,6 +162,7 @@ fn of_72_billion() -> Preset {
         rope_theta: 500_000.0,
         norm_eps: 1e-5,
         tied_embeddings: false,
+        qk_norm: false,
     };
     Preset { name: "72b", model, inner: inner() }
 }

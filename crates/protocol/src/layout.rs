@@ -37,6 +37,9 @@ pub struct ModelSpec {
     pub norm_eps: f64,
     /// Whether the output projection is the embedding itself.
     pub tied_embeddings: bool,
+    /// Whether the elements of every query and every key pass an RMS norm of their own before they are rotated.
+    #[serde(default)]
+    pub qk_norm: bool,
 }
 
 impl ModelSpec {
@@ -90,10 +93,12 @@ impl Layout {
         Self { tensors }
     }
 
-    /// The tensors of Hugging Face's `LlamaForCausalLM`, embedding first, layer by layer.
+    /// The tensors of Hugging Face's `LlamaForCausalLM` or, with `qk_norm`, of its `Qwen3ForCausalLM`: embedding first, layer
+    /// by layer.
     pub fn llama(model: &ModelSpec) -> Self {
         let (d, ffn) = (u64::from(model.hidden_size), u64::from(model.ffn_size));
-        let kv = u64::from(model.kv_heads) * u64::from(model.head_dim());
+        let head = u64::from(model.head_dim());
+        let kv = u64::from(model.kv_heads) * head;
         let vocab = u64::from(model.vocab_size);
         let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, d])];
         for layer in 0..model.layers {
@@ -105,6 +110,11 @@ impl Layout {
             add("self_attn.k_proj", &[kv, d]);
             add("self_attn.v_proj", &[kv, d]);
             add("self_attn.o_proj", &[d, d]);
+            if model.qk_norm {
+                // One weight per element of a head, which all heads share.
+                add("self_attn.q_norm", &[head]);
+                add("self_attn.k_norm", &[head]);
+            }
             add("post_attention_layernorm", &[d]);
             add("mlp.gate_proj", &[ffn, d]);
             add("mlp.up_proj", &[ffn, d]);
@@ -231,6 +241,29 @@ mod tests {
         }
         assert_eq!(next, layout.len());
         assert_eq!(layout.tensors().len(), 2 + 9 * 2 + 1);
+    }
+
+    #[test]
+    fn norms_of_queries_and_keys_follow_the_projections() {
+        let (without, with) = (tiny_model(), ModelSpec { qk_norm: true, ..tiny_model() });
+        let (plain, layout) = (Layout::llama(&without), Layout::llama(&with));
+        assert_eq!(layout.len(), plain.len() + 2 * 2 * 4);
+        let (at, theta) = (6, layout.theta0(&with, 7));
+        for (nth, name) in ["q_norm", "k_norm"].iter().enumerate() {
+            let tensor = &layout.tensors()[at + nth];
+            assert_eq!(tensor.name, format!("model.layers.0.self_attn.{name}.weight"));
+            assert_eq!((&tensor.shape[..], &theta[tensor.range()]), (&[4][..], &[1.0; 4][..]));
+        }
+        // All other tensors are as without them, and in the same order.
+        let (others, plain_theta) = (|name: &str| !name.contains("_norm.weight"), plain.theta0(&without, 7));
+        let kept = layout.tensors().iter().filter(|tensor| others(&tensor.name));
+        for (tensor, plain) in kept.zip(plain.tensors()) {
+            assert_eq!((&tensor.name, &tensor.shape), (&plain.name, &plain.shape));
+            assert_eq!(theta[tensor.range()], plain_theta[plain.range()]);
+        }
+        let root = layout.state_root(&theta);
+        assert_eq!(layout.theta0_root(&with, 7), root);
+        assert_eq!(root.to_string(), "0accf58d74e92e572cf52f82896ca7e782afe61b84c22c73fad285d09c6b330e");
     }
 
     #[test]

@@ -39,8 +39,9 @@ mod tests {
 
     #[test]
     fn every_value_is_part_of_the_id() {
-        let edits: [fn(&mut RunSpec); 6] = [
+        let edits: [fn(&mut RunSpec); 7] = [
             |run| run.chain.netuid += 1,
+            |run| run.model.qk_norm = true,
             |run| run.inner.lr *= 2.0,
             |run| run.outer.mean_over = MeanOver::Senders,
             |run| run.windows.vote_block += 1,

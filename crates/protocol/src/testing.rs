@@ -25,6 +25,7 @@ pub fn spec() -> RunSpec {
         rope_theta: 10_000.0,
         norm_eps: 1e-5,
         tied_embeddings: true,
+        qk_norm: false,
     };
     RunSpec {
         protocol: PROTOCOL_VERSION,
@@ -108,6 +109,7 @@ pub fn tiny_model() -> ModelSpec {
         rope_theta: 10_000.0,
         norm_eps: 1e-5,
         tied_embeddings: false,
+        qk_norm: false,
     }
 }
 

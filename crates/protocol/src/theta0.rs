@@ -70,7 +70,7 @@ impl Layout {
     /// # use templar_protocol::layout::{Layout, ModelSpec};
     /// # let model = ModelSpec {
     /// #     vocab_size: 32, hidden_size: 16, layers: 2, heads: 4, kv_heads: 2, ffn_size: 24, seq_len: 8,
-    /// #     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false,
+    /// #     rope_theta: 10_000.0, norm_eps: 1e-5, tied_embeddings: false, qk_norm: false,
     /// # };
     /// let layout = Layout::llama(&model);
     /// let root = layout.theta0_root_watched(&model, 7, |done| {

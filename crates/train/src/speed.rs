@@ -39,6 +39,7 @@ mod tests {
             rope_theta: 50.0,
             norm_eps: 1e-5,
             tied_embeddings: false,
+            qk_norm: false,
         };
         let (matrices, norms) = (2 * (2 * 16 * 16 + 2 * 8 * 16 + 3 * 16 * 24) + 32 * 16, 5 * 16);
         let expected = f64::from(6 * (matrices + norms) + 6 * 2 * 16 * 8);

@@ -6,7 +6,7 @@ mod tiny;
 use std::ops::ControlFlow;
 
 use templar_model::presets;
-use templar_protocol::layout::Layout;
+use templar_protocol::layout::{Layout, ModelSpec};
 use templar_protocol::run::{InnerSpec, Optimiser};
 use templar_train::conformance::{self, Distance};
 use templar_train::{CpuTrainer, Moments, SyntheticTrainer, TrainJob, Trainer, TrainerLayer};
@@ -15,8 +15,9 @@ use tiny::tiny;
 
 #[test]
 fn cpu_trainer_conforms() {
-    for tied in [false, true] {
+    for (tied, qk_norm) in [(false, false), (true, false), (false, true)] {
         let (model, inner) = tiny(tied);
+        let model = ModelSpec { qk_norm, ..model };
         let tolerance = Distance { loss: 1e-4, delta: 1e-4 };
         for optimiser in [Optimiser::Adamw, Optimiser::Muon] {
             let inner = InnerSpec { optimiser, ..inner.clone() };

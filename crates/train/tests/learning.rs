@@ -51,20 +51,29 @@ fn counting(model: &ModelSpec, count: u32) -> Vec<TokenBatch> {
 fn loss_curve_is_golden() {
     const GOLDEN: [f64; 10] =
         [3.48293, 3.42221, 3.24583, 3.19952, 3.01737, 2.94338, 2.70843, 2.67809, 2.42077, 2.36945];
-    assert_losses(&tiny().1, &GOLDEN);
+    let (model, inner) = tiny();
+    assert_losses(&model, &inner, &GOLDEN);
+}
+
+#[test]
+fn loss_curve_with_norms_of_queries_and_keys_is_golden() {
+    const GOLDEN: [f64; 10] =
+        [3.48262, 3.41671, 3.22902, 3.17547, 3.00513, 2.92733, 2.67341, 2.62677, 2.34125, 2.35662];
+    let (model, inner) = tiny();
+    assert_losses(&ModelSpec { qk_norm: true, ..model }, &inner, &GOLDEN);
 }
 
 #[test]
 fn loss_curve_of_muon_is_golden() {
     const GOLDEN: [f64; 10] =
         [3.48293, 3.43581, 3.26513, 3.21822, 2.99494, 2.90436, 2.64096, 2.58061, 2.32715, 2.28116];
-    assert_losses(&InnerSpec { optimiser: Optimiser::Muon, ..tiny().1 }, &GOLDEN);
+    let (model, inner) = tiny();
+    assert_losses(&model, &InnerSpec { optimiser: Optimiser::Muon, ..inner }, &GOLDEN);
 }
 
-fn assert_losses(inner: &InnerSpec, golden: &[f64]) {
-    let model = tiny().0;
-    let theta = Layout::llama(&model).theta0(&model, 1);
-    let outcome = train(&mut CpuTrainer::new(&model, inner), &theta, &counting(&model, 10));
+fn assert_losses(model: &ModelSpec, inner: &InnerSpec, golden: &[f64]) {
+    let theta = Layout::llama(model).theta0(model, 1);
+    let outcome = train(&mut CpuTrainer::new(model, inner), &theta, &counting(model, 10));
     let losses: Vec<f64> = outcome.steps.iter().map(|step| step.loss).collect();
     for (loss, golden) in losses.iter().zip(golden) {
         assert!((loss - golden).abs() < 1e-3, "{losses:.5?}");

@@ -56,8 +56,10 @@ fn options() -> TorchOptions {
 fn torch_trainer_conforms() {
     let options = options();
     let (model, inner) = tiny(false);
-    conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
     conformance::check_optimisers(&model, &inner, |inner| Box::new(TorchTrainer::new(&model, inner, options.clone())));
+    for model in [ModelSpec { qk_norm: true, ..model.clone() }, model] {
+        conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
+    }
 }
 
 #[test]
@@ -70,28 +72,37 @@ fn two_ranks_conform() {
     conformance::check_trainer(&model, || Box::new(TorchTrainer::new(&model, &inner, options.clone())));
 }
 
-/// With one rank and with two, with tied embeddings and a penalty on log Z; in the precision of the device, and in bf16 on any
+/// With one rank and with two, with tied embeddings and a penalty on log Z, with norms of queries and keys; in the precision of the device, and in bf16 on any
 /// device.
 #[test]
 #[ignore = "needs a Python with torch in TEMPLAR_PYTHON"]
 fn torch_trainer_agrees_with_the_reference() {
-    let distance = |optimiser, tied, ranks, options: &TorchOptions, tolerance| {
+    let distance = |optimiser, (tied, qk_norm), ranks, options: &TorchOptions, tolerance| {
         let (model, inner) = tiny(tied);
+        let model = ModelSpec { qk_norm, ..model };
         let inner = InnerSpec { optimiser, z_loss: if tied { 0.03 } else { 0.0 }, ..inner };
         let options = TorchOptions { ranks, ..options.clone() };
         let make = || -> Box<dyn Trainer> { Box::new(TorchTrainer::new(&model, &inner, options.clone())) };
         let distance = conformance::check_against_reference(&model, &inner, tolerance, make);
-        eprintln!("{optimiser:?}, {ranks} ranks on {}, tied {tied}: {distance:?}", options.device);
+        eprintln!("{optimiser:?}, {ranks} ranks on {}, tied {tied}, qk_norm {qk_norm}: {distance:?}", options.device);
         distance
     };
     let (options, narrow) = (options(), options_with(&["tests/bf16"]));
     let own = if options.device.starts_with("cuda") { BF16 } else { F32 };
     let (adamw, muon) = (Optimiser::Adamw, Optimiser::Muon);
-    for (optimiser, tied, ranks) in
-        [(adamw, false, 1), (adamw, true, 1), (adamw, false, 2), (muon, false, 1), (muon, false, 2)]
-    {
-        distance(optimiser, tied, ranks, &options, own);
-        let rounded = distance(optimiser, tied, ranks, &narrow, BF16);
+    let (plain, tied, normed) = ((false, false), (true, false), (false, true));
+    for (optimiser, shape, ranks) in [
+        (adamw, plain, 1),
+        (adamw, tied, 1),
+        (adamw, normed, 1),
+        (adamw, plain, 2),
+        (adamw, normed, 2),
+        (muon, plain, 1),
+        (muon, normed, 1),
+        (muon, plain, 2),
+    ] {
+        distance(optimiser, shape, ranks, &options, own);
+        let rounded = distance(optimiser, shape, ranks, &narrow, BF16);
         assert!(rounded.delta > F32.delta, "that was not bf16: {rounded:?}");
     }
 }
@@ -118,9 +129,15 @@ fn presets_of_the_bench_have_the_shapes_of_the_runs() {
 fn engines_agree_and_can_be_exchanged() {
     // In f32: other devices compute in bf16.
     let options = TorchOptions { device: "cpu".to_owned(), ..options() };
-    for (optimiser, tied) in [(Optimiser::Adamw, false), (Optimiser::Adamw, true), (Optimiser::Muon, false)] {
+    for (optimiser, tied, qk_norm) in [
+        (Optimiser::Adamw, false, false),
+        (Optimiser::Adamw, true, false),
+        (Optimiser::Adamw, false, true),
+        (Optimiser::Muon, false, false),
+        (Optimiser::Muon, false, true),
+    ] {
         let (model, inner) = tiny(tied);
-        let inner = InnerSpec { optimiser, ..inner };
+        let (model, inner) = (ModelSpec { qk_norm, ..model }, InnerSpec { optimiser, ..inner });
         let theta = Layout::llama(&model).theta0(&model, 3);
         let batches = conformance::batches(&model, 3, 3, "agreement");
         let mut torch: Box<dyn Trainer> = Box::new(TorchTrainer::new(&model, &inner, options.clone()));

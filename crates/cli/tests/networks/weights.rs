@@ -9,7 +9,7 @@ use serde_json::Value;
 use templar_data::Grammar;
 use templar_host::home::BucketFile;
 use templar_model::{hf, presets};
-use templar_protocol::layout::ModelSpec;
+use templar_protocol::layout::{Layout, ModelSpec};
 use templar_store::{BucketSpec, S3Server, dev_credentials};
 use templar_train::{CpuTrainer, TokenBatch, Trainer};
 
@@ -59,13 +59,39 @@ fn a_longer_context_is_learned_from_the_weights_of_a_shorter_one() {
     assert!(learned < as_it_was - 0.05 && learned < stretched - 0.05, "{as_it_was} {stretched} {learned}");
 }
 
+/// A network trains a model with norms of queries and keys and exports it as a Qwen 3; that starts another run and writes
+/// text.
+#[test]
+fn a_model_with_norms_of_queries_and_keys_is_trained_exported_and_read_again() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second, report] = ["first", "second", "report.json"].map(|name| folder.path().join(name));
+    let demo = ["demo", "--seed", "1", "--windows", "3", "--miners", "2", "--validators", "1", "--out"];
+    let mut command = templar(&demo);
+    command.arg(&first).args(["--set", "model.qk_norm=true", "--report"]).arg(&report);
+    ran(&command.output().unwrap());
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["config"]["model"]["qk_norm"], true);
+    let config: Value = serde_json::from_slice(&fs::read(first.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["architectures"][0], "Qwen3ForCausalLM");
+    let (model, theta) = hf::import(&first).unwrap();
+    let layout = Layout::llama(&model);
+    assert_eq!((model.qk_norm, layout.len()), (true, theta.len()));
+    for tensor in layout.tensors().iter().filter(|tensor| tensor.name.contains("_norm.weight")) {
+        assert!(theta[tensor.range()].iter().any(|weight| (weight - 1.0).abs() > 1e-6), "{} was trained", tensor.name);
+    }
+    ran(&templar(&["generate", &first.display().to_string(), "--prompt", "the ", "--tokens", "8"]).output().unwrap());
+    ran(&templar(&demo).arg(&second).arg("--from").arg(&first).output().unwrap());
+    assert!(hf::import(&second).unwrap().0.qk_norm, "the shape is that of the weights");
+}
+
 /// The verbs of an operator: a run from a model's folder is made, checked and published.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_from_weights_is_made_checked_and_published() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     let model = presets::preset("nano").unwrap().model;
-    let theta = templar_protocol::layout::Layout::llama(&model).theta0(&model, 9);
+    let theta = Layout::llama(&model).theta0(&model, 9);
     fs::create_dir(at("model")).unwrap();
     hf::export(Path::new(&at("model")), &model, &theta, None).unwrap();
     fs::write(at("text"), Grammar::new(1).documents(1, 200_000).collect::<String>()).unwrap();

@@ -1,4 +1,5 @@
-//! `config.json` of a Llama model: what we write, and which foreign configurations we can run.
+//! `config.json` of a Llama model, or of a Qwen 3 one where queries and keys have norms: what we write, and which foreign
+//! configurations we can run.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -6,9 +7,9 @@ use templar_protocol::layout::ModelSpec;
 
 /// The text of `config.json`, for `transformers` 4 (`torch_dtype`, `rope_theta`) and 5 (`dtype`, `rope_parameters`).
 pub(super) fn write(spec: &ModelSpec, end_of_text: Option<u32>) -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    let mut config = json!({
+        "architectures": [if spec.qk_norm { "Qwen3ForCausalLM" } else { "LlamaForCausalLM" }],
+        "model_type": if spec.qk_norm { QWEN3 } else { LLAMA },
         "hidden_act": "silu",
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -33,7 +34,12 @@ pub(super) fn write(spec: &ModelSpec, end_of_text: Option<u32>) -> Value {
         "pad_token_id": end_of_text,
         "torch_dtype": "float32",
         "dtype": "float32",
-    })
+    });
+    if spec.qk_norm {
+        config["use_sliding_window"] = json!(false);
+        config["sliding_window"] = Value::Null;
+    }
+    config
 }
 
 /// The text of `generation_config.json`.
@@ -55,9 +61,16 @@ pub(super) fn read_end_of_text(text: &[u8]) -> Result<Option<u32>, String> {
     Ok(token.as_u64().and_then(|token| u32::try_from(token).ok()))
 }
 
+const LLAMA: &str = "llama";
+const QWEN3: &str = "qwen3";
+/// What `transformers` takes for a Qwen 3 model whose configuration leaves these keys out, whatever its other sizes.
+const QWEN3_HEAD_DIM: u64 = 128;
+const QWEN3_KV_HEADS: u64 = 32;
+
 /// The keys of a foreign `config.json` that decide what is computed; others are ignored.
 #[derive(Debug, Deserialize)]
-struct LlamaConfig {
+#[expect(clippy::struct_excessive_bools, reason = "the keys of somebody else's file")]
+struct ForeignConfig {
     model_type: String,
     #[serde(default = "silu")]
     hidden_act: String,
@@ -79,6 +92,10 @@ struct LlamaConfig {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    /// Of Qwen 3 alone, as is `layer_types`.
+    #[serde(default)]
+    use_sliding_window: bool,
+    layer_types: Option<Vec<String>>,
     quantization_config: Option<Value>,
 }
 
@@ -94,8 +111,11 @@ fn silu() -> String {
 
 /// Parses a foreign `config.json`. An error says which key we cannot run and why.
 pub(super) fn read(text: &[u8]) -> Result<ModelSpec, String> {
-    let config: LlamaConfig = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let config: ForeignConfig = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     unsupported(&config)?;
+    let qk_norm = config.model_type == QWEN3;
+    let default_kv_heads = if qk_norm { QWEN3_KV_HEADS } else { config.num_attention_heads };
+    let default_head_dim = qk_norm.then_some(QWEN3_HEAD_DIM);
     let rope_theta = config.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(config.rope_theta);
     let spec = ModelSpec {
         vocab_size: within("vocab_size", config.vocab_size, 2, 1 << 20)?,
@@ -104,7 +124,7 @@ pub(super) fn read(text: &[u8]) -> Result<ModelSpec, String> {
         heads: within("num_attention_heads", config.num_attention_heads, 1, 1 << 16)?,
         kv_heads: within(
             "num_key_value_heads",
-            config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+            config.num_key_value_heads.unwrap_or(default_kv_heads),
             1,
             config.num_attention_heads,
         )?,
@@ -113,26 +133,29 @@ pub(super) fn read(text: &[u8]) -> Result<ModelSpec, String> {
         rope_theta: rope_theta.unwrap_or(10_000.0),
         norm_eps: config.rms_norm_eps,
         tied_embeddings: config.tie_word_embeddings,
+        qk_norm,
     };
-    shape_is_possible(&spec, config.head_dim)?;
+    shape_is_possible(&spec, config.head_dim.or(default_head_dim))?;
     Ok(spec)
 }
 
-fn unsupported(config: &LlamaConfig) -> Result<(), String> {
+fn unsupported(config: &ForeignConfig) -> Result<(), String> {
     let scaled = config.rope_scaling.as_ref().is_some_and(|scaling| {
         let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
         !scaling.is_null() && kind != Some("default")
     });
     let kind = config.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()).unwrap_or("default");
+    let slides = config.layer_types.iter().flatten().any(|kind| kind != "full_attention");
     let refused = [
-        (config.model_type != "llama", "`model_type` is not \"llama\""),
+        (![LLAMA, QWEN3].contains(&&*config.model_type), "`model_type` is neither \"llama\" nor \"qwen3\""),
         (config.hidden_act != "silu", "`hidden_act` is not \"silu\""),
         (config.attention_bias || config.mlp_bias, "the projections have biases"),
         (scaled || kind != "default", "the rotary embedding is scaled"),
+        (config.use_sliding_window || slides, "layers attend to a sliding window"),
         (config.quantization_config.as_ref().is_some_and(|value| !value.is_null()), "the weights are quantised"),
     ];
     match refused.iter().find(|(is, _)| *is) {
-        Some((_, why)) => Err(format!("{why}; only plain Llama models can be read")),
+        Some((_, why)) => Err(format!("{why}; only plain Llama and Qwen 3 models can be read")),
         None => Ok(()),
     }
 }

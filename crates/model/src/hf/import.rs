@@ -34,7 +34,7 @@ pub enum ImportError {
     Io { path: PathBuf, source: io::Error },
     #[error("{} has {found} bytes; at most {} are read", path.display(), JSON_BYTES_MAX)]
     TooLong { path: PathBuf, found: u64 },
-    #[error("{} does not describe a Llama model that can be run: {why}", path.display())]
+    #[error("{} does not describe a Llama or Qwen 3 model that can be run: {why}", path.display())]
     Config { path: PathBuf, why: String },
     #[error("{} is not an index of weight files: {why}", path.display())]
     Index { path: PathBuf, why: String },

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use templar_protocol::layout::{Layout, ModelSpec};
+use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
 use super::export::export_in_shards;
 use super::files::{CONFIG, INDEX, WEIGHTS};
@@ -20,13 +20,23 @@ fn tiny(tied_embeddings: bool) -> ModelSpec {
         rope_theta: 12_345.5,
         norm_eps: 1e-5,
         tied_embeddings,
+        qk_norm: false,
     }
+}
+
+/// The shape of a small Qwen 3: queries and keys have norms.
+fn tiny_qwen3() -> ModelSpec {
+    ModelSpec { qk_norm: true, ..tiny(true) }
 }
 
 fn theta(spec: &ModelSpec) -> Vec<f32> {
     let mut theta = Layout::llama(spec).theta0(spec, 3);
     theta[0] = -0.0;
     theta[1] = f32::MIN_POSITIVE / 4.0;
+    // Norms are ones, which could change places unseen.
+    let layout = Layout::llama(spec);
+    let norms = layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1).flat_map(TensorSpec::range);
+    norms.enumerate().for_each(|(nth, at)| theta[at] += nth as f32 / 256.0);
     theta
 }
 
@@ -36,8 +46,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn export_and_import_keep_every_bit() {
-    for tied in [false, true] {
-        let (spec, dir) = (tiny(tied), tempfile::tempdir().unwrap());
+    for spec in [tiny(false), tiny(true), tiny_qwen3()] {
+        let dir = tempfile::tempdir().unwrap();
         let theta = theta(&spec);
         // Shards first: the single file must replace them.
         for shard_bytes in [3000, 1 << 30] {
@@ -52,6 +62,34 @@ fn export_and_import_keep_every_bit() {
     assert!(matches!(error, ExportError::WrongLength { found: 1, .. }));
 }
 
+#[test]
+fn a_model_with_norms_of_queries_and_keys_is_a_qwen3() {
+    let (spec, dir) = (tiny_qwen3(), tempfile::tempdir().unwrap());
+    export(dir.path(), &spec, &theta(&spec), Some(5)).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(dir.path().join(CONFIG)).unwrap()).unwrap();
+    for (key, expected) in [
+        ("architectures", json!(["Qwen3ForCausalLM"])),
+        ("model_type", json!("qwen3")),
+        ("head_dim", json!(4)),
+        ("num_key_value_heads", json!(2)),
+        ("attention_bias", json!(false)),
+        ("use_sliding_window", json!(false)),
+        ("tie_word_embeddings", json!(true)),
+    ] {
+        assert_eq!(config[key], expected, "{key}");
+    }
+    rewrite(dir.path(), |header, _| {
+        for (layer, norm) in [(0, "q_norm"), (0, "k_norm"), (1, "q_norm"), (1, "k_norm")] {
+            let tensor = &header[format!("model.layers.{layer}.self_attn.{norm}.weight")];
+            assert_eq!((&tensor["shape"], &tensor["dtype"]), (&json!([4]), &json!("F32")), "{layer} {norm}");
+        }
+    });
+    let plain = exported(&tiny(false));
+    let config: Value = serde_json::from_slice(&fs::read(plain.path().join(CONFIG)).unwrap()).unwrap();
+    assert_eq!((&config["architectures"], &config["model_type"]), (&json!(["LlamaForCausalLM"]), &json!("llama")));
+    assert!(config.get("use_sliding_window").is_none());
+}
+
 /// Rewrites an exported model's weights by `edit` over (header, data).
 fn rewrite(dir: &Path, edit: impl Fn(&mut Value, &mut Vec<u8>)) {
     let file = fs::read(dir.join(WEIGHTS)).unwrap();
@@ -63,9 +101,9 @@ fn rewrite(dir: &Path, edit: impl Fn(&mut Value, &mut Vec<u8>)) {
     fs::write(dir.join(WEIGHTS), [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
 }
 
-fn exported() -> tempfile::TempDir {
+fn exported(spec: &ModelSpec) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    export(dir.path(), &tiny(false), &theta(&tiny(false)), None).unwrap();
+    export(dir.path(), spec, &theta(spec), None).unwrap();
     dir
 }
 
@@ -73,7 +111,7 @@ fn exported() -> tempfile::TempDir {
 fn half_precision_is_widened() {
     let spec = tiny(false);
     for (kind, one) in [("BF16", 0x3f80u16), ("F16", 0x3c00)] {
-        let dir = exported();
+        let dir = exported(&tiny(false));
         rewrite(dir.path(), |header, data| {
             let tensors = header.as_object_mut().unwrap();
             tensors.remove("__metadata__");
@@ -117,14 +155,52 @@ fn hostile_weights_are_errors() {
         (|_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()), "not finite"),
     ];
     for (edit, expected) in cases {
-        let dir = exported();
+        let dir = exported(&tiny(false));
         rewrite(dir.path(), edit);
         let error = import(dir.path()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     }
-    let dir = exported();
+    let dir = exported(&tiny(false));
     fs::write(dir.path().join(WEIGHTS), u64::MAX.to_le_bytes()).unwrap();
     assert!(import(dir.path()).unwrap_err().to_string().contains("header claims"));
+}
+
+/// An exported model whose `config.json` `edit` changed.
+fn configured(spec: &ModelSpec, edit: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let dir = exported(spec);
+    let path = dir.path().join(CONFIG);
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut config);
+    fs::write(&path, config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn what_a_qwen3_can_be_and_is_not_here_is_refused() {
+    let without = |key: &'static str| move |config: &mut Value| drop(config.as_object_mut().unwrap().remove(key));
+    let with = |key: &'static str, value: Value| move |config: &mut Value| config[key] = value;
+    let layers = json!(["full_attention", "sliding_attention"]);
+    let cases = [
+        (configured(&tiny_qwen3(), with("use_sliding_window", json!(true))), "sliding window"),
+        (configured(&tiny_qwen3(), with("layer_types", layers)), "sliding window"),
+        (configured(&tiny_qwen3(), with("attention_bias", json!(true))), "the projections have biases"),
+        (configured(&tiny_qwen3(), with("model_type", json!("qwen3_moe"))), "neither \"llama\" nor \"qwen3\""),
+        (configured(&tiny_qwen3(), with("model_type", json!("llama"))), "_norm.weight is in the weights, but not"),
+        // What transformers takes where a key is missing: heads of 128 elements, and 32 of keys and values.
+        (configured(&tiny_qwen3(), without("head_dim")), "`head_dim` is not"),
+        (configured(&tiny_qwen3(), without("num_key_value_heads")), "`num_key_value_heads` is 32"),
+    ];
+    for (dir, expected) in cases {
+        let error = import(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+    // As `transformers` writes it: the kinds of all layers, and a window that is not used.
+    let dir = configured(&tiny_qwen3(), |config| {
+        config["layer_types"] = json!(["full_attention", "full_attention"]);
+        config["sliding_window"] = json!(4096);
+        config["max_window_layers"] = json!(28);
+    });
+    assert_eq!(import(dir.path()).unwrap().0, tiny_qwen3());
 }
 
 #[test]
@@ -139,16 +215,13 @@ fn hostile_configurations_are_errors() {
         ("rope_parameters", json!({ "rope_type": "llama3", "rope_theta": 1e4 }), "is scaled"),
         ("rope_scaling", json!({ "type": "linear", "factor": 2.0 }), "is scaled"),
         ("attention_bias", json!(true), "biases"),
-        ("model_type", json!("mistral"), "not \"llama\""),
+        ("model_type", json!("mistral"), "neither \"llama\" nor \"qwen3\""),
+        // The same tensors as another model: norms that nobody has, and norms that nobody uses.
+        ("model_type", json!("qwen3"), "q_norm.weight is missing"),
         ("tie_word_embeddings", json!(true), ""),
     ];
     for (key, value, expected) in cases {
-        let dir = exported();
-        let path = dir.path().join(CONFIG);
-        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        config[key] = value;
-        fs::write(&path, config.to_string()).unwrap();
-        match import(dir.path()) {
+        match import(configured(&tiny(false), |config| config[key] = value).path()) {
             // A tied model may hold a copy of its embedding as output projection.
             Ok((spec, _)) => assert!(spec.tied_embeddings && expected.is_empty()),
             Err(error) => assert!(error.to_string().contains(expected) && !expected.is_empty(), "{key}: {error}"),
@@ -159,7 +232,7 @@ fn hostile_configurations_are_errors() {
 #[test]
 fn an_index_cannot_lead_out_of_the_folder() {
     for name in ["../model.safetensors", "/etc/x.safetensors", "..", "a\\b.safetensors", ""] {
-        let dir = exported();
+        let dir = exported(&tiny(false));
         fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
         fs::write(dir.path().join(INDEX), json!({ "weight_map": { "x": name } }).to_string()).unwrap();
         assert!(matches!(import(dir.path()), Err(ImportError::Index { .. })), "{name}");

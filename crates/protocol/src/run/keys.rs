@@ -100,6 +100,7 @@ pub static KEYS: &[RunKey] = &[
     number("model.rope_theta", |run| run.model.rope_theta, (At(1.0), At(1e12)), "", "Base of the rotary position embedding."),
     number("model.norm_eps", |run| run.model.norm_eps, (At(1e-12), At(1e-1)), "", "What RMS norms add to the mean square."),
     RunKey { key: "model.tied_embeddings", values: Values::Switch(|run| run.model.tied_embeddings), unit: "", doc: "Whether the output projection is the embedding itself.", is_as_before: None },
+    RunKey { key: "model.qk_norm", values: Values::Switch(|run| run.model.qk_norm), unit: "", doc: "Whether queries and keys pass an RMS norm of their own, head by head, before they are rotated, as in Qwen 3: two more tensors in every layer.", is_as_before: Some(|run| !run.model.qk_norm) },
     integer("theta0.seed", |run| run.theta0.seed, (At(0), At(INTEGER_MAX)), "", "Seed of the initial parameters."),
     RunKey { key: "theta0.root", values: Values::Hash(|run| run.theta0.root), unit: "", doc: "State root that the initial parameters must have; it follows from `theta0.seed` and `model`, or from the weights.", is_as_before: None },
     RunKey { key: "theta0.source", values: Values::Choice { get: |run| run.theta0.source as u8, names: &["seed", "weights"] }, unit: "", doc: "Where the initial parameters come from: from `theta0.seed`, or from weights that are served beside the dataset (`run init --from`).", is_as_before: Some(|run| run.theta0.source == Theta0Source::Seed) },

@@ -87,6 +87,7 @@ pub fn tiny_preset() -> Preset {
         rope_theta: 10_000.0,
         norm_eps: 1e-5,
         tied_embeddings: true,
+        qk_norm: false,
     };
     let inner = InnerSpec {
         steps: 4,
