@@ -10,7 +10,7 @@ use crate::zoo::kind::Kind;
 pub const KIND: Kind = Kind {
     name: "partial-bucket",
     role: Role::Miner,
-    tries: "Its bucket answers every other reader that there is no such object, so that validators contradict each other. In `templar sim` only: elsewhere a bucket's owner cannot tell readers apart.",
+    tries: "Its bucket answers every other reader that there is no such object, so that validators contradict each other. In `templar sim` only: elsewhere it takes a server of its own that tells readers apart by their addresses.",
     stopped_by: "Majority: what half of the stake has not seen does not count, and what more has seen is fetched from their copies.",
     // The node itself is honest: see `faults`.
     wrap: |setup, _| setup,
