@@ -232,7 +232,7 @@ fn bytes() -> Vec<Family> {
     families.extend(
         [(32, 4), (64, 8), (128, 16), (256, 32)].map(|(k, h)| family(format!("k{k}-h{h}"), h, Sparse { k, ..OURS })),
     );
-    families.extend([128, 256, 512].map(|k| family(format!("k{k}-h8"), 8, Sparse { k, ..OURS })));
+    families.extend([128, 256, 512, 768].map(|k| family(format!("k{k}-h8"), 8, Sparse { k, ..OURS })));
     families.extend(
         [0.8, 0.9, 0.98, 1.0]
             .map(|error_decay| family(format!("decay-{error_decay}"), 8, Sparse { error_decay, ..OURS })),
