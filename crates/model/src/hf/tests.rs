@@ -217,7 +217,7 @@ fn names_of_strangers_are_cut_and_escaped() {
     }
     let dir = exported(&tiny(false));
     rewrite(dir.path(), |header, _| {
-        header["model.norm.weight"]["dtype"] = json!(format!("\u{1b}{}", "x".repeat(9999)))
+        header["model.norm.weight"]["dtype"] = json!(format!("\u{1b}{}", "x".repeat(9999)));
     });
     let error = import(dir.path()).unwrap_err().to_string();
     assert!(
