@@ -152,7 +152,10 @@ fn hostile_weights_are_errors() {
             },
             "tensor model.norm.weight is missing",
         ),
-        (|_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()), "value 0 of tensor lm_head.weight is NaN"),
+        (
+            |_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()),
+            "value 0 of tensor model.embed_tokens.weight is NaN",
+        ),
     ];
     for (edit, expected) in cases {
         let dir = exported(&tiny(false));
