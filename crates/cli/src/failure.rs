@@ -10,6 +10,7 @@ use templar_data::{OpenError, PrepareError, ReadError};
 use templar_host::connection::ConnectError;
 use templar_node::frame::dataset::DatasetError;
 use templar_node::frame::error::NodeError;
+use templar_node::frame::weights::WeightsError;
 use templar_protocol::run::RunSpecError;
 use templar_sim::local::audit::ServeError;
 use templar_sim::local::error::NetworkError;
@@ -69,7 +70,7 @@ pub(crate) fn tell(report: &Report) {
     if is_json() {
         say!("{}", document(code(report), &causes));
     } else {
-        eprintln!("error: {}", causes.join("\n  because: "));
+        eprintln!("error: {}", output::plain(&causes.join("\n  because: ")));
     }
 }
 
@@ -112,25 +113,17 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         });
     }
     if let Some(error) = error.downcast_ref::<NodeError>() {
-        return Some(match error {
-            NodeError::InUse { .. }
-            | NodeError::Local { .. }
-            | NodeError::LocalRecord { .. }
-            | NodeError::DiskFull { .. } => "local-state",
-            NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
-            NodeError::WrongTheta0 { .. } | NodeError::NoWeights { .. } | NodeError::Weights(_) => "run",
-            NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
-            NodeError::PublishedKeyWrites { .. } | NodeError::AnybodyWrites { .. } => "credentials",
-            NodeError::Bucket(_) | NodeError::Store(_) => "storage",
-            NodeError::Train(_) => "engine",
-            _ => "node",
-        });
+        return Some(code_of_node(error));
+    }
+    if let Some(error) = error.downcast_ref::<WeightsError>() {
+        return Some(code_of_weights(error));
     }
     if let Some(error) = error.downcast_ref::<ConnectError>() {
         return Some(match error {
             ConnectError::Chain { .. } => "chain",
             ConnectError::Store(_) => "storage",
-            ConnectError::Dataset(_) | ConnectError::Weights(_) => "data",
+            ConnectError::Dataset(_) => "data",
+            ConnectError::Seat(error) => code_of_node(error),
             ConnectError::Engine(_) => "engine",
             _ => "node",
         });
@@ -157,6 +150,32 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         (error.is::<std::io::Error>(), "io"),
     ];
     kinds.into_iter().find_map(|(is, code)| is.then_some(code))
+}
+
+fn code_of_node(error: &NodeError) -> &'static str {
+    match error {
+        NodeError::InUse { .. }
+        | NodeError::Local { .. }
+        | NodeError::LocalRecord { .. }
+        | NodeError::DiskFull { .. } => "local-state",
+        NodeError::WrongDataset { .. } | NodeError::DatasetDoesNotFitModel { .. } | NodeError::Data(_) => "data",
+        NodeError::WrongTheta0 { .. } | NodeError::NoWeights { .. } => "run",
+        NodeError::Weights(error) => code_of_weights(error),
+        NodeError::WrongChain { .. } | NodeError::NotRegistered { .. } | NodeError::Chain(_) => "chain",
+        NodeError::PublishedKeyWrites { .. } | NodeError::AnybodyWrites { .. } => "credentials",
+        NodeError::Bucket(_) | NodeError::Store(_) => "storage",
+        NodeError::Train(_) => "engine",
+        _ => "node",
+    }
+}
+
+fn code_of_weights(error: &WeightsError) -> &'static str {
+    match error {
+        WeightsError::Store(_) => "storage",
+        WeightsError::Io { .. } => "io",
+        WeightsError::NotFinite { .. } => "run",
+        _ => "data",
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! A failed write is noted once: long verbs are asked to stop as by Ctrl-C, all later output is dropped, and
 //! the process ends with the right code.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 
 /// Writes a line to standard output.
 macro_rules! say {
-    ($($arg:tt)*) => { $crate::output::write(format_args!("{}\n", format_args!($($arg)*))) };
+    ($($arg:tt)*) => { $crate::output::line(format_args!($($arg)*)) };
 }
 pub(crate) use say;
 
@@ -31,6 +32,25 @@ pub(crate) fn choose(json: bool) {
 /// Whether the reader is a program.
 pub(crate) fn is_json() -> bool {
     JSON.get().copied().unwrap_or(false)
+}
+
+/// Writes a line, in which a terminal finds nothing to obey.
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    if is_json() {
+        return write(format_args!("{text}\n"));
+    }
+    write(format_args!("{}\n", plain(&text.to_string())));
+}
+
+/// A text with its control characters as escapes, but for line ends and tabs: names and causes may be a stranger's, and
+/// could move the cursor or rewrite what stands above.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    let obeyed = |letter: char| letter.is_control() && !"\n\t".contains(letter);
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |letter: char| if obeyed(letter) { letter.escape_default().to_string() } else { letter.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// Writes to standard output at once, unless an earlier write failed.
@@ -64,4 +84,15 @@ pub(crate) fn failure() -> Option<&'static io::Error> {
 /// Becomes true when standard output accepts nothing more.
 pub(crate) fn failed() -> watch::Receiver<bool> {
     FAILED.subscribe()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_finds_nothing_to_obey() {
+        assert_eq!(plain("θ:\n\ta"), "θ:\n\ta");
+        assert_eq!(plain("a\u{1b}[2Jb\rc\u{9b}d\u{7}"), "a\\u{1b}[2Jb\\rc\\u{9b}d\\u{7}");
+    }
 }

@@ -51,7 +51,7 @@ pub mod verify;
 pub use dataset::{Dataset, OpenError, ReadError, prepared_dataset};
 pub use grammar::Grammar;
 pub use manifest::{Manifest, ManifestError, ShardEntry, Split, SplitManifest, TokenizerId, shard_files};
-pub use object::{StoreError, file_has_hash, store_object};
+pub use object::{StoreError, file_has_hash, store_object, write_whole};
 pub use prepare::{Existing, Holds, PrepareError, PrepareOptions, Progress, prepare, prepare_text};
 pub use source::SourceError;
 pub use tokenizer::{EndOfText, Tokenizer, TokenizerError};

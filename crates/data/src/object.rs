@@ -53,8 +53,8 @@ pub fn file_has_hash(path: &Path, expected: &Hash32) -> io::Result<bool> {
     Ok(hasher.finalize().as_bytes() == expected.as_bytes())
 }
 
-/// Writes a file with all its bytes or not at all.
-pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file with all its bytes or not at all, by way of a temporary file that nobody else writes.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;

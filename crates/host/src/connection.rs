@@ -1,17 +1,17 @@
 //! Connects a node to its network: what `templar miner` and `templar validator` take, and what a demo gives its nodes.
 
-use std::mem::Discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use templar_chain::{Chain, ChainError, Pacer, RpcChain};
 use templar_data::Dataset;
-use templar_node::frame::context::Compute;
+use templar_node::frame::context::{Compute, check_chain, registration};
 use templar_node::frame::dataset::{self, DatasetError};
+use templar_node::frame::error::NodeError;
 use templar_node::frame::files::Disk;
 use templar_node::frame::local::Saving;
-use templar_node::frame::weights::{self, Weights, WeightsError};
+use templar_node::frame::origin::Origin;
+use templar_node::frame::waiting::{Pauses, heals};
 use templar_node::pretrain::checkpoint::Retention;
 use templar_node::pretrain::setup::Setup;
 use templar_node::pretrain::validator::ValidatorOptions;
@@ -26,10 +26,6 @@ use tokio::sync::mpsc;
 
 use crate::engine::Engine;
 use crate::home::{Home, replace_secret};
-
-/// Pauses between attempts to fetch the dataset or weights: from the first to the second.
-const WAIT_FIRST: Duration = Duration::from_secs(1);
-const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that a node is configured with. It gets the rest from the chain and the buckets.
 #[derive(Clone, Debug)]
@@ -59,8 +55,9 @@ pub enum ConnectError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Dataset(#[from] DatasetError),
-    #[error("{0}")]
-    Weights(#[from] WeightsError),
+    /// The chain is another, or does not know the hotkey.
+    #[error(transparent)]
+    Seat(NodeError),
     #[error("{0}")]
     Engine(#[from] TrainError),
 }
@@ -93,6 +90,9 @@ impl Connection {
     pub async fn open(self, events: mpsc::Sender<NodeEvent>) -> Result<Setup, ConnectError> {
         let chain = RpcChain::wait_for(&self.chain, |absent| tracing::warn!("{absent}")).await;
         let chain = chain.map_err(|source| ConnectError::Chain { url: self.chain.clone(), source })?;
+        // Before anything is downloaded that this node may have no use for.
+        check_chain(&chain, &self.spec).await.map_err(ConnectError::Seat)?;
+        registration(&chain, &self.spec, self.keypair.hotkey()).await.map_err(ConnectError::Seat)?;
         // Other nodes' buckets are on loopback only in a local network.
         let allow_http_loopback = is_loopback(&self.bucket.locator.endpoint);
         let options = S3Options { allow_http_loopback, ..S3Options::default() };
@@ -102,7 +102,9 @@ impl Connection {
         let weights = match self.spec.theta0.source {
             Theta0Source::Seed => None,
             Theta0Source::Weights => {
-                Some(wait_for_weights(&*store, &self.data, &self.spec, &self.state_folder.join("weights")).await?)
+                // Runs share nothing; nodes of one run may share this.
+                let folder = self.state_folder.join("weights").join(self.spec.theta0.root.to_string());
+                Some(Origin { folder, bucket: self.data.clone() })
             }
         };
         let trainer = trainer(self.engine, &self.spec).await?;
@@ -145,52 +147,6 @@ async fn wait_for_dataset(
     }
 }
 
-/// The same for the weights that a run starts from.
-async fn wait_for_weights(
-    store: &dyn Store,
-    bucket: &BucketLocator,
-    spec: &RunSpec,
-    folder: &Path,
-) -> Result<Weights, WeightsError> {
-    let (layout, root) = (spec.layout(), spec.theta0.root);
-    let progress = |bytes| tracing::info!(bytes, "a part of the weights that the run starts from has arrived");
-    let mut pauses = Pauses::new("weights");
-    loop {
-        match weights::fetch(store, bucket, &layout, root, folder, progress).await {
-            Err(WeightsError::Store(error)) if heals(&error) => pauses.wait(&error).await,
-            fetched => return fetched,
-        }
-    }
-}
-
-/// Pauses between attempts, doubled each time.
-struct Pauses {
-    what: &'static str,
-    next: Duration,
-    told: Option<Discriminant<StoreError>>,
-}
-
-impl Pauses {
-    fn new(what: &'static str) -> Self {
-        Self { what, next: WAIT_FIRST, told: None }
-    }
-
-    /// Says why once for each kind of reason: a clock's figures differ each time.
-    async fn wait(&mut self, error: &StoreError) {
-        let kind = std::mem::discriminant(error);
-        if self.told.replace(kind) != Some(kind) {
-            tracing::warn!("the {} cannot be fetched so far ({error}); trying again until it can", self.what);
-        }
-        tokio::time::sleep(self.next).await;
-        self.next = (2 * self.next).min(WAIT_MAX);
-    }
-}
-
-/// Whether waiting helps.
-fn heals(error: &StoreError) -> bool {
-    error.is_transient() || matches!(error, StoreError::ClockSkew { .. })
-}
-
 /// The engine, ready to work. A fault in it shows here, not in the first window.
 async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, TrainError> {
     let Engine::Torch(options) = engine else {
@@ -203,12 +159,16 @@ async fn trainer(engine: Engine, spec: &RunSpec) -> Result<Box<dyn Trainer>, Tra
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use async_trait::async_trait;
     use bytes::Bytes;
+    use templar_chain::{DevChain, DevConfig, RpcServer};
     use templar_data::{Grammar, PrepareOptions, prepare_text};
-    use templar_store::{MemoryCloud, StoreLayer};
+    use templar_protocol::testing;
+    use templar_store::{MemoryCloud, StoreLayer, dev_credentials};
 
     use super::*;
 
@@ -248,5 +208,37 @@ mod tests {
         assert_eq!(fetched.manifest().hash(), manifest);
         let other = wait_for_dataset(&store, &bucket, &Hash32::of(b"other"), &folder.path().join("none"), |_| ()).await;
         assert!(matches!(other, Err(DatasetError::Store(StoreError::NotFound { .. }))), "{other:?}");
+    }
+
+    /// Its data bucket does not answer: whoever asked it first would wait for ever.
+    #[tokio::test]
+    async fn a_node_knows_its_chain_and_its_seat_before_it_downloads_anything() {
+        let chain = DevChain::open(None, DevConfig::default()).unwrap();
+        let rpc = RpcServer::start(chain.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let (folder, mut spec) = (tempfile::tempdir().unwrap(), testing::spec());
+        let locator = BucketLocator { endpoint: "http://127.0.0.1:9".to_owned(), ..testing::bucket() };
+        let open = async |spec: &RunSpec| {
+            let connection = Connection {
+                name: "node".to_owned(),
+                role: Role::Miner,
+                spec: spec.clone(),
+                keypair: Keypair::insecure_dev(1, "node"),
+                chain: rpc.url(),
+                bucket: OwnBucket { locator: locator.clone(), write: dev_credentials(1, "node").0 },
+                data: locator.clone(),
+                data_folder: folder.path().join("dataset"),
+                state_folder: folder.path().join("state"),
+                engine: Engine::BuiltIn,
+                options: ValidatorOptions::default(),
+            };
+            let opened = connection.open(mpsc::channel(1).0);
+            tokio::time::timeout(Duration::from_secs(30), opened).await.expect("it went to the bucket first").err()
+        };
+        let error = open(&spec).await;
+        assert!(matches!(error, Some(ConnectError::Seat(NodeError::WrongChain { .. }))), "{error:?}");
+        spec.chain.genesis = chain.genesis_hash();
+        let error = open(&spec).await;
+        assert!(matches!(error, Some(ConnectError::Seat(NodeError::NotRegistered { .. }))), "{error:?}");
+        rpc.stop().await;
     }
 }

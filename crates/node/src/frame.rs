@@ -12,6 +12,8 @@
 //! | whether strangers could write into its bucket | [`published`] |
 //! | its copy of the run's dataset | [`dataset`] |
 //! | the weights that the run starts from, if it starts from any | [`weights`] |
+//! | where it finds them | [`origin`] |
+//! | patience with buckets and clocks | [`waiting`] |
 //! | whether its own access to storage works | [`access`] |
 //! | what long computations must know while they run | [`signals`] |
 //! | the stream of events that it emits | [`events`] |
@@ -26,9 +28,11 @@ pub mod events;
 pub mod files;
 pub mod floats;
 pub mod local;
+pub mod origin;
 pub mod published;
 pub mod publisher;
 pub mod records;
 pub mod signals;
 mod theta;
+pub mod waiting;
 pub mod weights;

@@ -102,6 +102,10 @@ mod tests {
             let huge = huge.to_string();
             assert!(huge.starts_with("`model.layers`") && huge.ends_with("in 1 ..= 1024"), "{huge}");
         }
+        assert_eq!(
+            error(|run| run.name = "a\u{1b}[2Jb".to_owned()),
+            "`name` is \"a\\u{1b}[2Jb\", but must not have control characters: a terminal would obey them"
+        );
         let late = |run: &mut RunSpec| (run.chain.start_block, run.windows.snapshot_lag_blocks) = (1000, 21);
         assert_eq!(error(late), "`windows.snapshot_lag_blocks` is 21, but must lie in 1 ..= 20");
         assert!(matches!(RunSpec::from_toml(&"#".repeat(70_000)), Err(RunSpecError::TooLong { .. })));

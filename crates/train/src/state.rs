@@ -12,6 +12,8 @@ use crate::trainer::TrainError;
 
 const MAGIC_BYTES: usize = 16;
 const HEAD_BYTES: usize = MAGIC_BYTES + 8;
+/// Steps that a state may have seen: more than any run takes, and few enough to count on from.
+pub(crate) const STEPS_MAX: u64 = 1 << 53;
 const OPTIMISERS: [Optimiser; 2] = [Optimiser::Adamw, Optimiser::Muon];
 
 const fn magic(optimiser: Optimiser) -> &'static [u8; MAGIC_BYTES] {
@@ -78,7 +80,11 @@ impl StateShape {
         if found.is_none() {
             return refuse("it belongs to another optimiser or version".to_owned());
         }
-        if !self.is_sound(split(state).1) {
+        let (steps, values) = split(state);
+        if steps > STEPS_MAX {
+            return refuse(format!("it has seen {steps} steps, and at most {STEPS_MAX} are possible"));
+        }
+        if !self.is_sound(values) {
             return refuse("it has moments that are not finite, or a negative mean of squares".to_owned());
         }
         Ok(())
@@ -114,6 +120,9 @@ mod tests {
             damaged[at..at + 4].copy_from_slice(&value.to_le_bytes());
             assert!(shape.check(&damaged).is_err());
         }
+        let mut endless = state.clone();
+        endless[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(shape.check(&endless).unwrap_err().to_string().contains("18446744073709551615 steps"));
         let mut other = state.clone();
         other[0] ^= 1;
         let longer = StateShape { moments: 3, ..shape };

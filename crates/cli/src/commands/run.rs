@@ -178,8 +178,7 @@ impl Init {
             from.display()
         );
         let folder = self.weights.clone().unwrap_or_else(|| self.out.with_file_name("weights"));
-        let is_free = std::fs::read_dir(&folder).map_or(true, |mut entries| entries.next().is_none());
-        ensure!(is_free, "{} is not empty: name another folder with --weights", folder.display());
+        ensure!(Weights::may_be_in(&folder), "{} is not empty: name another folder with --weights", folder.display());
         let (_, theta) = initial::model(from)?;
         spec.theta0.source = Theta0Source::Weights;
         spec.theta0.root = Weights::write(&folder, layout, &theta)?.root();

@@ -3,14 +3,14 @@
 //! Order matters: first the configuration, then the headers of all weight files. Parameters are allocated only once
 //! every tensor is known to be there in its right shape, and take at most twice the bytes that the files really have.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Metadata as Header, TensorInfo};
 use serde::Deserialize;
 use templar_protocol::layout::{Layout, ModelSpec, TensorSpec};
 
@@ -21,8 +21,13 @@ use crate::hf::files::{CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS};
 const JSON_BYTES_MAX: u64 = 16 << 20;
 /// Largest header of a weight file; Covenant-72B's takes 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
+/// Largest headers of all weight files together: in memory they take a few times as much.
+const HEADERS_BYTES_MAX: u64 = 64 << 20;
 /// Most files that an index may name.
 const SHARDS_MAX: usize = 4096;
+/// Letters of a tensor's name, and of a reason, that an error repeats.
+const NAME_CHARS_MAX: usize = 80;
+const WHY_CHARS_MAX: usize = 400;
 /// Bytes that are read and converted at a time; a multiple of every element's size.
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -32,36 +37,54 @@ const BLOCK_BYTES: usize = 1 << 20;
 pub enum ImportError {
     #[error("cannot read {}: {source}; a model folder has config.json and model.safetensors", path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("{} is not an ordinary file; a model folder has config.json and model.safetensors", path.display())]
+    NotAFile { path: PathBuf },
     #[error("{} has {found} bytes; at most {} are read", path.display(), JSON_BYTES_MAX)]
     TooLong { path: PathBuf, found: u64 },
-    #[error("{} does not describe a Llama or Qwen 3 model that can be run: {why}", path.display())]
+    #[error(
+        "{} does not describe a Llama or Qwen 3 model that can be run: {}",
+        path.display(),
+        shown(why, WHY_CHARS_MAX)
+    )]
     Config { path: PathBuf, why: String },
-    #[error("{} is not an index of weight files: {why}", path.display())]
+    #[error("{} is not an index of weight files: {}", path.display(), shown(why, WHY_CHARS_MAX))]
     Index { path: PathBuf, why: String },
-    #[error("{} is not a valid safetensors file: {why}; download it again", path.display())]
+    #[error("{} is not a valid safetensors file: {}; download it again", path.display(), shown(why, WHY_CHARS_MAX))]
     Header { path: PathBuf, why: String },
-    #[error("tensor {name} is missing; the folder is incomplete or holds another model")]
+    #[error(
+        "{} brings the headers of the weight files to {found} bytes; at most {} are read: save the model in fewer files",
+        path.display(),
+        HEADERS_BYTES_MAX
+    )]
+    TooManyHeaders { path: PathBuf, found: u64 },
+    #[error("{} is the same file as another of the model; the folder is damaged", path.display())]
+    SameFile { path: PathBuf },
+    #[error("tensor {} is missing; the folder is incomplete or holds another model", shown(name, NAME_CHARS_MAX))]
     Missing { name: String },
-    #[error("tensor {name} is in the weights, but not in the model that config.json describes")]
+    #[error(
+        "tensor {} is in the weights, but not in the model that config.json describes",
+        shown(name, NAME_CHARS_MAX)
+    )]
     Unexpected { name: String },
-    #[error("tensor {name} is in two files; the folder is damaged")]
+    #[error("tensor {} is in two files; the folder is damaged", shown(name, NAME_CHARS_MAX))]
     Twice { name: String },
-    #[error("tensor {name} has shape {found:?}, but config.json asks for {expected:?}")]
+    #[error(
+        "tensor {name} has shape {}, but config.json asks for {expected:?}",
+        shown(&format!("{found:?}"), NAME_CHARS_MAX)
+    )]
     Shape { name: String, found: Vec<usize>, expected: Vec<u64> },
     #[error("tensor {name} has elements of type {found}; F32, BF16 and F16 can be read")]
     ElementType { name: String, found: Dtype },
-    #[error("tensor {name} has a value that is not finite; the model is damaged or diverged")]
-    NotFinite { name: String },
+    #[error("value {index} of tensor {name} is {value}; the model is damaged or has diverged")]
+    NotFinite { name: String, index: usize, value: f32 },
 }
 
 /// Reads `config.json` and the weights of a folder; parameters come back in canonical order.
 pub fn import(dir: &Path) -> Result<(ModelSpec, Vec<f32>), ImportError> {
     let spec = import_shape(dir)?;
     let layout = Layout::llama(&spec);
-    let mut files = vec![];
-    for name in weight_files(dir)? {
-        files.push(WeightFile::open(dir.join(name))?);
-    }
+    let files = weight_files(dir)?.into_iter().map(|name| dir.join(name)).collect();
+    let mut files = open_all(files)?;
     let places = locate(&spec, &layout, &files)?;
     let mut theta = Vec::with_capacity(layout.len());
     for (tensor, (file, info)) in layout.tensors().iter().zip(places) {
@@ -94,13 +117,61 @@ pub fn end_of_text(dir: &Path) -> Result<Option<u32>, ImportError> {
 
 fn read_json(path: &Path) -> Result<Vec<u8>, ImportError> {
     let io_error = |source| ImportError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io_error)?;
+    let (file, _) = open_file(path)?;
     let mut bytes = vec![];
     file.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_error)?;
     match bytes.len() as u64 {
         found if found > JSON_BYTES_MAX => Err(ImportError::TooLong { path: path.to_owned(), found }),
         _ => Ok(bytes),
     }
+}
+
+/// Opens an ordinary file, or what a link leads to. Whoever opens anything else, such as a pipe, may wait for ever.
+fn open_file(path: &Path) -> Result<(File, Metadata), ImportError> {
+    let io_error = |source| ImportError::Io { path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(io_error)?;
+    if !metadata.is_file() {
+        return Err(ImportError::NotAFile { path: path.to_owned() });
+    }
+    Ok((File::open(path).map_err(io_error)?, metadata))
+}
+
+/// Opens the weight files with their headers, which are bounded together: links may lead many names to one large header.
+fn open_all(paths: Vec<PathBuf>) -> Result<Vec<WeightFile>, ImportError> {
+    let (mut files, mut headers_bytes, mut seen) = (Vec::with_capacity(paths.len()), 0, HashSet::new());
+    for path in paths {
+        let (file, metadata) = open_file(&path)?;
+        if identity(&metadata).is_some_and(|identity| !seen.insert(identity)) {
+            return Err(ImportError::SameFile { path });
+        }
+        files.push(WeightFile::open(path, file, metadata.len(), &mut headers_bytes)?);
+    }
+    Ok(files)
+}
+
+/// What two names of one file have in common, where the system says it.
+#[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "other systems have none")]
+fn identity(metadata: &Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Metadata) -> Option<(u64, u64)> {
+    None
+}
+
+/// A stranger's text as an error repeats it: cut, and with nothing that a terminal obeys.
+fn shown(text: &str, chars_max: usize) -> String {
+    let mut letters = text.chars();
+    let escape =
+        |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() };
+    let mut shown: String = letters.by_ref().take(chars_max).map(escape).collect();
+    if letters.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// Names of the weight files: the single one, or those that the index lists.
@@ -171,27 +242,30 @@ fn locate(spec: &ModelSpec, layout: &Layout, files: &[WeightFile]) -> Result<Vec
 struct WeightFile {
     path: PathBuf,
     file: File,
-    header: Metadata,
+    header: Header,
     /// Where the tensors' bytes start.
     data_start: u64,
 }
 
 impl WeightFile {
-    fn open(path: PathBuf) -> Result<Self, ImportError> {
+    /// Adds the bytes of its header to `headers_bytes`, before any of them is read.
+    fn open(path: PathBuf, mut file: File, file_bytes: u64, headers_bytes: &mut u64) -> Result<Self, ImportError> {
         let io_error = |source| ImportError::Io { path: path.clone(), source };
         let header_error = |why: String| ImportError::Header { path: path.clone(), why };
-        let mut file = File::open(&path).map_err(io_error)?;
-        let file_bytes = file.metadata().map_err(io_error)?.len();
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(|_| header_error("it ends before its header".to_owned()))?;
         let length = u64::from_le_bytes(length);
         if length > HEADER_BYTES_MAX || length + 8 > file_bytes {
             return Err(header_error(format!("its header claims {length} bytes of {file_bytes}")));
         }
+        *headers_bytes += length;
+        if *headers_bytes > HEADERS_BYTES_MAX {
+            return Err(ImportError::TooManyHeaders { found: *headers_bytes, path });
+        }
         let mut text = vec![0; length as usize];
         file.read_exact(&mut text).map_err(io_error)?;
         // Checks that offsets are contiguous and fit shapes and element types.
-        let header: Metadata = serde_json::from_slice(&text).map_err(|error| header_error(error.to_string()))?;
+        let header: Header = serde_json::from_slice(&text).map_err(|error| header_error(error.to_string()))?;
         let data_start = length + 8;
         if file_bytes - data_start != header.data_len() as u64 {
             let tensors = header.data_len();
@@ -222,10 +296,10 @@ impl WeightFile {
             }
             left -= bytes.len();
         }
-        if theta[start..].iter().all(|value| value.is_finite()) {
-            return Ok(());
+        match theta[start..].iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            None => Ok(()),
+            Some((index, &value)) => Err(ImportError::NotFinite { name: tensor.name.clone(), index, value }),
         }
-        Err(ImportError::NotFinite { name: tensor.name.clone() })
     }
 }
 

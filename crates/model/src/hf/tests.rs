@@ -152,7 +152,10 @@ fn hostile_weights_are_errors() {
             },
             "tensor model.norm.weight is missing",
         ),
-        (|_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()), "not finite"),
+        (
+            |_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes()),
+            "value 0 of tensor model.embed_tokens.weight is NaN",
+        ),
     ];
     for (edit, expected) in cases {
         let dir = exported(&tiny(false));
@@ -201,6 +204,72 @@ fn what_a_qwen3_can_be_and_is_not_here_is_refused() {
         config["max_window_layers"] = json!(28);
     });
     assert_eq!(import(dir.path()).unwrap().0, tiny_qwen3());
+}
+
+/// What a header says is repeated in part, and without what a terminal would obey.
+#[test]
+fn names_of_strangers_are_cut_and_escaped() {
+    for (name, expected) in [("\u{1b}[2J".to_owned(), "\\u{1b}[2J is in"), ("x".repeat(100_000), "xxx… is in")] {
+        let dir = exported(&tiny(false));
+        rewrite(dir.path(), |header, data| {
+            header[&name] = json!({ "dtype": "F32", "shape": [1], "data_offsets": [data.len(), data.len() + 4] });
+            data.extend([0; 4]);
+        });
+        let error = import(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.len() < 200 && !error.contains('\u{1b}'), "{error:?}");
+    }
+    let dir = exported(&tiny(false));
+    rewrite(dir.path(), |header, _| {
+        header["model.norm.weight"]["dtype"] = json!(format!("\u{1b}{}", "x".repeat(9999)));
+    });
+    let error = import(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("not a valid safetensors file") && !error.contains('\u{1b}') && error.len() < 1000,
+        "{error:?}"
+    );
+}
+
+/// An index over files with headers of so many bytes, which hold nothing else.
+fn headers(dir: &Path, lengths: &[u64]) {
+    fs::remove_file(dir.join(WEIGHTS)).unwrap();
+    let name = |nth: usize| format!("part-{nth}.safetensors");
+    for (nth, &length) in lengths.iter().enumerate() {
+        let mut file = [&length.to_le_bytes()[..], b"{}"].concat();
+        file.resize(8 + length as usize, b' ');
+        fs::write(dir.join(name(nth)), file).unwrap();
+    }
+    let names: serde_json::Map<_, _> = (0..lengths.len()).map(|nth| (nth.to_string(), json!(name(nth)))).collect();
+    fs::write(dir.join(INDEX), json!({ "weight_map": names }).to_string()).unwrap();
+}
+
+#[test]
+fn the_headers_of_all_files_are_bounded_together() {
+    let dir = exported(&tiny(false));
+    headers(dir.path(), &[16 << 20; 5]);
+    let error = import(dir.path()).unwrap_err();
+    assert!(matches!(error, ImportError::TooManyHeaders { found, .. } if found == 80 << 20), "{error}");
+}
+
+#[test]
+#[cfg(unix)]
+fn links_and_pipes_are_refused_before_they_cost_anything() {
+    let dir = exported(&tiny(false));
+    headers(dir.path(), &[8, 8]);
+    fs::remove_file(dir.path().join("part-1.safetensors")).unwrap();
+    std::os::unix::fs::symlink("part-0.safetensors", dir.path().join("part-1.safetensors")).unwrap();
+    let error = import(dir.path()).unwrap_err();
+    assert!(matches!(error, ImportError::SameFile { .. }), "{error}");
+    for name in [CONFIG, WEIGHTS] {
+        let dir = exported(&tiny(false));
+        let path = dir.path().join(name);
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        // Whoever opens it waits for a writer.
+        let (sender, imported) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(import(dir.path()).map(|_| ())));
+        let error = imported.recv_timeout(std::time::Duration::from_secs(20)).expect("it opened the pipe").unwrap_err();
+        assert!(matches!(error, ImportError::NotAFile { .. }), "{error}");
+    }
 }
 
 #[test]

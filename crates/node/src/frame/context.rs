@@ -10,7 +10,7 @@ use templar_codec::Codec;
 use templar_data::Dataset;
 use templar_protocol::bucket::BucketLocator;
 use templar_protocol::clock::Schedule;
-use templar_protocol::keys::Keypair;
+use templar_protocol::keys::{Hotkey, Keypair};
 use templar_protocol::roster::{EntryId, Snapshot};
 use templar_protocol::run::{RunId, RunSpec, Theta0Source};
 use templar_store::{Store, StoreError, keys};
@@ -19,8 +19,8 @@ use crate::frame::access::{Access, Finding, Tally};
 use crate::frame::dataset;
 use crate::frame::error::NodeError;
 use crate::frame::events::Events;
+use crate::frame::origin::Origin;
 use crate::frame::published::Published;
-use crate::frame::weights::Weights;
 use templar_record::event::Event;
 use templar_record::trouble::Trouble;
 
@@ -58,7 +58,7 @@ pub struct Context {
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
     /// Present if the run starts from weights.
-    pub weights: Option<Weights>,
+    pub weights: Option<Origin>,
     pub codec: Codec,
     pub events: Events,
     pub compute: Compute,
@@ -88,10 +88,7 @@ impl Context {
         events: Events,
         compute: Compute,
     ) -> Result<Self, NodeError> {
-        let genesis = chain.genesis().await?;
-        if genesis != spec.chain.genesis {
-            return Err(NodeError::WrongChain { found: genesis, expected: spec.chain.genesis });
-        }
+        check_chain(&*chain, &spec).await?;
         dataset::check(&spec, dataset.manifest())?;
         let codec = Codec::new(Arc::new(spec.layout()), &spec.codec);
         let (run, schedule) = (spec.id(), Schedule::new(&spec));
@@ -114,14 +111,13 @@ impl Context {
         })
     }
 
-    /// The same with the weights that the run starts from, if it starts from any.
-    pub fn starting_from(mut self, weights: Option<Weights>) -> Result<Self, NodeError> {
-        let root = self.spec.theta0.root;
-        self.weights = weights.filter(|weights| weights.root() == root);
-        if self.spec.theta0.source == Theta0Source::Weights && self.weights.is_none() {
-            return Err(NodeError::NoWeights { root });
+    /// The same with the place of the weights that the run starts from, if it starts from any.
+    pub fn starting_from(self, weights: Option<Origin>) -> Result<Self, NodeError> {
+        let weights = weights.filter(|_| self.spec.theta0.source == Theta0Source::Weights);
+        if self.spec.theta0.source == Theta0Source::Weights && weights.is_none() {
+            return Err(NodeError::NoWeights { root: self.spec.theta0.root });
         }
-        Ok(self)
+        Ok(Self { weights, ..self })
     }
 
     pub async fn snapshot(&self, block: u64) -> Result<Snapshot, NodeError> {
@@ -130,11 +126,7 @@ impl Context {
 
     /// This node's registration at the newest finalised head.
     pub async fn own_entry(&self) -> Result<EntryId, NodeError> {
-        let head = self.chain.head().await?;
-        let snapshot = self.snapshot(head.number).await?;
-        let own = snapshot.neurons.iter().find(|neuron| neuron.entry.hotkey == self.keypair.hotkey());
-        own.map(|neuron| neuron.entry)
-            .ok_or(NodeError::NotRegistered { hotkey: self.keypair.hotkey(), netuid: self.spec.chain.netuid })
+        registration(&*self.chain, &self.spec, self.keypair.hotkey()).await
     }
 
     /// Reads an object of anybody's bucket, and records the result in [`Context::access`].
@@ -173,4 +165,18 @@ impl Context {
     pub async fn failed(&self, error: &NodeError) {
         self.trouble(Trouble::Step { part: error.part(), cause: error.to_string() }).await;
     }
+}
+
+/// Checks that a chain is the one that the run lives on.
+pub async fn check_chain(chain: &dyn Chain, spec: &RunSpec) -> Result<(), NodeError> {
+    let (found, expected) = (chain.genesis().await?, spec.chain.genesis);
+    if found == expected { Ok(()) } else { Err(NodeError::WrongChain { found, expected }) }
+}
+
+/// The registration of `hotkey` in the run's subnet at the newest finalised head.
+pub async fn registration(chain: &dyn Chain, spec: &RunSpec, hotkey: Hotkey) -> Result<EntryId, NodeError> {
+    let (netuid, head) = (spec.chain.netuid, chain.head().await?);
+    let snapshot = chain.snapshot(netuid, head.number).await?;
+    let own = snapshot.neurons.iter().find(|neuron| neuron.entry.hotkey == hotkey);
+    own.map(|neuron| neuron.entry).ok_or(NodeError::NotRegistered { hotkey, netuid })
 }

@@ -84,26 +84,37 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// The newest complete state on the local disk, else θ₀; a newer checkpoint if the network is far ahead of it.
+    /// The newest complete state on the local disk, or a newer checkpoint if the network is far ahead of it. θ₀, which
+    /// may be a long download, is made only where neither is to be had.
     pub async fn open(ctx: &Context, local: &mut Local) -> Result<Self, NodeError> {
-        let mut replica = Self::from_disk(ctx, local).await?;
+        let stored = Self::from_disk(ctx, local).await?;
         let head = ctx.chain.head().await?.number;
-        let behind = newest_voted_window(ctx, head).saturating_sub(replica.newest().run.settled);
-        if behind > ctx.spec.windows.checkpoint_every_windows
-            && let Err(error) = replica.resynchronise(ctx, local, head).await
-        {
-            tracing::info!(%error, "no checkpoint: every window since is replayed");
+        let settled = stored.as_ref().map_or(0, |replica| replica.newest().run.settled);
+        let behind = newest_voted_window(ctx, head).saturating_sub(settled);
+        if behind > ctx.spec.windows.checkpoint_every_windows {
+            let mut backoff = Backoff::new();
+            match find(ctx, local, &mut backoff, head).await {
+                Ok(found) => {
+                    found.tell(ctx).await;
+                    return Ok(Self { backoff, ..Self::from_state(found.state, found.previous) });
+                }
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => tracing::info!(%error, "no checkpoint: every window since is replayed"),
+            }
         }
-        Ok(replica)
+        match stored {
+            Some(replica) => Ok(replica),
+            None => Ok(Self::from_state(State::genesis(ctx).await?, None)),
+        }
     }
 
-    async fn from_disk(ctx: &Context, local: &mut Local) -> Result<Self, NodeError> {
+    async fn from_disk(ctx: &Context, local: &mut Local) -> Result<Option<Self>, NodeError> {
         let stored = local.states(ctx.run)?;
         for run in &stored {
             match local.theta(run, ctx.codec.layout()) {
                 Ok(theta) => {
                     let state = State { run: run.clone(), theta: Arc::new(theta) };
-                    return Ok(Self::from_state(state, before(ctx, run, &stored)));
+                    return Ok(Some(Self::from_state(state, before(ctx, run, &stored))));
                 }
                 Err(damage) => {
                     let what = LocalPart::Theta { settled: run.settled };
@@ -111,7 +122,7 @@ impl Replica {
                 }
             }
         }
-        Ok(Self::from_state(State::genesis(ctx).await?, None))
+        Ok(None)
     }
 
     fn from_state(state: State, older: Option<RunState>) -> Self {
@@ -187,56 +198,66 @@ impl Replica {
         }
     }
 
-    /// Takes over the newest available certified state: from the local disk if one of its states is certified,
-    /// else from a validator's checkpoint, else θ₀ if the run is young. Replaying from there to the head is
-    /// [`Replica::advance`]'s work.
+    /// Takes over the newest available certified state. Replaying from there to the head is [`Replica::advance`]'s work.
     pub async fn resynchronise(&mut self, ctx: &Context, local: &mut Local, head: u64) -> Result<(), NodeError> {
-        if ctx.access.broken().is_some() {
-            // No other state would be closer to the network's.
-            return Err(NodeError::OwnStorage);
-        }
-        let asked = ctx.access.tally();
-        let stored = local.states(ctx.run)?;
-        let newest_window = newest_voted_window(ctx, head);
-        let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
-        for window in (oldest..newest_window).rev() {
-            let (roster, ..) = participants(ctx, window).await?;
-            let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(window)).await?;
-            let Some(root) = certified_root(window, &roster, &Standing::default(), &at_vote) else { continue };
-            if let Some(run) = stored.iter().find(|run| run.digest() == root)
-                && (run.settled == ctx.schedule.settled_before(run.settled) || before(ctx, run, &stored).is_some())
-                && let Ok(theta) = local.theta(run, ctx.codec.layout())
-            {
-                let state = State { run: run.clone(), theta: Arc::new(theta) };
-                self.adopt(ctx, state, before(ctx, run, &stored), Source::Local).await;
-                return Ok(());
-            }
-            if let Some((state, previous)) =
-                checkpoint::fetch(ctx, &roster, &root, newest_window, &mut self.backoff, head).await?
-            {
-                self.adopt(ctx, state, previous, Source::Checkpoint).await;
-                return Ok(());
-            }
-        }
-        if ctx.is_isolated(asked).await {
-            return Err(NodeError::OwnStorage);
-        }
-        if oldest > 0 {
-            return Err(NodeError::NoCheckpoint { window: newest_window });
-        }
-        let genesis = State::genesis(ctx).await?;
-        self.adopt(ctx, genesis, None, Source::Genesis).await;
-        Ok(())
-    }
-
-    async fn adopt(&mut self, ctx: &Context, state: State, previous: Option<RunState>, from: Source) {
-        let (settled, state_root) = (state.run.settled, state.run.theta_root);
-        (self.recent, self.older) = (VecDeque::from([state]), previous);
+        let found = find(ctx, local, &mut self.backoff, head).await?;
+        found.tell(ctx).await;
+        (self.recent, self.older) = (VecDeque::from([found.state]), found.previous);
         self.withheld = None;
         self.applied.clear();
         self.fetched.clear();
-        ctx.emit(Event::Adopted { settled, state_root, from }).await;
+        Ok(())
     }
+}
+
+/// A state to go on from, and the one before it.
+struct Found {
+    state: State,
+    previous: Option<RunState>,
+    from: Source,
+}
+
+impl Found {
+    async fn tell(&self, ctx: &Context) {
+        let (settled, state_root) = (self.state.run.settled, self.state.run.theta_root);
+        ctx.emit(Event::Adopted { settled, state_root, from: self.from }).await;
+    }
+}
+
+/// The newest available certified state: from the local disk if one of its states is certified, else from a validator's
+/// checkpoint, else θ₀ if the run is young.
+async fn find(ctx: &Context, local: &mut Local, backoff: &mut Backoff, head: u64) -> Result<Found, NodeError> {
+    if ctx.access.broken().is_some() {
+        // No other state would be closer to the network's.
+        return Err(NodeError::OwnStorage);
+    }
+    let asked = ctx.access.tally();
+    let stored = local.states(ctx.run)?;
+    let newest_window = newest_voted_window(ctx, head);
+    let oldest = newest_window.saturating_sub(SEARCH_PERIODS * ctx.spec.windows.checkpoint_every_windows);
+    for window in (oldest..newest_window).rev() {
+        let (roster, ..) = participants(ctx, window).await?;
+        let at_vote = ctx.snapshot(ctx.schedule.vote_deadline(window)).await?;
+        let Some(root) = certified_root(window, &roster, &Standing::default(), &at_vote) else { continue };
+        if let Some(run) = stored.iter().find(|run| run.digest() == root)
+            && (run.settled == ctx.schedule.settled_before(run.settled) || before(ctx, run, &stored).is_some())
+            && let Ok(theta) = local.theta(run, ctx.codec.layout())
+        {
+            let state = State { run: run.clone(), theta: Arc::new(theta) };
+            return Ok(Found { state, previous: before(ctx, run, &stored), from: Source::Local });
+        }
+        let fetched = checkpoint::fetch(ctx, &roster, &root, newest_window, backoff, head).await?;
+        if let Some((state, previous)) = fetched {
+            return Ok(Found { state, previous, from: Source::Checkpoint });
+        }
+    }
+    if ctx.is_isolated(asked).await {
+        return Err(NodeError::OwnStorage);
+    }
+    if oldest > 0 {
+        return Err(NodeError::NoCheckpoint { window: newest_window });
+    }
+    Ok(Found { state: State::genesis(ctx).await?, previous: None, from: Source::Genesis })
 }
 
 /// Windows before this one have had their vote.

@@ -18,8 +18,8 @@ use crate::frame::error::NodeError;
 use crate::frame::events::Events;
 use crate::frame::files::Disk;
 use crate::frame::local::{Local, Saving};
+use crate::frame::origin::Origin;
 use crate::frame::signals::Signals;
-use crate::frame::weights::Weights;
 use crate::pretrain::miner::Miner;
 use crate::pretrain::validator::{Validator, ValidatorOptions};
 
@@ -36,8 +36,8 @@ pub struct Setup {
     pub pacer: Option<Pacer>,
     pub store: Arc<dyn Store>,
     pub dataset: Arc<Dataset>,
-    /// For a run that starts from weights.
-    pub weights: Option<Weights>,
+    /// For a run that starts from weights: where they are.
+    pub weights: Option<Origin>,
     pub trainer: Box<dyn Trainer>,
     /// The folder of its local state, by run and hotkey.
     pub state_folder: PathBuf,

@@ -8,7 +8,6 @@ use templar_protocol::state::RunState;
 
 use crate::frame::context::Context;
 use crate::frame::error::NodeError;
-use crate::frame::weights::{Weights, WeightsError};
 
 /// A state with its θ.
 #[derive(Clone, Debug)]
@@ -22,19 +21,20 @@ impl State {
     /// pass beside the node, and whoever drops this ends them.
     pub async fn genesis(ctx: &Context) -> Result<Self, NodeError> {
         let (seed, expected) = (ctx.spec.theta0.seed, ctx.spec.theta0.root);
-        let (codec, model, weights) = (ctx.codec.clone(), ctx.spec.model.clone(), ctx.weights.clone());
+        let (codec, model) = (ctx.codec.clone(), ctx.spec.model.clone());
+        let given = match &ctx.weights {
+            Some(origin) => Some(origin.theta0(&*ctx.store, &Arc::new(ctx.spec.layout()), expected).await?),
+            None => None,
+        };
         let wanted = Arc::new(());
         let is_wanted = Arc::downgrade(&wanted);
         let work = move || {
-            let theta = match theta0(codec.layout(), &model, seed, weights.as_ref(), &is_wanted)? {
-                Ok(theta) => theta,
-                Err(error) => return Some(Err(error)),
-            };
-            Some(Ok((codec.layout().state_root(&theta), theta)))
+            let theta = given.or_else(|| theta0(codec.layout(), &model, seed, &is_wanted))?;
+            Some((codec.layout().state_root(&theta), theta))
         };
         let made = ctx.compute.run(work).await;
         drop(wanted);
-        let (found, theta) = made.ok_or(NodeError::Stopped)??;
+        let (found, theta) = made.ok_or(NodeError::Stopped)?;
         if found != expected {
             return Err(NodeError::WrongTheta0 { seed, found, expected });
         }
@@ -42,19 +42,10 @@ impl State {
     }
 }
 
-/// θ₀; none if nobody wants it any more.
-fn theta0(
-    layout: &Layout,
-    model: &ModelSpec,
-    seed: u64,
-    weights: Option<&Weights>,
-    is_wanted: &Weak<()>,
-) -> Option<Result<Vec<f32>, WeightsError>> {
+/// θ₀ of a seed; none if nobody wants it any more.
+fn theta0(layout: &Layout, model: &ModelSpec, seed: u64, is_wanted: &Weak<()>) -> Option<Vec<f32>> {
     let watch = |_| if is_wanted.strong_count() > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
-    match weights {
-        Some(weights) => weights.read(layout, watch).continue_value(),
-        None => layout.theta0_watched(model, seed, watch).continue_value().map(Ok),
-    }
+    layout.theta0_watched(model, seed, watch).continue_value()
 }
 
 #[cfg(test)]
@@ -68,9 +59,9 @@ mod tests {
         let model = testing::tiny_model();
         let (layout, wanted) = (Layout::llama(&model), Arc::new(()));
         let is_wanted = Arc::downgrade(&wanted);
-        let made = theta0(&layout, &model, 3, None, &is_wanted);
-        assert_eq!(made.unwrap().unwrap(), layout.theta0(&model, 3));
+        let made = theta0(&layout, &model, 3, &is_wanted);
+        assert_eq!(made.unwrap(), layout.theta0(&model, 3));
         drop(wanted);
-        assert!(theta0(&layout, &model, 3, None, &is_wanted).is_none());
+        assert!(theta0(&layout, &model, 3, &is_wanted).is_none());
     }
 }

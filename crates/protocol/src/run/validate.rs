@@ -15,7 +15,7 @@ impl RunSpec {
             match &key.values {
                 Values::Integer { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
                 Values::Number { get, min, max } => check(key.key, get(self), min.of(self), max.of(self))?,
-                Values::Text { get, bytes_max } => check("name (length)", get(self).len(), 1, *bytes_max)?,
+                Values::Text { get, bytes_max } => text(key.key, get(self), *bytes_max)?,
                 // Every value that parses is valid.
                 Values::Hash(_) | Values::Switch(_) | Values::Choice { .. } => {}
             }
@@ -51,6 +51,8 @@ pub enum RunSpecError {
     OutOfRange { key: &'static str, found: String, min: String, max: String },
     #[error("`{key}` is {found}, but must be a multiple of {of}, which is {divisor}")]
     NotMultiple { key: &'static str, found: u32, of: &'static str, divisor: u32 },
+    #[error("`{key}` is {found:?}, but must not have control characters: a terminal would obey them")]
+    ControlCharacter { key: &'static str, found: String },
     #[error("`{key}` is {found}, which needs {needs}")]
     Needs { key: &'static str, found: &'static str, needs: String },
 }
@@ -60,6 +62,14 @@ fn check<T: PartialOrd + fmt::Display + Copy>(key: &'static str, found: T, min: 
         return Ok(());
     }
     Err(RunSpecError::OutOfRange { key, found: found.to_string(), min: min.to_string(), max: max.to_string() })
+}
+
+fn text(key: &'static str, found: &str, bytes_max: usize) -> Result<(), RunSpecError> {
+    check("name (length)", found.len(), 1, bytes_max)?;
+    if found.contains(char::is_control) {
+        return Err(RunSpecError::ControlCharacter { key, found: found.to_owned() });
+    }
+    Ok(())
 }
 
 fn multiple(key: &'static str, found: u32, of: &'static str, divisor: u32) -> Result<(), RunSpecError> {

@@ -1,9 +1,13 @@
 //! Checkpoints: false ones cost their victims little, and no upload keeps a validator from its duties.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use templar_node::frame::origin::Origin;
+use templar_node::frame::weights::Weights;
 use templar_protocol::fault::CheckpointFault;
 use templar_protocol::roster::Uid;
+use templar_protocol::run::Theta0Source;
 use templar_record::event::{Cause, Event, FaultCount, Source};
 use templar_record::trouble::Trouble;
 use templar_sim::r#virtual::scenario::{Incident, Outcome, Scenario, What};
@@ -61,6 +65,31 @@ fn a_false_checkpoint_is_refused_by_name_and_an_honest_one_is_found() {
         }
         assert!(met > 0, "nobody asked a liar first: {fault:?}");
     }
+}
+
+/// θ₀ of a run that starts from weights may be a long download: here nobody serves it any more.
+#[test]
+fn who_joins_late_takes_a_checkpoint_and_never_asks_for_theta0() {
+    let mut scenario = Scenario::new(3, 3, 9, 70);
+    scenario.adjust = |spec| spec.theta0.source = Theta0Source::Weights;
+    let nodes = ["miner-0", "miner-1", "miner-2", "validator-0", "validator-1", "validator-2"];
+    for node in nodes {
+        let is_first = AtomicBool::new(true);
+        scenario.wrap(node, move |mut setup| {
+            let origin = Origin { folder: setup.state_folder.join("weights"), bucket: setup.store.own().clone() };
+            if is_first.swap(false, Ordering::Relaxed) {
+                let (layout, spec) = (setup.spec.layout(), &setup.spec);
+                Weights::write(&origin.folder, &layout, &layout.theta0(&spec.model, spec.theta0.seed)).unwrap();
+            }
+            setup.weights = Some(origin);
+            setup
+        });
+    }
+    scenario.incidents = wipe("miner-0", 7).to_vec();
+    let outcome = run(scenario);
+    assert_eq!(certified(&outcome), [true; 9]);
+    assert_one_history(&outcome);
+    assert!(any(&outcome, "miner-0", |event| matches!(event, Event::Adopted { from: Source::Checkpoint, .. })));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use templar_protocol::run::InnerSpec;
 
 use crate::batch::TokenBatch;
 use crate::muon::takes_muon;
-use crate::state::{self, StateShape};
+use crate::state::{self, STEPS_MAX, StateShape};
 use crate::worker::error::WorkerError;
 use crate::worker::folder::{self, PrivateFolder};
 
@@ -123,8 +123,10 @@ impl Exchange {
         let mut file = TensorFile::open("state", &self.path("state"))?;
         file.expect_count(self.state_tensors.len())?;
         let steps = file.header.metadata().as_ref().and_then(|texts| texts.get("steps")?.parse().ok());
-        let silent = || WorkerError::Tensors { file: "state", why: "it does not state its number of steps".to_owned() };
-        let mut state = self.state_shape.begin(steps.ok_or_else(silent)?);
+        let steps = steps.filter(|steps| *steps <= STEPS_MAX);
+        let why = || format!("it does not state its number of steps, 0 to {STEPS_MAX}");
+        let mut state =
+            self.state_shape.begin(steps.ok_or_else(|| WorkerError::Tensors { file: "state", why: why() })?);
         for (name, shape) in &self.state_tensors {
             file.read(name, shape, Dtype::F32, |bytes| state.extend_from_slice(bytes))?;
         }
